@@ -1,0 +1,574 @@
+"""Where frames come from: a picture, a folder, a glob, a video, a camera or a network stream.
+
+`open_source` looks at what it was given and answers with one `Source`, which is iterated once. A frame that
+cannot be read is logged, counted in `Source.skipped` and passed over; only a source that gives nothing at
+all, or a live one that goes away, is an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
+
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "Frame",
+    "PictureSource",
+    "Source",
+    "VideoSource",
+    "import_av",
+    "open_source",
+]
+
+log = logging.getLogger(__name__)
+
+# fmt: off
+PICTURE_SUFFIXES = frozenset((
+    ".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".jp2", ".png", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))
+"""File names that count as pictures when a folder or a glob is read; compared in lower case."""
+
+_VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm",
+))
+# fmt: on
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_LOGGED_SKIPS = 10
+_MAX_READ_ERRORS = 100
+_STALE_AFTER = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture to detect in.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright.
+        source: the file it came from, or the camera or address (without its password).
+        index: its place in the source, from 0, counting frames that were skipped by the stride or unreadable.
+        time: seconds from the start of the source; None for pictures and for frames without a time stamp.
+    """
+
+    image: NDArray[np.uint8]
+    source: str
+    index: int
+    time: float | None = None
+
+
+class Source(ABC):
+    """Frames, to be iterated once, and what is known about them beforehand. A context manager.
+
+    Attributes:
+        name: what to call it in a message.
+        is_video: frames follow each other in time.
+        is_live: frames come at their own pace and are lost if nobody takes them.
+        fps: frames per second before the stride; None for pictures, or where the source does not say.
+        frame_count: how many frames an iteration gives, after stride and limit: exact for pictures, from the
+            header or the duration for video; None where unknown.
+        size: (width, height) in pixels as announced, before any rotation; None where unknown.
+        stride: every how manyeth frame is given.
+        timeout: for a live source, the seconds after which a missing frame is an error.
+        skipped: frames that could not be read so far.
+    """
+
+    name: str
+    is_video: bool = False
+    is_live: bool = False
+    fps: float | None = None
+    frame_count: int | None = None
+    size: tuple[int, int] | None = None
+    stride: int = 1
+    timeout: float = 10.0
+
+    def __init__(self) -> None:
+        self.skipped = 0
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """Give the frames; see the class for what may be raised."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file or device; an iteration still under way ends. Safe to call twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _skip(self, message: str) -> None:
+        self.skipped += 1
+        if self.skipped <= _LOGGED_SKIPS:
+            log.warning("%s; skipped", message)
+        if self.skipped == _LOGGED_SKIPS:
+            log.warning("%s: more unreadable frames are counted, not listed", self.name)
+
+
+class PictureSource(Source):
+    """Picture files, in the order given; `Frame.index` is the place in that order.
+
+    Args:
+        paths: at least one file.
+        name: what to call them together.
+        root: the folder under which they lie; names of output files are made relative to it.
+        stride: every how manyeth picture is given.
+        max_frames: how many pictures are given at most; None for all.
+
+    Raises:
+        GlipError: while iterating, if not one of them could be read.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, name: str, root: Path, stride: int = 1, max_frames: int | None = None
+    ) -> None:
+        super().__init__()
+        self.paths = tuple(paths)
+        self.name = name
+        self.root = root
+        self.stride = stride
+        self._max_frames = max_frames
+        count = -(-len(self.paths) // stride)
+        self.frame_count = count if max_frames is None else min(count, max_frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        from glip_deploy.image import load_image
+
+        given = 0
+        first: GlipError | None = None
+        for index in range(0, len(self.paths), self.stride):
+            if given == self._max_frames:
+                return
+            path = self.paths[index]
+            try:
+                image = load_image(path)
+            except GlipError as error:
+                if len(self.paths) == 1:
+                    raise
+                first = first or error
+                self._skip(f"picture {index}: {error}")
+                continue
+            given += 1
+            yield Frame(image=image, source=str(path), index=index)
+        if not given:
+            raise GlipError(f"{self.name}: none of its {self.skipped} pictures could be read; first: {first}")
+
+    def close(self) -> None:
+        """Nothing is held open between two pictures."""
+
+
+@dataclass(frozen=True)
+class _Address:
+    """What to hand to FFmpeg, and how it is to be treated."""
+
+    target: str
+    name: str
+    format: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    is_live: bool = False
+    is_remote: bool = False
+
+
+class VideoSource(Source):
+    """A video file, a camera or a network stream, decoded by FFmpeg through PyAV.
+
+    A live source gives every frame it has; whoever cannot keep up should iterate it through
+    `glip_deploy.video`, which keeps only the newest.
+
+    Args:
+        address: what to open.
+        stride: every how manyeth frame is given; the others are decoded, but not converted to RGB.
+        max_frames: how many frames are given at most; None for all.
+        timeout: seconds to wait for a network peer, to connect and for each read.
+        reconnect: how often in a row a lost live source is opened again before it is an error.
+
+    Raises:
+        GlipError: it cannot be opened; while iterating, not one frame could be decoded, or a live source
+            went away.
+    """
+
+    is_video = True
+
+    def __init__(
+        self,
+        address: _Address,
+        *,
+        stride: int = 1,
+        max_frames: int | None = None,
+        timeout: float = 10.0,
+        reconnect: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name = address.name
+        self.stride = stride
+        self.timeout = timeout
+        self._address = address
+        self._max_frames = max_frames
+        self._reconnect = reconnect
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._container: InputContainer | None = None
+        self._connect()
+        self._describe()
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self.is_live and time.monotonic() - self._connected > _STALE_AFTER:
+            # What waited in the buffers since opening (a model was loaded meanwhile) is old, or cut off.
+            self._disconnect()
+            self._connect()
+        began = time.monotonic()
+        index = -1
+        given = 0
+        for picture in self._pictures():
+            index += 1
+            if picture is None or index % self.stride:
+                continue
+            image = _rgb(picture)
+            stamp = time.monotonic() - began if self.is_live else picture.time
+            given += 1
+            yield Frame(image=image, source=self.name, index=index, time=stamp)
+            if given == self._max_frames:
+                return
+        if not given and not self._closing.is_set():
+            raise GlipError(
+                f"{self.name}: not one frame could be decoded ({self.skipped} failed);"
+                " the file may be damaged, play it with ffplay to see, or export it again"
+            )
+
+    def close(self) -> None:
+        """Close the file or device, waiting for a read in another thread to come back."""
+        self._closing.set()
+        # Freeing a container under a read that hangs would crash; such a reader is left to its time limit.
+        if self._lock.acquire(timeout=2.0):
+            try:
+                self._disconnect()
+            finally:
+                self._lock.release()
+
+    def _connect(self) -> None:
+        av = import_av()
+        limit = self.timeout if self._address.is_remote else None
+        try:
+            container = av.open(
+                self._address.target,
+                "r",
+                format=self._address.format,
+                options=dict(self._address.options),
+                timeout=limit,
+                metadata_errors="replace",
+            )
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise GlipError(self._why_not_opened(error)) from error
+        if not container.streams.video:
+            container.close()
+            raise GlipError(f"{self.name}: holds no video, only sound or data; give a file with pictures")
+        self._container = container
+        self._connected = time.monotonic()
+        # Threads across frames lose the good frames in flight when one is bad; slices do not.
+        container.streams.video[0].thread_type = "SLICE"
+
+    def _disconnect(self) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
+
+    def _describe(self) -> None:
+        assert self._container is not None
+        stream = self._container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate
+        if rate and 0 < rate <= 1000:  # some streams announce their 90 kHz clock instead
+            self.fps = float(rate)
+        if stream.codec_context.width and stream.codec_context.height:
+            self.size = (stream.codec_context.width, stream.codec_context.height)
+        # An address on the web is a file like any other if it knows how long it is.
+        seconds = None if self._container.duration is None else self._container.duration / 1e6
+        self.is_live = self._address.is_live or (self._address.is_remote and seconds is None)
+        self._announced = 0 if self.is_live else stream.frames
+        count: int | None = self._announced or None
+        if count is None and not self.is_live and self.fps and seconds:
+            count = max(1, round(seconds * self.fps))
+        if count is not None:
+            count = -(-count // self.stride)
+        if self._max_frames is not None:
+            count = self._max_frames if count is None else min(count, self._max_frames)
+        self.frame_count = count
+
+    def _pictures(self) -> Iterator[VideoFrame | None]:
+        """Every picture in display order; None stands in the place of one that could not be decoded."""
+        count = 0
+        attempt = 0
+        while True:
+            broken = ""
+            try:
+                for picture in self._decoded():
+                    count += 1
+                    attempt = 0
+                    yield picture
+            except _ReadError as error:
+                broken = str(error)
+            if self._closing.is_set():
+                return
+            # A stream on the web may end; a camera may not.
+            if self._address.is_live or (self.is_live and broken):
+                attempt = self._come_back(attempt + 1, count, broken or "the stream ended")
+                continue
+            if broken:
+                log.warning("%s: reading stopped after %d frames (%s)", self.name, count, broken)
+            elif count < self._announced:
+                log.warning(
+                    "%s: its header announces %d frames, %d were found; it may be cut short",
+                    self.name,
+                    self._announced,
+                    count,
+                )
+            return
+
+    def _come_back(self, attempt: int, frames: int, reason: str) -> int:
+        """Open a lost stream again, or give up; returns the number of the attempt that succeeded."""
+        self._disconnect()
+        problem = f"{self.name}: lost after {frames} frames ({reason})"
+        while attempt <= self._reconnect:
+            log.warning("%s; opening it again, attempt %d of %d", problem, attempt, self._reconnect)
+            if self._closing.wait(min(2.0 ** (attempt - 1), 10.0)):
+                break
+            try:
+                self._connect()
+            except GlipError as error:
+                problem = str(error)
+                attempt += 1
+            else:
+                return attempt
+        raise GlipError(f"{problem}; check the device or the network, or allow more reconnections")
+
+    def _decoded(self) -> Iterator[VideoFrame | None]:
+        import av
+
+        errors = 0
+        packets = 0
+        demuxer: Iterator[Any] | None = None
+        while not self._closing.is_set():
+            with self._lock:
+                if self._container is None:
+                    return
+                if demuxer is None:
+                    demuxer = self._container.demux(self._container.streams.video[0])
+                try:
+                    packet = next(demuxer, None)
+                except (av.FFmpegError, OSError) as error:
+                    if self.is_live or errors == _MAX_READ_ERRORS:
+                        raise _ReadError(_reason(error, self.timeout)) from error
+                    errors += 1
+                    demuxer = None  # a generator that raised is spent, the file behind it is not
+                    self._skip(f"{self.name}: data after packet {packets} cannot be read ({_reason(error)})")
+                    continue
+                if packet is None:
+                    return
+                errors = 0
+                packets += 1
+                pictures: list[VideoFrame | None]
+                try:
+                    pictures = list(packet.decode())
+                except (av.FFmpegError, ValueError) as error:
+                    pictures = [None]
+                    self._skip(f"{self.name}: packet {packets - 1} cannot be decoded ({_reason(error)})")
+            yield from pictures
+
+    def _why_not_opened(self, error: Exception) -> str:
+        reason = _reason(error, self.timeout)
+        if self._address.format is not None:
+            advice = "check that the camera is plugged in, not in use, and that you may read it"
+        elif self._address.is_remote:
+            advice = "check the address, the user and password in it, and that the host can be reached"
+        else:
+            advice = "it may be truncated or no video at all; copy it again or convert it to mp4"
+        return f"{self.name}: cannot be opened as a video ({reason}); {advice}"
+
+
+class _ReadError(Exception):
+    """The stream broke off while it was read."""
+
+
+def open_source(
+    spec: str | int | os.PathLike[str],
+    *,
+    stride: int = 1,
+    max_frames: int | None = None,
+    timeout: float = 10.0,
+    reconnect: int = 0,
+) -> PictureSource | VideoSource:
+    """Open whatever `spec` names.
+
+    Args:
+        spec: a picture file; a folder (its pictures, in natural order: 2 before 10, not its subfolders); a
+            glob ("**" goes into subfolders); a video file; a camera ("0", or a device such as /dev/video0, or
+            on Windows "video=NAME"); an address such as rtsp:// or http://.
+        stride: every how manyeth frame is given; at least 1.
+        max_frames: how many frames are given at most; at least 1, or None for all.
+        timeout: seconds after which a camera or network peer that stays silent is an error.
+        reconnect: how often in a row a lost live source is opened again before it is an error.
+
+    Returns:
+        An open source; close it, or use it in a `with` block.
+
+    Raises:
+        GlipError: it does not exist, is none of these, or cannot be opened; a number out of range.
+    """
+    limits = (("stride", stride, 1), ("max_frames", max_frames, 1), ("reconnect", reconnect, 0))
+    for what, value, least in limits:
+        if value is not None and value < least:
+            raise GlipError(f"{what} is {value}; it must be at least {least}")
+    if not timeout > 0:
+        raise GlipError(f"timeout is {timeout}; it must be above 0 seconds")
+    text = str(spec)
+    address = _address(text)
+    if address is None:
+        paths, root = _files(text)
+        if len(paths) > 1 or _is_picture(paths[0]):
+            return PictureSource(paths, name=text, root=root, stride=stride, max_frames=max_frames)
+        address = _Address(target=str(paths[0]), name=str(paths[0]))
+    return VideoSource(address, stride=stride, max_frames=max_frames, timeout=timeout, reconnect=reconnect)
+
+
+def import_av() -> Any:
+    """Return PyAV, which is an extra: pictures do without.
+
+    Raises:
+        GlipError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise GlipError(f'video needs PyAV ({error}); pip install "glip-deploy[video]"') from error
+    return av
+
+
+def _address(text: str) -> _Address | None:
+    """What cannot be a file: a camera or an address."""
+    if text.lower().startswith("file://"):
+        return _Address(target=text, name=text)
+    if _URL.match(text):
+        name = re.sub(r"//[^/@]*@", "//***@", text)
+        if text.lower().startswith(("rtsp://", "rtsps://")):
+            # UDP loses packets, which shows as smeared pictures; TCP does not.
+            return _Address(text, name, options={"rtsp_transport": "tcp"}, is_live=True, is_remote=True)
+        on_the_web = text.lower().startswith(("http://", "https://"))
+        return _Address(text, name, is_live=not on_the_web, is_remote=True)
+    if text.isdecimal() and not Path(text).exists():
+        return _camera(text)
+    if text.startswith("/dev/video") or (text.startswith("video=") and sys.platform == "win32"):
+        return _Address(text, text, format="dshow" if sys.platform == "win32" else "v4l2", is_live=True)
+    return None
+
+
+def _camera(number: str) -> _Address:
+    name = f"camera {number}"
+    if sys.platform == "darwin":
+        return _Address(number, name, format="avfoundation", options={"framerate": "30"}, is_live=True)
+    if sys.platform == "win32":
+        raise GlipError(
+            f'{name}: cameras have names on Windows; give "video=NAME", with NAME from the Device Manager'
+        )
+    return _Address(f"/dev/video{number}", name, format="v4l2", is_live=True)
+
+
+def _files(text: str) -> tuple[list[Path], Path]:
+    """The pictures `text` stands for, or the one video; and the folder above them."""
+    path = Path(text)
+    if path.is_dir():
+        paths = sorted((p for p in path.iterdir() if _looks_like_picture(p)), key=_natural)
+        if not paths:
+            raise GlipError(
+                f"folder {text} holds no pictures ({_suffixes()}); name a video file in it by its full path"
+            )
+        return paths, path
+    if path.exists():
+        return [path], path.parent
+    if not glob.has_magic(text):
+        raise GlipError(
+            f"source {text} does not exist; give a picture, a folder, a glob, a video file,"
+            " a camera number or an address such as rtsp://host/path"
+        )
+    found = (Path(match) for match in glob.glob(text, recursive=True))  # noqa: PTH207 (Path.glob has no "/x/*")
+    matches = sorted((match for match in found if match.is_file()), key=_natural)
+    paths = [match for match in matches if _looks_like_picture(match)]
+    if paths:
+        return paths, _fixed_part(text)
+    if len(matches) == 1:
+        return matches, matches[0].parent
+    if matches and all(match.suffix.lower() in _VIDEO_SUFFIXES for match in matches):
+        raise GlipError(f"glob {text} matches {len(matches)} videos; give one video at a time")
+    raise GlipError(f"glob {text} matches no pictures ({_suffixes()}); put it in quotes and check the folder")
+
+
+def _fixed_part(pattern: str) -> Path:
+    parts: list[str] = []
+    for part in Path(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return Path(*parts)
+
+
+def _looks_like_picture(path: Path) -> bool:
+    # Names that begin with a dot are leavings, such as the ._x.jpg of macOS.
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_picture(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in PICTURE_SUFFIXES or suffix in _VIDEO_SUFFIXES:
+        return suffix in PICTURE_SUFFIXES
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except OSError:
+        return False
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(PICTURE_SUFFIXES))
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    pieces = re.split(r"(\d+)", str(path).casefold())
+    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
+
+
+def _rgb(picture: VideoFrame) -> NDArray[np.uint8]:
+    image: NDArray[Any] = picture.to_ndarray(format="rgb24")
+    turns = round(getattr(picture, "rotation", 0) / 90) % 4  # degrees anticlockwise, from the display matrix
+    return np.ascontiguousarray(np.rot90(image, turns) if turns else image)
+
+
+def _reason(error: Exception, timeout: float | None = None) -> str:
+    import av
+
+    if timeout is not None and isinstance(error, av.error.ExitError | TimeoutError):
+        return f"no answer within {timeout:g} s"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
