@@ -176,7 +176,7 @@ def test_thresholding_early_changes_nothing(seed, count, levels, limit, one_thre
     assert found.phrases == ["abc"[label] for label in labels[keep]]
 
 
-def select_x(boxes, scores, labels, threshold=0.0, image_size=(64, 64), original_size=(64, 64)):
+def select_x(boxes, scores, labels, *, threshold=0.0, image_size=(64, 64), original_size=(64, 64)):
     """Select for a prompt of one class, "x"."""
     return select(
         boxes,
