@@ -177,15 +177,13 @@ def test_a_directory_that_cannot_be_made(tmp_path, caplog):
     check_it_goes_on_in_memory(PromptCache(tmp_path / "file" / "cache", BUNDLE), caplog)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0,
-    reason="root, and Windows, write to read-only directories",
-)
 def test_a_read_only_directory(tmp_path, caplog):
     PromptCache(tmp_path, BUNDLE).put("before", embedding())
     folder = tmp_path / BUNDLE[:16]
     folder.chmod(0o500)
     try:
+        if os.access(folder, os.W_OK):
+            pytest.skip("this user (root, or anyone on Windows) may write to read-only directories")
         cache = PromptCache(tmp_path, BUNDLE)
         np.testing.assert_array_equal(cache.get("before"), embedding())
         check_it_goes_on_in_memory(cache, caplog)
