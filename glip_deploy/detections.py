@@ -258,9 +258,7 @@ def select(
     classes = np.asarray(labels).reshape(-1)
     limits = np.asarray(thresholds, dtype=np.float32)
     if limits.shape != (len(phrases),):
-        raise ValueError(
-            f"thresholds have shape {limits.shape}; {len(phrases)} phrases need ({len(phrases)},)"
-        )
+        raise ValueError(f"thresholds have shape {limits.shape}; {len(phrases)} phrases need ({len(phrases)},)")
     if not len(corners) == len(values) == len(classes):
         raise ValueError(f"{len(corners)} boxes, {len(values)} scores and {len(classes)} labels do not match")
     # An empty slot has a score of 0, so no threshold, however low, may let it through.
@@ -268,9 +266,7 @@ def select(
     candidates = np.flatnonzero(values > lowest)
     corners, values, classes = corners[candidates], values[candidates], classes[candidates]
     if len(classes) and not (classes.min() >= 0 and classes.max() < len(phrases)):
-        raise ValueError(
-            f"labels run from {classes.min()} to {classes.max()}; the prompt has {len(phrases)} classes"
-        )
+        raise ValueError(f"labels run from {classes.min()} to {classes.max()}; the prompt has {len(phrases)} classes")
     keep = class_wise_nms(corners, values, classes, nms_threshold, max_detections)
     keep = keep[values[keep] > limits[classes[keep]]]
     (height, width), (original_height, original_width) = image_size, original_size

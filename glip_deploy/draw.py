@@ -84,9 +84,7 @@ def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
         GlipError: the frame has another shape or dtype.
     """
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise GlipError(
-            f"frame has shape {frame.shape} and dtype {frame.dtype}; draw on (H, W, 3) uint8 RGB only"
-        )
+        raise GlipError(f"frame has shape {frame.shape} and dtype {frame.dtype}; draw on (H, W, 3) uint8 RGB only")
     boxes = np.asarray(detections.boxes, dtype=np.float64).reshape(-1, 4)
     drawable = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     if not len(drawable):
@@ -108,9 +106,7 @@ def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
         _outline(draw, corners[i], class_color(int(detections.labels[i])), line)
     taken: list[Box] = []
     for i in best_first:
-        tag = _tag(
-            detections.phrases[i], f"{scores[i]:.2f}", class_color(int(detections.labels[i])), text_size
-        )
+        tag = _tag(detections.phrases[i], f"{scores[i]:.2f}", class_color(int(detections.labels[i])), text_size)
         spot = _place(tag.size, corners[i], (width, height), line, taken)
         taken.append(spot)
         picture.paste(tag, spot[:2], tag)

@@ -99,9 +99,7 @@ class Canvas:
         return len(self.frames)
 
 
-def network_size(
-    height: int, width: int, shortest_side: int = 800, longest_side: int | None = 1333
-) -> tuple[int, int]:
+def network_size(height: int, width: int, shortest_side: int = 800, longest_side: int | None = 1333) -> tuple[int, int]:
     """Return the (height, width), in pixels, to which the official code resizes a picture.
 
     Official `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize.get_size` (evaluation); without a
@@ -160,11 +158,7 @@ def as_frame(array: NDArray[Any]) -> NDArray[np.uint8]:
     what = f"frame has shape {array.shape} and dtype {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        advice = (
-            "channels come last: use array.transpose(1, 2, 0)"
-            if channels_first
-            else "pass one picture at a time"
-        )
+        advice = "channels come last: use array.transpose(1, 2, 0)" if channels_first else "pass one picture at a time"
         raise GlipError(f"{what}; legal shapes are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4); {advice}")
     if array.dtype not in (np.uint8, np.uint16):
         raise GlipError(f"{what}; legal dtypes are uint8 (0..255) and uint16 (0..65535); convert it first")
@@ -186,9 +180,7 @@ def as_frame(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array
 
 
-def resize(
-    frame: NDArray[np.uint8], size: tuple[int, int], method: Resize | str = Resize.EXACT
-) -> NDArray[np.uint8]:
+def resize(frame: NDArray[np.uint8], size: tuple[int, int], method: Resize | str = Resize.EXACT) -> NDArray[np.uint8]:
     """Resize a (H, W, 3) uint8 frame to `size`, (height, width) in pixels; channel order unchanged.
 
     Returns:
@@ -238,14 +230,10 @@ def canvas(
     if len(frames) == 0:
         raise GlipError("no frames: a batch holds at least one picture")
     pictures = [as_frame(frame) for frame in frames]
-    sizes = [
-        network_size(picture.shape[0], picture.shape[1], shortest_side, longest_side) for picture in pictures
-    ]
+    sizes = [network_size(picture.shape[0], picture.shape[1], shortest_side, longest_side) for picture in pictures]
     padded = tuple(-(-max(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in zip(*sizes, strict=True))
     shape = (len(pictures), *padded, 3)
-    fits = (
-        buffer is not None and buffer.shape == shape and buffer.dtype == np.uint8 and buffer.flags.writeable
-    )
+    fits = buffer is not None and buffer.shape == shape and buffer.dtype == np.uint8 and buffer.flags.writeable
     out = buffer if buffer is not None and fits else np.empty(shape, dtype=np.uint8)
     for target, picture, (height, width) in zip(out, pictures, sizes, strict=True):
         _write_bgr(target[:height, :width], picture, order, way)
@@ -287,14 +275,10 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         count = re.search(r"\d+", str(error))
         raise _too_large(file, f"{count.group() if count else 'too many'} pixels") from error
     except UnidentifiedImageError as error:
-        raise GlipError(
-            f"picture {file} is not in a format Pillow can read; convert it to JPEG or PNG"
-        ) from error
+        raise GlipError(f"picture {file} is not in a format Pillow can read; convert it to JPEG or PNG") from error
     except Exception as error:  # a damaged file makes decoders raise anything, from OSError to SyntaxError
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise GlipError(
-            f"picture {file} cannot be decoded ({reason}); it may be truncated, write it again"
-        ) from error
+        raise GlipError(f"picture {file} cannot be decoded ({reason}); it may be truncated, write it again") from error
     return np.ascontiguousarray(_upright(pixels, orientation))
 
 

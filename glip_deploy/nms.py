@@ -46,9 +46,7 @@ def class_wise_nms(
     values = np.asarray(scores, dtype=np.float32).reshape(-1)
     classes = np.asarray(labels).reshape(-1)
     if not len(corners) == len(values) == len(classes):
-        raise ValueError(
-            f"{len(corners)} boxes, {len(values)} scores and {len(classes)} labels; one of each is needed"
-        )
+        raise ValueError(f"{len(corners)} boxes, {len(values)} scores and {len(classes)} labels; one of each is needed")
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}; it lies in [0, 1]")
     if max_detections is not None and max_detections < 1:

@@ -69,14 +69,10 @@ class Prompt:
         if ids.ndim != 1:
             raise ValueError(f"input_ids have shape {ids.shape}; (T,) is needed")
         if len(self.phrases) != len(self.token_spans):
-            raise ValueError(
-                f"{len(self.phrases)} phrases and {len(self.token_spans)} token spans; one of each"
-            )
+            raise ValueError(f"{len(self.phrases)} phrases and {len(self.token_spans)} token spans; one of each")
         for phrase, span in zip(self.phrases, self.token_spans, strict=True):
             if not span or min(span) < 0 or max(span) >= len(ids):
-                raise ValueError(
-                    f"class {phrase!r} has token positions {span}; 0 to {len(ids) - 1} are legal"
-                )
+                raise ValueError(f"class {phrase!r} has token positions {span}; 0 to {len(ids) - 1} are legal")
         ids.setflags(write=False)
         object.__setattr__(self, "input_ids", ids)
 
@@ -226,9 +222,7 @@ def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
     return None
 
 
-def _too_long(
-    draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], count: int, max_tokens: int
-) -> GlipError:
+def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], count: int, max_tokens: int) -> GlipError:
     # The last position belongs to [SEP], so a class must end before it.
     beyond = [index for index, positions in enumerate(token_spans) if max(positions) >= max_tokens - 1]
     where = "only words after the last class reach beyond"
@@ -250,7 +244,5 @@ def _threshold(value: object, what: str) -> float:
 def _unknown_phrase(phrase: object, prompt: Prompt) -> GlipError:
     names = {fold(known): known for known in prompt.phrases}
     close = [names[match] for match in difflib.get_close_matches(fold(str(phrase)), list(names), n=3)]
-    advice = (
-        "did you mean " + " or ".join(map(repr, close)) if close else "it has " + ", ".join(prompt.phrases)
-    )
+    advice = "did you mean " + " or ".join(map(repr, close)) if close else "it has " + ", ".join(prompt.phrases)
     return GlipError(f"a threshold is given for {phrase!r}, which the prompt does not have; {advice}")

@@ -69,9 +69,7 @@ class PromptCache:
             ValueError: a key that is not letters, digits, "_" and "-", or a negative limit.
         """
         if memory_items < 0 or disk_bytes < 0:
-            raise ValueError(
-                f"memory_items {memory_items} and disk_bytes {disk_bytes}: neither may be negative"
-            )
+            raise ValueError(f"memory_items {memory_items} and disk_bytes {disk_bytes}: neither may be negative")
         self._bundle_key = _checked(bundle_key, "bundle_key")
         self._root = None if directory is None else Path(directory)
         self._memory_items = memory_items
@@ -106,9 +104,7 @@ class PromptCache:
         """
         _checked(key, "key")
         if embedding.ndim != 2 or embedding.dtype != np.float32:
-            raise ValueError(
-                f"embedding has shape {embedding.shape} and dtype {embedding.dtype}; (T, D) float32"
-            )
+            raise ValueError(f"embedding has shape {embedding.shape} and dtype {embedding.dtype}; (T, D) float32")
         own = np.array(embedding, dtype=np.float32, order="C")
         own.setflags(write=False)
         self._remember(key, own)

@@ -47,18 +47,14 @@ def _read(file: Path) -> str:
     try:
         size = file.stat().st_size
         if size > _MAX_BYTES:
-            raise GlipError(
-                f"prompt file {file} has {size} bytes, more than {_MAX_BYTES}; is it the right file?"
-            )
+            raise GlipError(f"prompt file {file} has {size} bytes, more than {_MAX_BYTES}; is it the right file?")
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise GlipError(f"prompt file {file} does not exist; give a .txt or .json file") from error
     except OSError as error:
         raise GlipError(f"prompt file {file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise GlipError(
-            f"prompt file {file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
+        raise GlipError(f"prompt file {file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if not text.strip():
         raise _empty(file)
     return text
@@ -68,9 +64,7 @@ def _from_json(text: str, file: Path) -> PromptText:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GlipError(
-            f"prompt file {file} is not JSON: {error}; a list of names is the simplest"
-        ) from error
+        raise GlipError(f"prompt file {file} is not JSON: {error}; a list of names is the simplest") from error
     if isinstance(data, str):
         return data
     if isinstance(data, dict):
@@ -92,9 +86,7 @@ def _class_name(entry: Any, what: str) -> str | ClassName:
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, dict):
-        raise GlipError(
-            f'{what} is {entry!r}; a name, or an object with "name", "prefix", "suffix" is needed'
-        )
+        raise GlipError(f'{what} is {entry!r}; a name, or an object with "name", "prefix", "suffix" is needed')
     _check_keys(entry, {"name"}, {"prefix", "suffix"}, what)
     for key, value in entry.items():
         if not isinstance(value, str):

@@ -143,9 +143,7 @@ def _from_string(text: str) -> MarkedCaption:
         raise GlipError(f'the prompt {text!r} has no words; name what to detect, for example "person. dog"')
     caption, spans = _brackets(text, "the prompt")
     if spans:
-        return MarkedCaption(
-            caption, tuple(_words(caption, [span]) for span in spans), tuple((s,) for s in spans)
-        )
+        return MarkedCaption(caption, tuple(_words(caption, [span]) for span in spans), tuple((s,) for s in spans))
     start = 0
     labels: list[str] = []
     seen: dict[str, str] = {}
@@ -187,8 +185,7 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
             plain += token[1] or token[0]
     if start >= 0:
         raise GlipError(
-            f"'[' at character {opened} of {what} ({_shortened(text)}) is never closed;"
-            " add a ']' or write '\\['"
+            f"'[' at character {opened} of {what} ({_shortened(text)}) is never closed; add a ']' or write '\\['"
         )
     return plain, spans
 
@@ -198,22 +195,16 @@ def _from_caption(caption: Caption) -> MarkedCaption:
     if not isinstance(text, str) or not text.strip(_SEPARATORS + " \t\r\n"):
         raise GlipError(f"the caption {text!r} has no words; it must be a string that describes the picture")
     if not isinstance(caption.spans, Sequence) or len(caption.spans) == 0:
-        raise GlipError(
-            "the caption has no spans; give a (start, end) pair of character positions per phrase"
-        )
+        raise GlipError("the caption has no spans; give a (start, end) pair of character positions per phrase")
     spans = tuple(_pairs(element, index, text) for index, element in enumerate(caption.spans))
     if caption.phrases is None:
         return MarkedCaption(text, tuple(_words(text, pairs) for pairs in spans), spans)
     phrases = tuple(caption.phrases)
     if isinstance(caption.phrases, str) or len(phrases) != len(spans):
-        raise GlipError(
-            f"the caption has {len(spans)} spans and {len(phrases)} phrases; give one label per span"
-        )
+        raise GlipError(f"the caption has {len(spans)} spans and {len(phrases)} phrases; give one label per span")
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str) or not phrase.strip():
-            raise GlipError(
-                f"phrase {index} of the caption is {phrase!r}; labels are strings with words in them"
-            )
+            raise GlipError(f"phrase {index} of the caption is {phrase!r}; labels are strings with words in them")
     return MarkedCaption(text, phrases, spans)
 
 
@@ -229,13 +220,9 @@ def _pairs(element: Any, index: int, text: str) -> tuple[Span, ...]:
             raise GlipError(shape)
         start, end = pair
         if not 0 <= start < end <= len(text):
-            raise GlipError(
-                f"{what} is ({start}, {end}); it must lie in the caption, 0 <= start < end <= {len(text)}"
-            )
+            raise GlipError(f"{what} is ({start}, {end}); it must lie in the caption, 0 <= start < end <= {len(text)}")
         if start < last:
-            raise GlipError(
-                f"{what} has ({start}, {end}) after an end of {last}; order its pieces, no overlap"
-            )
+            raise GlipError(f"{what} has ({start}, {end}) after an end of {last}; order its pieces, no overlap")
         last = end
     return tuple((int(start), int(end)) for start, end in pairs)
 

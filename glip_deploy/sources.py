@@ -488,9 +488,7 @@ def _camera(number: str) -> _Address:
     if sys.platform == "darwin":
         return _Address(number, name, format="avfoundation", options={"framerate": "30"}, is_live=True)
     if sys.platform == "win32":
-        raise GlipError(
-            f'{name}: cameras have names on Windows; give "video=NAME", with NAME from the Device Manager'
-        )
+        raise GlipError(f'{name}: cameras have names on Windows; give "video=NAME", with NAME from the Device Manager')
     return _Address(f"/dev/video{number}", name, format="v4l2", is_live=True)
 
 

@@ -24,9 +24,7 @@ def found(boxes, *, labels=None, phrases=None, scores=None):
     count = len(boxes)
     return Detections(
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        scores=np.linspace(0.9, 0.4, count, dtype=np.float32)
-        if scores is None
-        else np.array(scores, np.float32),
+        scores=np.linspace(0.9, 0.4, count, dtype=np.float32) if scores is None else np.array(scores, np.float32),
         labels=np.arange(count) if labels is None else np.array(labels),
         phrases=["thing"] * count if phrases is None else phrases,
     )
@@ -90,9 +88,7 @@ def test_colours_are_distinct_and_do_not_change():
 def test_text_contrasts_with_its_tag(label):
     def luminance(colour):
         c = np.array(colour) / 255
-        return float(
-            np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
-        )
+        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
 
     colour = class_color(label)
     low, high = sorted((luminance(colour), luminance(_ink(colour))))
@@ -148,9 +144,7 @@ def test_ascii_looks_the_same_everywhere():
 
 
 def test_letters_beyond_latin_use_an_installed_font_that_has_them():
-    if not any(
-        _installed(name, 20) and not _missing(_installed(name, 20), "кошка") for name in _FALLBACK_FONTS
-    ):
+    if not any(_installed(name, 20) and not _missing(_installed(name, 20), "кошка") for name in _FALLBACK_FONTS):
         pytest.skip("no installed font has Cyrillic letters")
     assert _missing(_font("кошка", 20), "кошка") == 0
 

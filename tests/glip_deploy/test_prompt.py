@@ -16,9 +16,7 @@ from glip_deploy.errors import GlipError
 from glip_deploy.prompt import Caption, ClassName, Prompt, parse_prompt, read_prompt_file, thresholds
 
 TOKENIZER = build_tokenizer()
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "data" / "goldens" / "unit_prompts.json").read_text(encoding="utf-8")
-)
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "goldens" / "unit_prompts.json").read_text(encoding="utf-8"))
 LISTS = [entry for entry in GOLDEN if "names" in entry]
 CAPTIONS = [entry for entry in GOLDEN if "char_spans" in entry]
 

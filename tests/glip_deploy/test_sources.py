@@ -376,9 +376,7 @@ def test_a_video_on_the_web_is_a_file_that_never_drops(tmp_path):
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)
-    ) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             with open_source(f"http://127.0.0.1:{server.server_address[1]}/v.mp4", timeout=5) as source:

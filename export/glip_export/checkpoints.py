@@ -1,0 +1,275 @@
+"""Official GLIP checkpoints: read safely, recognise the variant from the keys, build the model.
+
+A released file is `{"model": state_dict}`, possibly with a `module.` prefix on every key, buffers the model can
+rebuild, and training heads it never uses. Weights are read with `weights_only=True`: a `.pth` is a pickle, and a
+pickle from the internet is a program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glip_deploy.errors import GlipError
+from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from glip_export.model.glip import Glip
+
+    StateDict = Mapping[str, torch.Tensor]
+
+__all__ = ["Checkpoint", "build", "derive_config", "load_checkpoint", "read_state_dict"]
+
+# Rebuilt from the configuration, or used in training only. Everything ignored is listed to the user all the same.
+EXPECTED_EXTRAS = re.compile(
+    r"relative_position_index$|position_ids$|cell_anchors\.\d+$|\.cls_logits\.|\.pooler\.|\.attn_mask$"
+    r"|num_batches_tracked$|resizer|mlm_head|contrastive|\.tunable_linear\.bias$|^roi_heads\."
+)
+# An unknown key here would change the result, so it must not be passed over.
+INFERENCE_PATH = re.compile(
+    r"^(backbone\.|rpn\.head\.(dyhead_tower|bbox_pred|centerness|scales|dot_product)"
+    r"|language_backbone\.body\.model\.(embeddings|encoder))"
+)
+MARKERS = ("backbone.body.patch_embed.proj.weight", "rpn.head.bbox_pred.weight", "rpn.head.log_scale")
+BERT = "language_backbone.body.model."
+TOWER = "rpn.head.dyhead_tower."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready to run, and where it came from."""
+
+    model: Glip
+    config: GlipConfig
+    sha256: str
+    ignored: tuple[str, ...]
+    """Keys of the file that inference does not use."""
+
+
+def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
+    """Read an official checkpoint and build its model (fp32, evaluation mode).
+
+    Args:
+        path: a `.pth` as released.
+        config_file: an official YAML; it is checked against the file, and gives what shapes cannot tell.
+
+    Raises:
+        GlipError: missing, truncated, not a GLIP, holding code, holding NaN, or of unexpected shapes.
+    """
+    state, facts = read_state_dict(path)
+    config = derive_config(state, facts, path)
+    if config_file is not None:
+        from glip_export.official_config import apply_official_config
+
+        config = apply_official_config(config, config_file)
+    model, ignored = build(state, config, path)
+    return Checkpoint(model, config, sha256_of(path), ignored)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state_dict(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    """Return (tensors by official key, the file's `glip_config` facts) without executing anything from the file."""
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise GlipError(f"checkpoint {path} {what}; give the path of a GLIP .pth file")
+    if path.stat().st_size == 0:
+        raise GlipError(f"checkpoint {path} is empty (0 bytes); download it again")
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)  # saved before torch 1.6
+    except pickle.UnpicklingError as error:
+        if "weights" in str(error).lower() and ("GLOBAL" in str(error) or "global" in str(error)):
+            found = re.search(r"(?:GLOBAL|global)\W+([\w.]+)", str(error))
+            name = found.group(1) if found else "an object"
+            raise GlipError(
+                f"checkpoint {path} holds code or objects ({name}), not only weights; refused and nothing was executed: "
+                'save {"model": model.state_dict()} again from a source you trust'
+            ) from None
+        raise GlipError(f"checkpoint {path} is not a PyTorch checkpoint or is corrupt; download it again") from None
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        OSError,
+        TypeError,
+        IndexError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GlipError(
+            f"checkpoint {path} cannot be read: truncated or corrupt ({reason[:120]}); download it again"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise GlipError(f'checkpoint {path} holds a {type(content).__name__}, expected {{"model": state_dict}}')
+    facts = content.get("glip_config", {})
+    state = content.get("model", content)
+    if not isinstance(state, Mapping):
+        raise GlipError(f'checkpoint {path}: "model" is a {type(state).__name__}, expected a state dict')
+    tensors = {
+        str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)
+    }
+    return tensors, facts if isinstance(facts, Mapping) else {}
+
+
+def derive_config(state: StateDict, facts: Mapping[str, Any] | None = None, path: Path | str = "") -> GlipConfig:
+    """Work out the whole architecture from key names and shapes.
+
+    Shapes cannot tell the number of heads of the BERT layers (64 channels a head, as in every released model, unless
+    `facts` says otherwise). `facts` is the optional `glip_config` entry of a checkpoint: `{"bert_heads": 12}`.
+
+    Raises:
+        GlipError: not a GLIP, or one of a kind that is not supported.
+    """
+    missing = [key for key in MARKERS if key not in state]
+    if missing:
+        seen = ", ".join(list(state)[:3]) or "nothing"
+        raise GlipError(
+            f"checkpoint {path} is not a GLIP with a Swin backbone: {missing[0]} is missing (it starts with {seen}); "
+            "supported are GLIP-T (A), (B), (C), GLIP-T, GLIP-L and models of the same architecture"
+        )
+    try:
+        return _derive(state, facts or {})
+    except KeyError as error:
+        raise GlipError(f"checkpoint {path} is incomplete: {error.args[0]} is missing; download it again") from None
+
+
+def _count(state: StateDict, pattern: str) -> int:
+    """One more than the largest index that `pattern`'s group matches, 0 if none."""
+    regex = re.compile(pattern)
+    return max((int(m.group(1)) for key in state if (m := regex.match(key))), default=-1) + 1
+
+
+def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
+    body = "backbone.body."
+    stages = _count(state, r"backbone\.body\.layers\.(\d+)\.")
+    tables = [state[f"{body}layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in range(stages)]
+    swin = SwinConfig(
+        embed_dim=state[f"{body}patch_embed.proj.weight"].shape[0],
+        depths=tuple(_count(state, rf"backbone\.body\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)),
+        num_heads=tuple(shape[1] for shape in tables),
+        window=(round(tables[0][0] ** 0.5) + 1) // 2,
+        mlp_hidden=tuple(state[f"{body}layers.{i}.blocks.0.mlp.fc1.weight"].shape[0] for i in range(stages)),
+    )
+    vocabulary, hidden = state[f"{BERT}embeddings.word_embeddings.weight"].shape
+    heads = int(facts.get("bert_heads", max(1, hidden // 64)))
+    if hidden % heads:
+        raise GlipError(f"glip_config says bert_heads = {heads}, which does not divide the text width {hidden}")
+    bert = BertConfig(
+        hidden=hidden,
+        layers=_count(state, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
+        heads=heads,
+        intermediate=state[f"{BERT}encoder.layer.0.intermediate.dense.weight"].shape[0],
+        vocabulary=vocabulary,
+        positions=state[f"{BERT}embeddings.position_embeddings.weight"].shape[0],
+    )
+    fusion = f"{TOWER}0.b_attn.gamma_v" in state
+    modules = _count(state, r"rpn\.head\.dyhead_tower\.(\d+)\.")
+    head = HeadConfig(
+        channels=state["rpn.head.bbox_pred.weight"].shape[1],
+        blocks=modules // 3 if fusion else modules,
+        fusion=fusion,
+        bert_heads=heads,
+    )
+    if fusion:
+        embed = state[f"{TOWER}0.b_attn.attn.v_proj.weight"].shape[0]
+        head = replace(
+            head,
+            fusion_dim=embed,
+            bert_intermediate=state[f"{TOWER}1.intermediate.dense.weight"].shape[0],
+        )
+    tunable = state.get("rpn.tunable_linear.weight")
+    return GlipConfig(swin, bert, head, tunable_tokens=0 if tunable is None else tunable.shape[0])
+
+
+def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[Glip, tuple[str, ...]]:
+    """Return (model with these weights, keys that were ignored).
+
+    Raises:
+        GlipError: a missing or misshapen key, an unknown key in the inference path, NaN or infinite weights,
+            anchors other than GLIP's.
+    """
+    import torch
+
+    from glip_export.model.glip import Glip
+
+    _check_anchors(state, config, path)
+    first_dyconv = f"{TOWER}{2 if config.head.fusion else 0}."
+    squeeze = state.get(f"{first_dyconv}relu.fc.0.weight")
+    with torch.device("meta"):
+        model = Glip(config, squeeze=64 if squeeze is None else squeeze.shape[0])
+    wanted = model.state_dict()
+    rebuilt = {key for key in wanted if EXPECTED_EXTRAS.search(key)}
+    missing = [key for key in wanted if key not in state and key not in rebuilt]
+    if missing:
+        raise GlipError(
+            f"checkpoint {path} is incomplete for {config.variant}: {len(missing)} tensors are missing, "
+            f"the first is {missing[0]}; download it again"
+        )
+    ignored = tuple(key for key in state if key not in wanted or key in rebuilt)
+    foreign = [k for k in ignored if INFERENCE_PATH.match(k) and not EXPECTED_EXTRAS.search(k)]
+    if foreign:
+        raise GlipError(
+            f"checkpoint {path} has {len(foreign)} tensors that {config.variant} has no place for, the first is "
+            f"{foreign[0]}; this is another architecture"
+        )
+    weights: dict[str, torch.Tensor] = {}
+    for key, slot in wanted.items():
+        if key in rebuilt:
+            continue
+        value = state[key]
+        if value.shape != slot.shape:
+            raise GlipError(
+                f"checkpoint {path}: {key} is {tuple(value.shape)}, {config.variant} needs {tuple(slot.shape)}"
+            )
+        value = value.to(slot.dtype)
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise GlipError(
+                f"checkpoint {path}: {key} holds NaN or infinite values; the training diverged or the file is damaged"
+            )
+        weights[key] = value
+    for key in rebuilt:
+        weights[key] = _rebuild(key, config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False), ignored
+
+
+def _rebuild(key: str, config: GlipConfig) -> torch.Tensor:
+    import torch
+
+    from glip_export.model.swin import relative_position_index
+
+    if key.endswith("relative_position_index"):
+        return relative_position_index(config.swin.window)
+    return torch.arange(config.bert.positions)[None]
+
+
+def _check_anchors(state: StateDict, config: GlipConfig, path: Path | str) -> None:
+    """The decode has GLIP's anchors built in (8 strides wide, one a location); a file that says otherwise is refused."""
+    for i, stride in enumerate(config.head.strides):
+        cell = state.get(f"rpn.anchor_generator.cell_anchors.{i}")
+        expected = [-3.5 * stride, -3.5 * stride, 4.5 * stride - 1, 4.5 * stride - 1]
+        if cell is not None and cell.flatten().tolist() != expected:
+            raise GlipError(
+                f"checkpoint {path}: anchors of level {i} are {cell.flatten().tolist()}, GLIP's are {expected}; "
+                "other anchors are not supported"
+            )

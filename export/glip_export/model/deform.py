@@ -1,0 +1,85 @@
+"""Modulated deformable convolution (DCNv2), as GLIP uses it, in plain torch and as one ONNX node.
+
+`flat_read` is the quirk every port gets wrong: the convolution that looks one level up has a smaller output than the
+offset map it is given, and the official CUDA kernel indexes that map's *buffer* with the output's size. The released
+weights were trained that way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["KERNEL", "TAPS", "deform_conv2d", "flat_read"]
+
+KERNEL = 3
+TAPS = KERNEL * KERNEL
+
+
+def flat_read(values: Tensor, height: int, width: int) -> Tensor:
+    """Reinterpret a (B, C, H, W) map as (B, C, height, width) by its first elements, per image.
+
+    Not a crop and not a resize: element i of the result's buffer is element i of the map's buffer (official
+    `deform_conv_kernel_cuda.cu`, which never sees the offset tensor's size).
+    """
+    channels = values.shape[1]
+    return values.flatten(1)[:, : channels * height * width].reshape(-1, channels, height, width)
+
+
+@torch.library.custom_op("glip::modulated_deform_conv2d", mutates_args=())
+def _exported(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """The node an export traces; `onnx_export` maps it to the standard ONNX `DeformConv`."""
+    return _sample_and_multiply(x, offset, mask, weight, bias, stride)
+
+
+@_exported.register_fake
+def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+
+
+def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+    """Convolve with 3x3 taps moved by `offset` and scaled by `mask`; padding 1, one group.
+
+    A tap reads bilinearly at (integer position + offset), zero unless -1 < coordinate < size, with corners outside
+    the map counting as zero.
+
+    Args:
+        x: (B, Cin, H, W) features.
+        offset: (B, 18, h, w) in pixels of `x`; channels 2k and 2k+1 are dy and dx of tap k, row-major.
+        mask: (B, 9, h, w) modulation, after the sigmoid.
+        weight: (Cout, Cin, 3, 3).
+        bias: (Cout,).
+        stride: 1 or 2; h = ceil(H / stride).
+
+    Returns:
+        (B, Cout, h, w).
+    """
+    if torch.compiler.is_exporting():
+        return _exported(x, offset, mask, weight, bias, stride)
+    return _sample_and_multiply(x, offset, mask, weight, bias, stride)
+
+
+def _sample_and_multiply(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """Gather the nine taps one by one (so memory stays near one feature map) and accumulate their products."""
+    batch, channels, in_h, in_w = x.shape
+    out_h, out_w = offset.shape[-2:]
+    flat = x.flatten(2)
+    rows = torch.arange(out_h, dtype=x.dtype, device=x.device)[:, None] * stride - 1
+    columns = torch.arange(out_w, dtype=x.dtype, device=x.device)[None, :] * stride - 1
+    out = bias[None, :, None].expand(batch, -1, out_h * out_w)
+    for tap in range(TAPS):
+        y = rows + tap // KERNEL + offset[:, 2 * tap]
+        z = columns + tap % KERNEL + offset[:, 2 * tap + 1]
+        top, left = y.floor(), z.floor()
+        sampled: Tensor | None = None
+        for corner_y, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
+            for corner_x, weight_x in ((left, left + 1 - z), (left + 1, z - left)):
+                inside = (corner_y >= 0) & (corner_y < in_h) & (corner_x >= 0) & (corner_x < in_w)
+                share = (weight_y * weight_x * mask[:, tap]) * inside
+                index = corner_y.clamp(0, in_h - 1).long() * in_w + corner_x.clamp(0, in_w - 1).long()
+                read = flat.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))
+                part = read * share.flatten(1)[:, None]
+                sampled = part if sampled is None else sampled + part
+        assert sampled is not None
+        out = out + weight[:, :, tap // KERNEL, tap % KERNEL] @ sampled
+    return out.reshape(batch, -1, out_h, out_w)

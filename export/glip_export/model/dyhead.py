@@ -1,0 +1,90 @@
+"""DyConv: scale-, space- and task-aware convolution of the Dynamic Head (official `rpn/vldyhead.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from glip_export.model.config import HeadConfig
+from glip_export.model.deform import KERNEL, TAPS, deform_conv2d, flat_read
+
+__all__ = ["DyConv", "DyReLU"]
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """The official h_sigmoid: relu6(x + 3) / 6."""
+    return F.relu6(x + 3) / 6
+
+
+class DyReLU(nn.Module):
+    """Dynamic ReLU (Chen et al., ECCV 2020): the larger of two lines whose slopes depend on the whole map."""
+
+    def __init__(self, channels: int, squeeze: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(channels, squeeze), nn.ReLU(), nn.Linear(squeeze, 4 * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        y = hard_sigmoid(self.fc(x.mean(dim=(2, 3))))[:, :, None, None] - 0.5
+        a1, b1, a2, b2 = y.chunk(4, dim=1)
+        return torch.maximum(x * (a1 * 2 + 1) + b1, x * (a2 * 2) + b2)
+
+
+class DeformConvNorm(nn.Module):
+    """Modulated deformable convolution followed by GroupNorm (its key in checkpoints is `bn`)."""
+
+    def __init__(self, channels: int, groups: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, channels, KERNEL, stride, 1)
+        self.bn = nn.GroupNorm(groups, channels)
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, C, H, W) with offsets and masks of the output's size to (B, C, h, w)."""
+        assert self.conv.bias is not None
+        return self.bn(deform_conv2d(x, offset, mask, self.conv.weight, self.conv.bias, self.stride))
+
+
+class DyConv(nn.Module):
+    """One DyConv over all pyramid levels. Every level reads the *previous* block's maps."""
+
+    def __init__(self, config: HeadConfig, squeeze: int) -> None:
+        super().__init__()
+        channels, groups = config.channels, config.group_norm_groups
+        # Official order: index 0 reads the level above (smaller map), 1 its own, 2 the level below (stride 2).
+        self.DyConv = nn.ModuleList(DeformConvNorm(channels, groups, stride) for stride in (1, 1, 2))
+        self.AttnConv = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 1, 1), nn.ReLU())
+        self.relu = DyReLU(channels, squeeze)
+        self.offset = nn.Conv2d(channels, 3 * TAPS, KERNEL, 1, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Map P3..P7, each (B, C, H, W), to maps of the same shapes."""
+        above, own, below = self.DyConv
+        outputs = []
+        for level, x in enumerate(features):
+            offset_mask = self.offset(x)
+            offset, mask = offset_mask[:, : 2 * TAPS], offset_mask[:, 2 * TAPS :].sigmoid()
+            branches = [own(x, offset, mask)]
+            if level > 0:
+                branches.append(below(features[level - 1], offset, mask))
+            if level + 1 < len(features):
+                small = features[level + 1]
+                height, width = small.shape[-2:]
+                y = above(small, flat_read(offset, height, width), flat_read(mask, height, width))
+                branches.append(F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=True))
+            outputs.append(self.relu(self.combine(branches)))
+        return outputs
+
+    def combine(self, branches: Sequence[Tensor]) -> Tensor:
+        """Mean of the branches, each scaled by its level attention (one number per image)."""
+        projection = self.AttnConv[1]
+        total: Tensor | None = None
+        for branch in branches:
+            pooled = branch.mean(dim=(2, 3), keepdim=True)
+            attention = hard_sigmoid(F.relu(projection(pooled))) / len(branches)
+            total = branch * attention if total is None else total + branch * attention
+        assert total is not None
+        return total

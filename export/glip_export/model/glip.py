@@ -1,0 +1,154 @@
+"""GLIP whole, under the official names of its parameters, and the two branches that are exported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from glip_export.model.bert import Bert
+from glip_export.model.config import GlipConfig, InputConfig
+from glip_export.model.fpn import Fpn
+from glip_export.model.head import Candidates, Head, HeadOutputs, select_candidates
+from glip_export.model.swin import Swin
+
+__all__ = ["Glip", "ImageBranch", "TextBranch", "normalise"]
+
+
+def normalise(frames: Tensor, image_sizes: Tensor, config: InputConfig) -> Tensor:
+    """Bytes to network input: (x - mean) / std, then zero outside each picture's true size.
+
+    Args:
+        frames: (B, H, W, 3) uint8 BGR canvas, H and W multiples of 32.
+        image_sizes: (B, 2) int64 height and width of the picture inside the canvas.
+        config: mean and standard deviation per BGR channel.
+
+    Returns:
+        (B, H, W, 3) float32. Padding is zero *after* normalisation, as in training (official `to_image_list`).
+    """
+    mean = torch.tensor(config.pixel_mean, dtype=torch.float32, device=frames.device)
+    std = torch.tensor(config.pixel_std, dtype=torch.float32, device=frames.device)
+    x = (frames.to(torch.float32) - mean) / std
+    rows = torch.arange(frames.shape[1], device=frames.device)[None, :] < image_sizes[:, :1]
+    columns = torch.arange(frames.shape[2], device=frames.device)[None, :] < image_sizes[:, 1:]
+    inside = (rows[:, :, None] & columns[:, None, :])[..., None]
+    return torch.where(inside, x, torch.zeros_like(x))
+
+
+class Backbone(nn.Module):
+    """Swin and FPN."""
+
+    def __init__(self, config: GlipConfig) -> None:
+        super().__init__()
+        self.body = Swin(config.swin)
+        self.fpn = Fpn(config.swin.channels[1:], config.head.channels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map a normalised (B, H, W, 3) canvas to P3..P7."""
+        return self.fpn(self.body(image))
+
+
+class LanguageBody(nn.Module):
+    """Holds BERT under its official name (`language_backbone.body.model`)."""
+
+    def __init__(self, config: GlipConfig) -> None:
+        super().__init__()
+        self.model = Bert(config.bert)
+
+
+class LanguageBackbone(nn.Module):
+    """Holds BERT under its official name."""
+
+    def __init__(self, config: GlipConfig) -> None:
+        super().__init__()
+        self.body = LanguageBody(config)
+
+
+class Rpn(nn.Module):
+    """Head, and the tuned prompt where there is one."""
+
+    def __init__(self, config: GlipConfig, squeeze: int) -> None:
+        super().__init__()
+        self.head = Head(config, squeeze)
+        if config.tunable_tokens:
+            self.tunable_linear = nn.Linear(config.bert.hidden, config.tunable_tokens, bias=False)
+
+
+class Glip(nn.Module):
+    """GLIP. Parameter names are those of the official checkpoints, so a released state dict loads as it is."""
+
+    def __init__(self, config: GlipConfig | None = None, squeeze: int = 64) -> None:
+        super().__init__()
+        self.config = config or GlipConfig()
+        self.backbone = Backbone(self.config)
+        self.language_backbone = LanguageBackbone(self.config)
+        self.rpn = Rpn(self.config, squeeze)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the text embedding (B, T, D) of token ids and mask, both (B, T) int64."""
+        hidden: Tensor = self.language_backbone.body.model(input_ids, attention_mask)
+        if self.config.tunable_tokens:
+            # [tokens, D] rows, one per position: added whatever the word is (GLIP paper, prompt tuning).
+            hidden = hidden + self.rpn.tunable_linear.weight[: hidden.shape[1]]
+        return hidden
+
+    def predict(self, image: Tensor, embedding: Tensor, mask: Tensor) -> HeadOutputs:
+        """Return raw head outputs for a normalised (B, H, W, 3) canvas and (B, T, D) text."""
+        outputs: HeadOutputs = self.rpn.head(self.backbone(image), embedding, mask)
+        return outputs
+
+    def forward(
+        self, frames: Tensor, image_sizes: Tensor, embedding: Tensor, mask: Tensor, class_map: Tensor
+    ) -> Candidates:
+        """Frames and text to candidate boxes; see `ImageBranch` for shapes."""
+        image = normalise(frames, image_sizes, self.config.input)
+        return select_candidates(self.predict(image, embedding, mask), class_map, image_sizes, self.config.head)
+
+
+class TextBranch(nn.Module):
+    """What runs once per prompt: (B, T) int64 ids and mask to (B, T, D) float32."""
+
+    def __init__(self, glip: Glip) -> None:
+        super().__init__()
+        self.glip = glip
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode."""
+        return self.glip.encode_text(input_ids, attention_mask)
+
+
+class ImageBranch(nn.Module):
+    """What runs once per frame."""
+
+    def __init__(self, glip: Glip) -> None:
+        super().__init__()
+        self.glip = glip
+
+    def forward(
+        self,
+        frames: Tensor,
+        image_sizes: Tensor,
+        text_embedding: Tensor,
+        text_mask: Tensor,
+        class_map: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Detect.
+
+        Args:
+            frames: (B, H, W, 3) uint8 BGR, H and W multiples of 32, picture in the upper left corner.
+            image_sizes: (B, 2) int64 height, width of the picture in the canvas.
+            text_embedding: (B, T, D) float32 from the text branch.
+            text_mask: (B, T) int64, one for real tokens.
+            class_map: (B, C, T) float32, rows averaging each class's tokens; an all-zero row never detects.
+
+        Returns:
+            boxes (B, K, 4) float32, scores (B, K) float32, labels (B, K) int64; then the raw head outputs logits
+            (B, N, T), deltas (B, N, 4) and centerness (B, N), levels one after another.
+        """
+        glip = self.glip
+        image = normalise(frames, image_sizes, glip.config.input)
+        outputs = glip.predict(image, text_embedding, text_mask)
+        found = select_candidates(outputs, class_map, image_sizes, glip.config.head)
+        logits = torch.cat([level.logits for level in outputs.levels], dim=2).transpose(1, 2)
+        deltas = torch.cat([level.deltas for level in outputs.levels], dim=2).transpose(1, 2)
+        centerness = torch.cat([level.centerness[:, 0] for level in outputs.levels], dim=1)
+        return found.boxes, found.scores, found.labels, logits, deltas, centerness

@@ -1,0 +1,125 @@
+"""Official GLIP YAML files: what they add to a checkpoint's shapes, and what is not supported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glip_deploy.errors import GlipError
+from glip_export.model.config import GlipConfig
+
+__all__ = ["apply_official_config"]
+
+# (path in the YAML, the only value the model implements)
+REQUIRED = (
+    ("MODEL.RPN_ARCHITECTURE", "VLDYHEAD"),
+    ("MODEL.SWINT.APE", False),
+    ("MODEL.SWINT.VERSION", "v1"),
+    ("MODEL.SWINT.LAYER_SCALE", 0),
+    ("MODEL.LANGUAGE_BACKBONE.N_LAYERS", 1),
+    ("MODEL.LANGUAGE_BACKBONE.MASK_SPECIAL", False),
+    ("MODEL.GROUP_NORM.NUM_GROUPS", 16),
+    ("MODEL.DYHEAD.USE_DFCONV", True),
+    ("MODEL.DYHEAD.USE_DYFUSE", True),
+    ("MODEL.DYHEAD.USE_DYRELU", True),
+    ("MODEL.DYHEAD.USE_GN", True),
+    ("MODEL.DYHEAD.SCORE_AGG", "MEAN"),
+    ("MODEL.DYHEAD.FUSE_CONFIG.STABLE_SOFTMAX_2D", False),
+    ("MODEL.DYHEAD.FUSE_CONFIG.SEPARATE_BIDIRECTIONAL", False),
+    ("MODEL.DYHEAD.FUSE_CONFIG.USE_DOT_PRODUCT_TOKEN_LOSS", True),
+    ("MODEL.RPN.ASPECT_RATIOS", [1.0]),
+    ("MODEL.RPN.ANCHOR_STRIDE", [8, 16, 32, 64, 128]),
+    ("MODEL.RPN.ANCHOR_SIZES", [64, 128, 256, 512, 1024]),
+    ("MODEL.RPN.SCALES_PER_OCTAVE", 1),
+    ("INPUT.TO_BGR255", True),
+    ("DATALOADER.SIZE_DIVISIBILITY", 32),
+)
+
+
+def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
+    """Check a derived configuration against an official YAML and take its thresholds and input sizes.
+
+    Settings absent from the file keep the released defaults.
+
+    Raises:
+        GlipError: unreadable file, a setting that is not supported, or one that contradicts the checkpoint.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise GlipError(f"config {path} does not exist; give an official GLIP YAML or leave --config out")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GlipError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise GlipError(f"config {path} is not a GLIP configuration: expected sections such as MODEL and INPUT")
+
+    def value(name: str, default: Any) -> Any:
+        node: Any = content
+        for part in name.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return default
+            node = node[part]
+        return _plain(node)
+
+    for name, supported in REQUIRED:
+        found = value(name, supported)
+        if found != supported and list(_sequence(found)) != list(_sequence(supported)):
+            raise GlipError(f"config {path}: {name} = {found!r} is not supported, only {supported!r}")
+    derived = {
+        "MODEL.SWINT.EMBED_DIM": config.swin.embed_dim,
+        "MODEL.SWINT.DEPTHS": list(config.swin.depths),
+        "MODEL.SWINT.NUM_HEADS": list(config.swin.num_heads),
+        "MODEL.SWINT.WINDOW_SIZE": config.swin.window,
+        "MODEL.DYHEAD.NUM_CONVS": config.head.blocks,
+        "MODEL.DYHEAD.CHANNELS": config.head.channels,
+        "MODEL.DYHEAD.FUSE_CONFIG.EARLY_FUSE_ON": config.head.fusion,
+        "MODEL.LANGUAGE_BACKBONE.LANG_DIM": config.bert.hidden,
+    }
+    for name, expected in derived.items():
+        found = value(name, expected)
+        if found != expected and list(_sequence(found)) != list(_sequence(expected)):
+            raise GlipError(
+                f"config {path}: {name} = {found!r}, but the checkpoint has {expected!r} ({config.variant}); "
+                "leave --config out to use the checkpoint's own"
+            )
+    head = replace(
+        config.head,
+        score_threshold=float(value("MODEL.ATSS.INFERENCE_TH", config.head.score_threshold)),
+        candidates_per_level=int(value("MODEL.ATSS.PRE_NMS_TOP_N", config.head.candidates_per_level)),
+        nms_iou=float(value("MODEL.ATSS.NMS_TH", config.head.nms_iou)),
+        max_detections=int(value("MODEL.ATSS.DETECTIONS_PER_IMG", config.head.max_detections)),
+    )
+    source = config.input
+    inputs = replace(
+        source,
+        pixel_mean=_triple(value("INPUT.PIXEL_MEAN", source.pixel_mean)),
+        pixel_std=_triple(value("INPUT.PIXEL_STD", source.pixel_std)),
+        shortest_side=int(value("INPUT.MIN_SIZE_TEST", source.shortest_side)),
+        longest_side=int(value("INPUT.MAX_SIZE_TEST", source.longest_side)),
+        max_tokens=int(value("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens)),
+    )
+    return replace(config, head=head, input=inputs)
+
+
+def _plain(value: Any) -> Any:
+    """Official files write tuples as strings: "(2, 2, 6, 2)"."""
+    if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
+        import ast
+
+        try:
+            return list(ast.literal_eval(value))
+        except (ValueError, SyntaxError):
+            return value
+    return value
+
+
+def _sequence(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    blue, green, red = (float(v) for v in values)
+    return blue, green, red
