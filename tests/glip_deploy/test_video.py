@@ -125,7 +125,7 @@ def test_times_are_those_of_the_stages():
     summary = go(Fake(lambda i: time.sleep(0.02)), Numbers(5), [Recorder(lambda i: time.sleep(0.005))])
     assert 20 <= summary.inference.median_ms <= summary.inference.p95_ms
     assert 5 <= summary.writing.median_ms < summary.inference.median_ms
-    assert summary.reading.median_ms < 5
+    assert summary.reading.median_ms < summary.inference.median_ms
 
 
 def test_no_frames_at_all():
@@ -248,17 +248,15 @@ def test_a_sink_that_fails_wakes_a_loop_that_waits_for_a_slow_source():
     def during(i):
         raise GlipError("no space left")
 
-    source = Numbers(2, pace=WAIT / 2)
-    source.__class__ = type("OneThenSlow", (Numbers,), {"__iter__": one_then_slow})
+    class OneThenSlow(Numbers):
+        def __iter__(self):
+            yield Frame(np.zeros((4, 6, 3), np.uint8), self.name, 0)
+            self.closed.wait(WAIT)
+
     start = time.monotonic()
     with pytest.raises(GlipError, match="no space left"):
-        go(Fake(), source, [Recorder(during)])
+        go(Fake(), OneThenSlow(2), [Recorder(during)])
     assert time.monotonic() - start < WAIT / 2
-
-
-def one_then_slow(self):
-    yield Frame(np.zeros((4, 6, 3), np.uint8), "numbers", 0)
-    self.closed.wait(self.pace)
 
 
 def test_a_sink_that_cannot_be_completed_is_an_error():
