@@ -1,1 +1,1 @@
-"""TODO."""
+"""The honest numbers, and their recorded results."""

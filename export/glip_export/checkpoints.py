@@ -7,13 +7,13 @@ pickle from the internet is a program.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glip_deploy.bundle import sha256_of
 from glip_deploy.errors import GlipError
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
 
@@ -72,12 +72,6 @@ def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     return Checkpoint(model, config, sha256_of(path), ignored)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_state_dict(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     """Return (tensors by official key, the file's `glip_config` facts) without executing anything from the file."""
     import pickle
@@ -101,7 +95,7 @@ def read_state_dict(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
             found = re.search(r"(?:GLOBAL|global)\W+([\w.]+)", str(error))
             name = found.group(1) if found else "an object"
             raise GlipError(
-                f"checkpoint {path} holds code or objects ({name}), not only weights; refused and nothing was executed: "
+                f"checkpoint {path} holds code or objects ({name}), not only weights; refused, nothing was executed: "
                 'save {"model": model.state_dict()} again from a source you trust'
             ) from None
         raise GlipError(f"checkpoint {path} is not a PyTorch checkpoint or is corrupt; download it again") from None
@@ -264,7 +258,7 @@ def _rebuild(key: str, config: GlipConfig) -> torch.Tensor:
 
 
 def _check_anchors(state: StateDict, config: GlipConfig, path: Path | str) -> None:
-    """The decode has GLIP's anchors built in (8 strides wide, one a location); a file that says otherwise is refused."""
+    """The decode has GLIP's anchors built in (8 strides wide, one a location); other ones are refused."""
     for i, stride in enumerate(config.head.strides):
         cell = state.get(f"rpn.anchor_generator.cell_anchors.{i}")
         expected = [-3.5 * stride, -3.5 * stride, 4.5 * stride - 1, 4.5 * stride - 1]

@@ -1,1 +1,1 @@
-"""TODO."""
+"""GLIP in plain torch, one file per block of the paper."""

@@ -162,7 +162,7 @@ def select_candidates(outputs: HeadOutputs, class_map: Tensor, image_sizes: Tens
     """Score classes, keep the best of every level, decode and clip their boxes.
 
     A class's score is the mean of its tokens' sigmoids. A candidate must exceed the threshold *before* centerness;
-    ranking and the final score (a square root) include it. Official `rpn/inference.py`, `forward_for_single_feature_map`.
+    ranking and the final score (a square root) include it. Official: `rpn/inference.py`, per feature map.
 
     Args:
         outputs: raw predictions.

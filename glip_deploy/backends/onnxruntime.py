@@ -1,0 +1,94 @@
+"""ONNX Runtime on the CPU: the default that works everywhere."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH, Bundle
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["OnnxRuntimeBackend"]
+
+OLDEST = (1, 25)
+
+
+class OnnxRuntimeBackend:
+    """Two sessions. The text branch is loaded by the first prompt that is not in a cache."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._bundle = bundle
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._text: Any = None
+        self._image: Any = self._session(IMAGE_GRAPH)
+
+    def _session(self, graph: str) -> Any:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise GlipError("ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'") from None
+        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+        if version < OLDEST:
+            raise GlipError(
+                f"ONNX Runtime {onnxruntime.__version__} has no deformable convolution on the CPU;"
+                " pip install -U 'onnxruntime>=1.25'"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = self._bundle.path / graph
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's own exception types are not public
+            reason = str(error).splitlines()[0][:200]
+            raise GlipError(f"ONNX Runtime cannot load {path}: {reason}; export the bundle again") from None
+
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Backend.encode_text`."""
+        with self._lock:
+            if self._text is None:
+                self._text = self._session(TEXT_GRAPH)
+            session = self._text
+        feed = {"input_ids": input_ids[None], "attention_mask": np.ones_like(input_ids)[None]}
+        (embedding,) = self._run(session, ["text_embedding"], feed)
+        result: NDArray[np.float32] = embedding[0]
+        return result
+
+    def detect(
+        self,
+        frames: NDArray[np.uint8],
+        image_sizes: NDArray[np.int64],
+        text_embedding: NDArray[np.float32],
+        text_mask: NDArray[np.int64],
+        class_map: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """See `Backend.detect`."""
+        feed = {
+            "frames": frames,
+            "image_sizes": image_sizes,
+            "text_embedding": text_embedding,
+            "text_mask": text_mask,
+            "class_map": class_map,
+        }
+        boxes, scores, labels = self._run(self._image, ["boxes", "scores", "labels"], feed)
+        return boxes, scores, labels
+
+    def _run(self, session: Any, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
+        if session is None:
+            raise GlipError("this detector is closed; open it again with Detector.open")
+        try:
+            return list(session.run(outputs, feed))
+        except Exception as error:  # the library's own exception types are not public
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+            raise GlipError(f"ONNX Runtime failed on {shapes}: {str(error).splitlines()[0][:200]}") from None
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._text = self._image = None

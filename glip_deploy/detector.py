@@ -1,0 +1,227 @@
+"""The facade: the text branch once per prompt, the image branch once per frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_deploy import image
+from glip_deploy.backends import Backend, open_backend
+from glip_deploy.bundle import Bundle
+from glip_deploy.detections import Detections, select
+from glip_deploy.errors import GlipError
+from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
+from glip_deploy.prompt_cache import PromptCache, default_cache_dir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Detector", "EncodedPrompt"]
+
+Threshold = float | Sequence[float] | Mapping[str, float]
+
+
+class _Default(Enum):
+    """Marks "the user's cache directory", since None means no directory."""
+
+    CACHE = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt with its text embedding: all that a frame needs of it."""
+
+    prompt: Prompt
+    embedding: NDArray[np.float32]
+    """(T, D) float32, read-only."""
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """One label per class."""
+        return self.prompt.phrases
+
+
+class Detector:
+    """Open-vocabulary detection with an exported GLIP.
+
+        detector = Detector.open("glip_t/")
+        prompt = detector.encode(["person", "traffic light"])
+        detections = detector.detect(frame, prompt, threshold=0.5, color="bgr")
+
+    Changing the prompt never rebuilds anything: an embedding is an input of the image branch. A detector may be used
+    from several threads.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        shortest_side: int = 800,
+        longest_side: int | None = 1333,
+        resize: image.Resize = image.Resize.EXACT,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.shortest_side = shortest_side
+        self.longest_side = longest_side
+        self.resize = resize
+        self._backend = backend
+        self._tokenizer = bundle.tokenizer()
+        self._cache = PromptCache(cache_dir, bundle.key)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        backend: str = "onnxruntime",
+        shortest_side: int = 800,
+        longest_side: int | None = 1333,
+        resize: str | image.Resize = image.Resize.EXACT,
+        threads: int | None = None,
+        cache_dir: str | Path | _Default | None = _Default.CACHE,
+        verify: bool = True,
+    ) -> Detector:
+        """Open a bundle.
+
+        Args:
+            path: directory that `glip-export` wrote.
+            backend: "onnxruntime".
+            shortest_side: pixels; frames are resized to it before the network.
+            longest_side: pixels; the other side's limit, None for no limit (as in the official demo).
+            resize: "exact" (as GLIP was evaluated) or "fast".
+            threads: CPU threads, None for one a core.
+            cache_dir: where encoded prompts are kept between runs; None keeps them in memory only.
+            verify: check the hashes of all files.
+
+        Raises:
+            GlipError: a damaged or foreign bundle, an option out of range, an engine that is not there.
+        """
+        for name, side in (("shortest_side", shortest_side), ("longest_side", longest_side)):
+            if side is not None and side < 1:
+                raise GlipError(f"{name} is {side}; legal is 1 or more pixels")
+        if threads is not None and threads < 1:
+            raise GlipError(f"threads is {threads}; legal is 1 or more, or None for one a core")
+        try:
+            method = image.Resize(resize)
+        except ValueError:
+            legal = ", ".join(item.value for item in image.Resize)
+            raise GlipError(f'resize is "{resize}"; legal is {legal}') from None
+        directory = default_cache_dir() if isinstance(cache_dir, _Default) else cache_dir
+        bundle = Bundle.open(path, verify=verify)
+        return cls(
+            bundle,
+            open_backend(backend, bundle, threads),
+            shortest_side=shortest_side,
+            longest_side=longest_side,
+            resize=method,
+            cache_dir=None if directory is None else Path(directory),
+        )
+
+    def encode(self, text: PromptText | Prompt) -> EncodedPrompt:
+        """Encode a prompt; the text branch runs only if neither memory nor disk knows it.
+
+        Args:
+            text: class names in a list; a caption "person. dog."; a caption with [phrases] in brackets; a `Caption`
+                with spans. See `glip_deploy.prompt.parse_prompt`.
+
+        Raises:
+            GlipError: an empty prompt, duplicate classes, more than 256 tokens, ...
+        """
+        prompt = (
+            text if isinstance(text, Prompt) else parse_prompt(text, self._tokenizer, max_tokens=self.bundle.max_tokens)
+        )
+        embedding = self._cache.get(prompt.embedding_key)
+        if embedding is None or embedding.shape[0] != prompt.input_ids.shape[0]:
+            embedding = self._backend.encode_text(prompt.input_ids)
+            self._cache.put(prompt.embedding_key, embedding)
+        return EncodedPrompt(prompt, embedding)
+
+    def detect(
+        self,
+        frame: NDArray[Any],
+        prompt: EncodedPrompt | PromptText | Prompt,
+        threshold: Threshold = 0.5,
+        *,
+        color: str,
+    ) -> Detections:
+        """Find what the prompt names in one frame.
+
+        Args:
+            frame: (H, W, 3) uint8; grey, alpha and 16 bit are converted.
+            prompt: from `encode`; anything `encode` takes is encoded first (at no cost the second time).
+            threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
+            color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,
+                only worse ones.
+
+        Returns:
+            At most 100 detections, best first, boxes in pixels of `frame`.
+        """
+        return self.detect_batch([frame], prompt, threshold, color=color)[0]
+
+    def detect_batch(
+        self,
+        frames: Sequence[NDArray[Any]],
+        prompt: EncodedPrompt | PromptText | Prompt,
+        threshold: Threshold = 0.5,
+        *,
+        color: str,
+    ) -> list[Detections]:
+        """The same for several frames at once.
+
+        All share one canvas, as large as the largest. GLIP sees padding (it is never masked), so frames of unequal
+        shape give slightly other scores together than alone; frames of one shape do not.
+        """
+        if not len(frames):
+            return []
+        encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
+        limits = thresholds(encoded.prompt, threshold)
+        canvas = image.canvas(
+            frames,
+            color=color,
+            shortest_side=self.shortest_side,
+            longest_side=self.longest_side,
+            method=self.resize,
+        )
+        batch = len(frames)
+
+        def repeat(array: NDArray[Any]) -> NDArray[Any]:
+            return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
+
+        boxes, scores, labels = self._backend.detect(
+            canvas.frames,
+            canvas.image_sizes,
+            repeat(encoded.embedding),
+            np.ones((batch, encoded.embedding.shape[0]), np.int64),
+            repeat(encoded.prompt.class_map),
+        )
+        return [
+            select(
+                boxes[i],
+                scores[i],
+                labels[i],
+                thresholds=limits,
+                phrases=encoded.phrases,
+                image_size=(int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1])),
+                original_size=(int(canvas.original_sizes[i][0]), int(canvas.original_sizes[i][1])),
+                nms_threshold=self.bundle.nms_iou,
+                max_detections=self.bundle.max_detections,
+            )
+            for i in range(batch)
+        ]
+
+    def close(self) -> None:
+        """Free the engine's memory; a context manager does it too."""
+        self._backend.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
