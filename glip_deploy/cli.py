@@ -99,7 +99,7 @@ def _detect(parser: argparse.ArgumentParser, args: argparse.Namespace, log: _Log
         options: dict[str, Any] = {}
         if args.no_cache or args.cache_dir is not None:
             options["cache_dir"] = None if args.no_cache else args.cache_dir
-        detector = Detector.open(
+        with Detector.open(
             args.model,
             backend=args.backend,
             shortest_side=args.shortest_side,
@@ -108,11 +108,11 @@ def _detect(parser: argparse.ArgumentParser, args: argparse.Namespace, log: _Log
             threads=args.threads,
             verify=not args.no_verify,
             **options,
-        )
-        encoded = detector.encode(prompt)
-        thresholds = [own.get(fold(phrase), args.threshold) for phrase in encoded.phrases]
-        with _progress(args, source, log) as advance:
-            return run(detector, source, encoded, sinks, threshold=thresholds, on_frame=advance)
+        ) as detector:
+            encoded = detector.encode(prompt)
+            thresholds = [own.get(fold(phrase), args.threshold) for phrase in encoded.phrases]
+            with _progress(args, source, log) as advance:
+                return run(detector, source, encoded, sinks, threshold=thresholds, on_frame=advance)
 
 
 def _prompt(args: argparse.Namespace) -> PromptText:
@@ -318,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", action=_CommaSeparated, metavar="A,B,C", default=argparse.SUPPRESS, help="class names"
     )
     what.add_argument(
-        "--threshold", type=_probability, default=0.5, metavar="P", help="least score, 0 to 1 (default 0.5)"
+        "--threshold", type=_probability, default=0.5, metavar="P", help="score to exceed, 0 to 1 (default 0.5)"
     )
     what.add_argument(
         "--class-threshold",
@@ -326,7 +326,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=P",
-        help="least score of one class; repeatable",
+        help="the same for one class; repeatable",
     )
 
     where = parser.add_argument_group("where to look")

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from glip_deploy.detections import Detections
-    from glip_deploy.detector import Detector
+    from glip_deploy.detector import Detector, EncodedPrompt
     from glip_deploy.sinks import Sink
     from glip_deploy.sources import Frame, Source
 
@@ -80,7 +80,7 @@ class RunSummary:
 def run(
     detector: Detector,
     source: Source,
-    prompt: Any,
+    prompt: EncodedPrompt,
     sinks: Sequence[Sink] = (),
     *,
     threshold: Threshold = 0.5,
@@ -155,7 +155,7 @@ def run(
 def detect_stream(
     detector: Detector,
     source: Source,
-    prompt: Any,
+    prompt: EncodedPrompt,
     *,
     threshold: Threshold = 0.5,
     queue_size: int = 4,

@@ -1,5 +1,6 @@
 """`glip-detect` as its users meet it: what goes to which stream, which status, which words."""
 
+import inspect
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ from PIL import Image
 
 from glip_deploy import cli
 from glip_deploy.detections import Detections
+from glip_deploy.detector import Detector
 from glip_deploy.errors import GlipError
 from glip_deploy.prompt_text import mark
 
@@ -27,6 +29,7 @@ class FakeDetector:
     """Finds the first class of the prompt in the left half of every picture."""
 
     opened = None
+    closed = False
 
     @classmethod
     def open(
@@ -46,10 +49,16 @@ class FakeDetector:
             raise GlipError(f"bundle {path} is broken; export it again")
         return cls()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        type(self).closed = True
+
     def encode(self, text):
         return types.SimpleNamespace(phrases=mark(text).phrases)
 
-    def detect(self, frame, prompt, threshold=0.5, color="bgr"):
+    def detect(self, frame, prompt, threshold=0.5, *, color):
         assert color == "rgb" and frame.dtype == np.uint8
         type(self).thresholds = threshold
         height, width = frame.shape[:2]
@@ -63,10 +72,9 @@ class FakeDetector:
 
 @pytest.fixture
 def detector(monkeypatch):
-    module = types.ModuleType("glip_deploy.detector")
-    module.Detector = type("Detector", (FakeDetector,), {})
-    monkeypatch.setitem(sys.modules, "glip_deploy.detector", module)
-    return module.Detector
+    fake = type("Detector", (FakeDetector,), {})
+    monkeypatch.setattr("glip_deploy.detector.Detector", fake)
+    return fake
 
 
 @pytest.fixture
@@ -182,8 +190,18 @@ def test_an_error_is_one_line_status_1_and_no_traceback(tmp_path):
 # --- with a fake detector -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["open", "encode", "detect"])
+def test_the_fake_takes_what_the_real_detector_takes(method):
+    real, fake = (inspect.signature(getattr(kind, method)).parameters for kind in (Detector, FakeDetector))
+    assert list(fake) == list(real)
+    assert {name for name in fake if fake[name].kind is inspect.Parameter.KEYWORD_ONLY} == {
+        name for name in real if real[name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
 def test_json_lines_go_to_standard_output_if_no_output_is_named(here, detector, capsys):
     assert detect("--source", "a.jpg") == 0
+    assert detector.closed
     out, err = capsys.readouterr()
     (line,) = lines_of(out)
     assert line == {
@@ -396,12 +414,19 @@ def test_ctrl_c_while_the_model_is_loaded(here, detector, monkeypatch, capsys):
 SLOW = """
 import sys, time, types
 import numpy as np
+import glip_deploy.detector
 from glip_deploy.detections import Detections
 
-class Detector:
+class Slow:
     @classmethod
     def open(cls, path, **options):
         return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
 
     def encode(self, text):
         return types.SimpleNamespace(phrases=("x",))
@@ -410,9 +435,7 @@ class Detector:
         time.sleep(0.02)
         return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([0.5], np.float32), np.array([0]), ["x"])
 
-module = types.ModuleType("glip_deploy.detector")
-module.Detector = Detector
-sys.modules["glip_deploy.detector"] = module
+glip_deploy.detector.Detector = Slow
 from glip_deploy.cli import main
 sys.exit(main(sys.argv[1:]))
 """

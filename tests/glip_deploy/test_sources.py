@@ -257,6 +257,16 @@ def test_garbage_in_the_middle_is_reported_counted_and_skipped(tmp_path, caplog)
     assert "packet 5" in caplog.text
 
 
+def test_a_bad_frame_does_not_shift_the_stride(tmp_path):
+    video = write_video(tmp_path / "v.mp4")
+    offset, size = packets_of(video)[5]
+    data = bytearray(video.read_bytes())
+    data[offset : offset + size] = b"\xff" * size
+    video.write_bytes(data)
+    with open_source(video, stride=2) as source:
+        assert [frame.index for frame in source] == [0, 2, 4, 6, 8, 10]
+
+
 def test_many_bad_frames_do_not_flood_the_log(tmp_path, caplog):
     video = write_video(tmp_path / "v.mp4", frames=40)
     data = bytearray(video.read_bytes())
