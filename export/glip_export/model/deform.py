@@ -7,6 +7,8 @@ weights were trained that way.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,15 +28,17 @@ def flat_read(values: Tensor, height: int, width: int) -> Tensor:
     return values.flatten(1)[:, : channels * height * width].reshape(-1, channels, height, width)
 
 
-@torch.library.custom_op("glip::modulated_deform_conv2d", mutates_args=())
-def _exported(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """The node an export traces; `onnx_export` maps it to the standard ONNX `DeformConv`."""
-    return _sample_and_multiply(x, offset, mask, weight, bias, stride)
+class _OnnxDeformConv(torch.autograd.Function):
+    """Becomes the standard ONNX `DeformConv` (opset 19) while a graph is traced; only shapes are computed."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+        return x.new_zeros(x.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
 
-@_exported.register_fake
-def _(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], offset.shape[2], offset.shape[3])
+    @staticmethod
+    def symbolic(g: Any, x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int) -> Any:
+        shape = {"kernel_shape_i": [KERNEL, KERNEL], "pads_i": [1, 1, 1, 1], "strides_i": [stride, stride]}
+        return g.op("DeformConv", x, weight, offset, bias, mask, **shape)
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
@@ -54,8 +58,9 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
     Returns:
         (B, Cout, h, w).
     """
-    if torch.compiler.is_exporting():
-        return _exported(x, offset, mask, weight, bias, stride)
+    if torch.onnx.is_in_onnx_export():
+        traced: Tensor = _OnnxDeformConv.apply(x, offset, mask, weight, bias, stride)
+        return traced
     return _sample_and_multiply(x, offset, mask, weight, bias, stride)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +159,13 @@ def decode(deltas: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
     return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
 
 
+def _at_most(limit: int, size: int) -> int:
+    """`min(limit, size)`, also while tracing, where a size is a tensor that must stay in the graph."""
+    if torch.onnx.is_in_onnx_export():
+        return cast(int, torch.minimum(torch.tensor(limit), torch.as_tensor(size)))
+    return min(limit, size)
+
+
 def select_candidates(outputs: HeadOutputs, class_map: Tensor, image_sizes: Tensor, config: HeadConfig) -> Candidates:
     """Score classes, keep the best of every level, decode and clip their boxes.
 
@@ -178,9 +186,7 @@ def select_candidates(outputs: HeadOutputs, class_map: Tensor, image_sizes: Tens
         ranked = class_scores * level.centerness.sigmoid()
         ranked = torch.where(class_scores > config.score_threshold, ranked, torch.zeros_like(ranked)).flatten(1)
         best, index = ranked.topk(
-            torch.sym_min(  # type: ignore[no-untyped-call]
-                config.candidates_per_level, ranked.shape[1]
-            ),
+            _at_most(config.candidates_per_level, ranked.shape[1]),
             dim=1,
         )
         label = index // locations
