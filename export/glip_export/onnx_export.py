@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from glip_export.model.glip import Glip
 
-__all__ = ["IMAGE", "OPSET", "RAW_OUTPUTS", "TEXT", "GraphContract", "TensorContract", "export_image", "export_text"]
+__all__ = ["OPSET", "RAW_OUTPUTS", "GraphContract", "TensorContract", "drop_raw_outputs", "export_image", "export_text"]
 
 OPSET = 20  # DeformConv is 19, Gelu is 20
 EXAMPLE_HW = (448, 544)  # large enough that every pyramid level has several windows and several locations
@@ -95,9 +95,6 @@ def _image_contract(hidden: int) -> GraphContract:
     )
 
 
-TEXT = _text_contract
-IMAGE = _image_contract
-
 RAW_OUTPUTS = (
     TensorContract("logits", "float32", ("batch", "locations", "tokens"), "alignment of locations and tokens"),
     TensorContract("deltas", "float32", ("batch", "locations", 4), "box regression dx, dy, dw, dh"),
@@ -117,20 +114,14 @@ def export_text(model: Glip, directory: Path) -> GraphContract:
     return contract
 
 
-def export_image(model: Glip, directory: Path, *, raw_outputs: bool = False) -> GraphContract:
-    """Write `image.onnx` and `image.onnx.data`; return what it takes and gives.
-
-    Args:
-        model: the whole GLIP.
-        directory: an existing directory.
-        raw_outputs: also give logits, deltas and centerness of every location.
-    """
+def export_image(model: Glip, directory: Path) -> GraphContract:
+    """Write `image.onnx` and `image.onnx.data`, raw outputs included; return what it takes and gives."""
     import torch
 
     from glip_export.model.glip import ImageBranch
 
     contract = _image_contract(model.config.bert.hidden)
-    traced = GraphContract(contract.file, contract.inputs, contract.outputs + RAW_OUTPUTS)
+    contract = GraphContract(contract.file, contract.inputs, contract.outputs + RAW_OUTPUTS)
     batch, tokens, classes = 2, 9, 3
     height, width = EXAMPLE_HW
     example = (
@@ -140,8 +131,33 @@ def export_image(model: Glip, directory: Path, *, raw_outputs: bool = False) -> 
         torch.ones(batch, tokens, dtype=torch.int64),
         torch.full((batch, classes, tokens), 1.0 / tokens),
     )
-    _trace(ImageBranch(model), example, traced, directory / IMAGE_GRAPH, keep=None if raw_outputs else contract)
-    return traced if raw_outputs else contract
+    _trace(ImageBranch(model), example, contract, directory / IMAGE_GRAPH)
+    return contract
+
+
+def drop_raw_outputs(contract: GraphContract, directory: Path) -> GraphContract:
+    """Take logits, deltas and centerness out of a written image graph, with whatever computed only them."""
+    import onnx
+
+    path = directory / contract.file
+    model = onnx.load(str(path), load_external_data=False)
+    graph = model.graph
+    raw = {tensor.name for tensor in RAW_OUTPUTS}
+    outputs = [output for output in graph.output if output.name not in raw]
+    needed = {output.name for output in outputs}
+    nodes = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    nodes.reverse()
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    for field, kept in ((graph.output, outputs), (graph.node, nodes), (graph.initializer, weights)):
+        copies = [type(item).FromString(item.SerializeToString()) for item in kept]
+        del field[:]
+        field.extend(copies)
+    onnx.save(model, str(path))
+    return GraphContract(contract.file, contract.inputs, tuple(t for t in contract.outputs if t.name not in raw))
 
 
 def _trace(
@@ -149,7 +165,6 @@ def _trace(
     example: tuple[torch.Tensor, ...],
     contract: GraphContract,
     path: Path,
-    keep: GraphContract | None = None,
 ) -> None:
     """Trace, tidy and save one graph."""
     import onnx
@@ -173,11 +188,6 @@ def _trace(
             dynamic_axes=axes,
         )
         graph = onnx.load(str(raw))
-        if keep is not None:
-            wanted = {tensor.name for tensor in keep.outputs}
-            kept = [output for output in graph.graph.output if output.name in wanted]
-            del graph.graph.output[:]
-            graph.graph.output.extend(kept)
         _save(graph, path)
 
 

@@ -59,7 +59,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
         (B, Cout, h, w).
     """
     if torch.onnx.is_in_onnx_export():
-        traced: Tensor = _OnnxDeformConv.apply(x, offset, mask, weight, bias, stride)
+        traced: Tensor = _OnnxDeformConv.apply(x, offset, mask, weight, bias, stride)  # type: ignore[no-untyped-call]
         return traced
     return _sample_and_multiply(x, offset, mask, weight, bias, stride)
 

@@ -1,0 +1,174 @@
+"""Checkpoint to bundle, all or nothing: written to a temporary directory beside the target, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from glip_deploy.bundle import FORMAT, FORMAT_VERSION, MANIFEST, TOKENIZER, sha256_of
+from glip_deploy.errors import GlipError
+
+__all__ = ["STEPS", "ExportResult", "export_bundle"]
+
+STEPS = (
+    "read the checkpoint",
+    "trace the text branch",
+    "trace the image branch",
+    "verify the text branch",
+    "verify the image branch",
+    "write the manifest",
+)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    path: Path
+    manifest: dict[str, Any]
+    ignored: tuple[str, ...]
+
+
+def export_bundle(
+    checkpoint: Path,
+    output: Path,
+    *,
+    config_file: Path | None = None,
+    raw_outputs: bool = False,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> ExportResult:
+    """Export a checkpoint.
+
+    Args:
+        checkpoint: an official GLIP `.pth`.
+        output: the bundle's directory; must not exist, unless `overwrite` and it is a bundle.
+        config_file: an official YAML.
+        raw_outputs: let the image graph also give logits, deltas and centerness.
+        overwrite: replace an existing bundle.
+        on_step: called with each of STEPS as it begins.
+
+    Raises:
+        GlipError: whatever is wrong with the checkpoint, the target, the disk or the graphs; nothing is left behind.
+    """
+    import torch
+
+    from glip_export import verify
+    from glip_export.checkpoints import load_checkpoint
+    from glip_export.onnx_export import drop_raw_outputs, export_image, export_text
+    from glip_export.tokenizer import build_tokenizer
+
+    _check_target(output, overwrite)
+    on_step(STEPS[0])
+    loaded = load_checkpoint(checkpoint, config_file)
+    model = loaded.model
+    with _temporary_sibling(output) as directory, torch.inference_mode():
+        tokenizer = build_tokenizer()
+        if tokenizer.get_vocab_size() != loaded.config.bert.vocabulary:
+            raise GlipError(
+                f"checkpoint {checkpoint} has a vocabulary of {loaded.config.bert.vocabulary} entries,"
+                f" bert-base-uncased has {tokenizer.get_vocab_size()}; its tokenizer is not known"
+            )
+        tokenizer.save(str(directory / TOKENIZER))
+        on_step(STEPS[1])
+        text = export_text(model, directory)
+        on_step(STEPS[2])
+        image = export_image(model, directory)
+        on_step(STEPS[3])
+        rows = verify.verify_text(model, directory, tokenizer)
+        verify.check(rows)
+        on_step(STEPS[4])
+        rows += verify.verify_image(model, directory, tokenizer)
+        verify.check(rows)
+        if not raw_outputs:
+            image = drop_raw_outputs(image, directory)
+            verify.check(verify.verify_image(model, directory, tokenizer))
+        on_step(STEPS[5])
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "variant": loaded.config.variant,
+            "precision": "fp32",
+            "checkpoint": {"file": checkpoint.name, "sha256": loaded.sha256},
+            "config": loaded.config.to_dict(),
+            "io": {"text": text.to_dict(), "image": image.to_dict()},
+            "files": {
+                file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+                for file in sorted(directory.iterdir())
+            },
+            "parity": [row.to_dict() for row in rows],
+            "tools": _versions(),
+        }
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        for file in directory.iterdir():
+            file.chmod(0o644)
+        _deliver(directory, output)
+    return ExportResult(output, manifest, loaded.ignored)
+
+
+def _versions() -> dict[str, str]:
+    tools = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "tokenizers", "numpy")}
+    try:
+        tools["glip-deploy"] = metadata.version("glip-deploy")
+    except metadata.PackageNotFoundError:
+        tools["glip-deploy"] = "source tree"
+    return {**tools, "python": platform.python_version()}
+
+
+def _check_target(output: Path, overwrite: bool) -> None:
+    if output.exists():
+        if not output.is_dir():
+            raise GlipError(f"--output {output} is a file; name a directory that does not exist yet")
+        if any(output.iterdir()):
+            if not overwrite:
+                raise GlipError(f"--output {output} exists; name another directory, or add --overwrite")
+            if not (output / MANIFEST).is_file():
+                raise GlipError(f"--output {output} is not a bundle and will not be replaced; name another directory")
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GlipError(f"--output {output}: {parent} cannot be created ({error.strerror})") from None
+    if not os.access(parent, os.W_OK):
+        raise GlipError(f"--output {output}: {parent} is not writable; name another directory")
+
+
+@contextmanager
+def _temporary_sibling(output: Path) -> Iterator[Path]:
+    """A directory on the same disk as `output`, gone afterwards whatever happens."""
+    directory = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}-"))
+    try:
+        yield directory
+    except OSError as error:
+        raise GlipError(
+            f"--output {output}: writing failed ({error.strerror or error}); nothing was written."
+            f" {shutil.disk_usage(directory.parent).free / 1e9:.1f} GB are free there"
+        ) from None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _deliver(directory: Path, output: Path) -> None:
+    """Rename into place; an old bundle is put aside first, so that a failure leaves one of the two whole."""
+    directory.chmod(0o755)
+    if not output.exists():
+        directory.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}-old-"))
+    old.rmdir()
+    output.rename(old)
+    try:
+        directory.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""glip-export: an official checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from glip_export.bundle_writer import ExportResult
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+examples:
+  glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/
+  glip-export --model glip_large_model.pth --output glip_l/ --config configs/pretrain/glip_Swin_L.yaml
+
+The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognised from the file. Every graph is
+compared with torch on a real picture before the bundle is delivered.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status (0 done, 1 an error with a one-line message, 2 bad usage)."""
+    args = _parser().parse_args(argv)
+    started = time.perf_counter()
+    try:
+        from glip_export.bundle_writer import STEPS, export_bundle
+
+        with _Progress(len(STEPS), args.quiet) as progress:
+            output = args.output if args.output is not None else Path(args.model.stem)
+            result = export_bundle(
+                args.model,
+                output,
+                config_file=args.config,
+                raw_outputs=args.raw_outputs,
+                overwrite=args.overwrite,
+                on_step=progress.step,
+            )
+    except GlipError as error:
+        print(f"glip-export: error: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(
+            f"glip-export: error: {error.name or error} is not installed; pip install 'glip-deploy[export]'",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("glip-export: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    if not args.quiet:
+        _report(result, time.perf_counter() - started)
+    return 0
+
+
+def _report(result: ExportResult, seconds: float) -> None:
+    manifest = result.manifest
+    out = sys.stderr
+    if result.ignored:
+        shown = ", ".join(result.ignored[:4]) + (", ..." if len(result.ignored) > 4 else "")
+        print(f"{len(result.ignored)} tensors that inference does not use were ignored: {shown}", file=out)
+    print(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}", file=out)
+    for row in manifest["parity"]:
+        print(
+            f"{row['graph']:<12}{row['output']:<38}{row['max_abs']:>10.1e}{row['max_rel']:>10.1e}"
+            f"{row['tolerance']:>10.0e}",
+            file=out,
+        )
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    print(f"{manifest['variant']}: {size / 1e6:.0f} MB in {seconds:.0f} s", file=out)
+    print(result.path)
+
+
+class _Progress:
+    """A bar on a terminal, a line a step elsewhere."""
+
+    def __init__(self, steps: int, quiet: bool) -> None:
+        self.steps, self.quiet, self.done = steps, quiet, 0
+        self.bar: object | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def step(self, name: str) -> None:
+        self.done += 1
+        if self.quiet:
+            return
+        print(f"[{self.done}/{self.steps}] {name}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="glip-export",
+        description="Export an official GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="official .pth checkpoint")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the bundle's directory (default: the checkpoint's name without .pth)",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="official YAML, to check and complete the file")
+    parser.add_argument(
+        "--raw-outputs", action="store_true", help="let the image graph also give logits, deltas and centerness"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--quiet", action="store_true", help="only errors")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

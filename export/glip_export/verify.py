@@ -1,0 +1,171 @@
+"""The parity report: torch against every graph that was written, on a real picture.
+
+A graph that disagrees is not delivered. Tolerances are absolute, for fp32; they are those of the reference outputs
+(README of the parity set), where two correct fp32 implementations differ by about a tenth of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH
+from glip_deploy.errors import GlipError
+from glip_deploy.image import canvas, load_image
+from glip_deploy.prompt import parse_prompt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from glip_export.model.glip import Glip
+
+__all__ = ["PICTURE", "ParityRow", "check", "verify_image", "verify_text"]
+
+PICTURE = Path(__file__).with_name("data") / "picture.jpg"
+CLASSES = ("person", "flower", "traffic light", "red roof", "hair drier")
+SHORTEST_SIDE, LONGEST_SIDE = 352, 512  # another size, aspect and token count than the traced example
+
+TEXT_TOLERANCE = 1e-4
+HEAD_TOLERANCE = {"swin-t": 1e-3, "swin-l": 2e-3}
+BOX_TOLERANCE = 0.1
+SCORE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output of one graph against torch."""
+
+    graph: str
+    output: str
+    max_abs: float
+    max_rel: float
+    """Largest absolute error over the largest absolute value."""
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance; NaN is not."""
+        return self.max_abs <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "graph": self.graph,
+            "output": self.output,
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "tolerance": self.tolerance,
+        }
+
+
+def _row(graph: str, output: str, ours: NDArray[Any], torchs: NDArray[Any], tolerance: float) -> ParityRow:
+    if ours.shape != torchs.shape:
+        raise GlipError(f"{graph}: {output} has shape {ours.shape}, torch gives {torchs.shape}; the export is wrong")
+    error = float(np.abs(ours.astype(np.float64) - torchs).max()) if ours.size else 0.0
+    largest = float(np.abs(torchs).max()) if ours.size else 1.0
+    return ParityRow(graph, output, error, error / max(largest, 1e-12), tolerance)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[ParityRow]:
+    """Compare the text branch, for one prompt and for a batch of two with padding."""
+    import torch
+
+    prompt = parse_prompt(list(CLASSES), tokenizer)
+    tokens = len(prompt.input_ids)
+    ids = np.zeros((2, tokens), np.int64)
+    mask = np.zeros((2, tokens), np.int64)
+    short = parse_prompt(["dog"], tokenizer).input_ids
+    ids[0], mask[0] = prompt.input_ids, 1
+    ids[1, : len(short)], mask[1, : len(short)] = short, 1
+    session = _session(directory / TEXT_GRAPH)
+    rows = []
+    for name, batch in (("text_embedding", slice(0, 1)), ("text_embedding, padded batch", slice(0, 2))):
+        with torch.inference_mode():
+            expected = model.encode_text(torch.from_numpy(ids[batch]), torch.from_numpy(mask[batch])).numpy()
+        (found,) = session.run(["text_embedding"], {"input_ids": ids[batch], "attention_mask": mask[batch]})
+        rows.append(_row(TEXT_GRAPH, name, found, expected, TEXT_TOLERANCE))
+    return rows
+
+
+def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
+    """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
+    import torch
+
+    from glip_export.model.glip import ImageBranch
+
+    prompt = parse_prompt(list(CLASSES), tokenizer)
+    frame = load_image(picture)
+    content = canvas([frame], color="rgb", shortest_side=SHORTEST_SIDE, longest_side=LONGEST_SIDE)
+    ids = torch.from_numpy(prompt.input_ids.copy())[None]
+    with torch.inference_mode():
+        embedding = model.encode_text(ids, torch.ones_like(ids))
+    feed: dict[str, NDArray[Any]] = {
+        "frames": np.ascontiguousarray(content.frames),
+        "image_sizes": np.ascontiguousarray(content.image_sizes),
+        "text_embedding": embedding.numpy(),
+        "text_mask": np.ones((1, len(prompt.input_ids)), np.int64),
+        "class_map": np.ascontiguousarray(prompt.class_map)[None],
+    }
+    with torch.inference_mode():
+        expected = [t.numpy() for t in ImageBranch(model)(*(torch.from_numpy(a.copy()) for a in feed.values()))]
+    session = _session(directory / IMAGE_GRAPH)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(names, feed), strict=True))
+    large = model.config.swin.embed_dim > 128
+    tolerance = HEAD_TOLERANCE["swin-l" if large else "swin-t"]
+    rows = [
+        _row(IMAGE_GRAPH, name, found[name], torchs, tolerance)
+        for name, torchs in zip(("logits", "deltas", "centerness"), expected[3:], strict=True)
+        if name in found
+    ]
+    return rows + _candidate_rows([found[n][0] for n in ("boxes", "scores", "labels")], [e[0] for e in expected[:3]])
+
+
+def _candidate_rows(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> list[ParityRow]:
+    """Compare candidates as sets: ranks may swap between equals, and one at the threshold may come or go."""
+    boxes, scores, labels = found
+    torch_boxes, torch_scores, torch_labels = expected
+    if scores.shape != torch_scores.shape:
+        raise GlipError(f"{IMAGE_GRAPH}: {scores.shape[0]} candidates, torch gives {torch_scores.shape[0]}")
+    strong = np.flatnonzero(torch_scores > 0.05)
+    box_error = score_error = 0.0
+    for i in strong:
+        same = np.flatnonzero((labels == torch_labels[i]) & (scores > 0))
+        if not len(same):
+            box_error = score_error = float("inf")
+            break
+        distance = np.abs(boxes[same] - torch_boxes[i]).max(axis=1)
+        # Clipped boxes may coincide: of those at the same place, the one with the nearest score is meant.
+        place = np.flatnonzero(distance <= distance.min() + BOX_TOLERANCE)
+        nearest = place[np.abs(scores[same[place]] - torch_scores[i]).argmin()]
+        box_error = max(box_error, float(distance[nearest]))
+        score_error = max(score_error, abs(float(scores[same[nearest]] - torch_scores[i])))
+    size = float(np.abs(torch_boxes).max())
+    return [
+        ParityRow(IMAGE_GRAPH, f"boxes ({len(strong)} candidates), pixels", box_error, box_error / size, BOX_TOLERANCE),
+        ParityRow(IMAGE_GRAPH, "scores", score_error, score_error, SCORE_TOLERANCE),
+    ]
+
+
+def check(rows: Sequence[ParityRow]) -> None:
+    """Raise GlipError naming the worst row if any is beyond its tolerance."""
+    bad = [row for row in rows if not row.ok]
+    if bad:
+        worst = max(bad, key=lambda row: row.max_abs / row.tolerance if np.isfinite(row.max_abs) else np.inf)
+        raise GlipError(
+            f"{worst.graph}: {worst.output} differs from torch by {worst.max_abs:.3g}, more than {worst.tolerance:g};"
+            " the bundle was not written. Please report this with the versions of torch, onnx and onnxruntime"
+        )
