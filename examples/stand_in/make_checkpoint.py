@@ -1,0 +1,46 @@
+"""Write a full-size GLIP checkpoint with synthetic weights, in the official file format.
+
+    python examples/stand_in/make_checkpoint.py T glip_t.pth
+
+Released weights cannot travel with this repository. These stand in for them: the same keys, shapes, dtypes and cost,
+the same arithmetic, the same values on every machine. What the model then detects is arbitrary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VARIANTS = ("A", "B", "T", "L", "T_prompt")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--salt", default="", help="another set of weights")
+    args = parser.parse_args()
+
+    import torch
+
+    sys.path.insert(0, str(HERE))
+    from synth_weights import items
+
+    manifest = str(HERE / "manifests" / f"glip_{args.variant}.json")
+    state = {key: torch.from_numpy(value) for key, value in items(manifest, args.salt)}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.output.with_name(args.output.name + f".{os.getpid()}.tmp")
+    try:
+        torch.save({"model": state}, temporary)
+        temporary.replace(args.output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{args.output}: stand-in GLIP-{args.variant}, {sum(v.numel() for v in state.values()) / 1e6:.0f} M numbers")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
