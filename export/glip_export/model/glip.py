@@ -25,13 +25,15 @@ def normalise(frames: Tensor, image_sizes: Tensor, config: InputConfig) -> Tenso
     Returns:
         (B, H, W, 3) float32. Padding is zero *after* normalisation, as in training (official `to_image_list`).
     """
-    mean = torch.tensor(config.pixel_mean, dtype=torch.float32, device=frames.device)
-    std = torch.tensor(config.pixel_std, dtype=torch.float32, device=frames.device)
-    x = (frames.to(torch.float32) - mean) / std
-    rows = torch.arange(frames.shape[1], device=frames.device)[None, :] < image_sizes[:, :1]
-    columns = torch.arange(frames.shape[2], device=frames.device)[None, :] < image_sizes[:, 1:]
-    inside = (rows[:, :, None] & columns[:, None, :])[..., None]
-    return torch.where(inside, x, torch.zeros_like(x))
+    batch, height, width, channels = frames.shape
+    # Pixel and channel share one axis here: broadcasting over a last axis of 3 costs a CPU five times as much.
+    mean = torch.tensor(config.pixel_mean, dtype=torch.float32, device=frames.device).repeat(width)
+    std = torch.tensor(config.pixel_std, dtype=torch.float32, device=frames.device).repeat(width)
+    x = (frames.reshape(batch, height, width * channels).to(torch.float32) - mean) / std
+    rows = torch.arange(height, device=frames.device)[None, :] < image_sizes[:, :1]
+    columns = torch.arange(width * channels, device=frames.device)[None, :] < image_sizes[:, 1:] * channels
+    x = x * rows.to(x.dtype)[:, :, None] * columns.to(x.dtype)[:, None, :]
+    return x.reshape(batch, height, width, channels)
 
 
 class Backbone(nn.Module):
