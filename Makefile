@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -11,6 +11,28 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
+
+DEMO  := build/demo
+PHOTO := export/glip_export/data/picture.jpg
+
+demo: $(VENV)/.ready
+	@mkdir -p $(DEMO)
+	@echo "== 1. A full-size GLIP-T checkpoint in the official format, with stand-in weights"
+	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
+	@echo "== 2. glip-export: two ONNX graphs, verified against torch"
+	$(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t --overwrite
+	@echo "== 3. A photograph at the evaluation size (800 x 1199)"
+	$(BIN)/glip-detect --model $(DEMO)/glip_t --prompt "person. red roof. stone lion" --source $(PHOTO) \
+	    --threshold 0.85 --output $(DEMO)/photograph.jpg --json $(DEMO)/photograph.jsonl
+	@echo "== 4. A short video, the same prompt (its text branch does not run again)"
+	$(BIN)/python examples/pan_video.py $(PHOTO) $(DEMO)/pan.mp4 --frames 12
+	$(BIN)/glip-detect --model $(DEMO)/glip_t --prompt "person. red roof. stone lion" --source $(DEMO)/pan.mp4 \
+	    --shortest-side 320 --threshold 0.85 --output $(DEMO)/pan_annotated.mp4 --json $(DEMO)/pan.jsonl
+	@echo
+	@echo "Look at $(DEMO)/photograph.jpg and $(DEMO)/pan_annotated.mp4."
+	@echo "THE BOXES ARE ARBITRARY: released weights cannot travel with this repository, so the checkpoint above"
+	@echo "has synthetic ones. The arithmetic and the timings are real. With a released checkpoint:"
+	@echo "  glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
