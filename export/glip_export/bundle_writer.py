@@ -72,11 +72,12 @@ def export_bundle(
     loaded = load_checkpoint(checkpoint, config_file)
     model = loaded.model
     with _temporary_sibling(output) as directory, torch.inference_mode():
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(loaded.vocabulary)
         if tokenizer.get_vocab_size() != loaded.config.bert.vocabulary:
             raise GlipError(
                 f"checkpoint {checkpoint} has a vocabulary of {loaded.config.bert.vocabulary} entries,"
-                f" bert-base-uncased has {tokenizer.get_vocab_size()}; its tokenizer is not known"
+                f" bert-base-uncased has {tokenizer.get_vocab_size()}; it must carry its own as"
+                ' {"model": ..., "vocabulary": [...]}'
             )
         tokenizer.save(str(directory / TOKENIZER))
         on_step(STEPS[1])

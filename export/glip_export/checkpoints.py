@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from glip_deploy.bundle import sha256_of
 from glip_deploy.errors import GlipError
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
+from glip_export.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     StateDict = Mapping[str, torch.Tensor]
 
-__all__ = ["Checkpoint", "build", "derive_config", "load_checkpoint", "read_state_dict"]
+__all__ = ["Checkpoint", "CheckpointFile", "build", "derive_config", "load_checkpoint", "read_checkpoint"]
 
 # Rebuilt from the configuration, or used in training only. Everything ignored is listed to the user all the same.
 EXPECTED_EXTRAS = re.compile(
@@ -50,6 +51,20 @@ class Checkpoint:
     sha256: str
     ignored: tuple[str, ...]
     """Keys of the file that inference does not use."""
+    vocabulary: tuple[str, ...] | None = None
+    """WordPiece entries in order of their ids, None for BERT-base's own."""
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a `.pth` holds, nothing executed: `{"model": ..., "glip_config": ..., "vocabulary": ...}`."""
+
+    state: StateDict
+    """Tensors by official key, without the `module.` prefix."""
+    facts: Mapping[str, Any]
+    """`glip_config`, which released files do not have: what shapes cannot tell, `{"bert_heads": 12}`."""
+    vocabulary: tuple[str, ...] | None
+    """`vocabulary`, which released files do not have: the WordPiece entries, where they are not BERT-base's."""
 
 
 def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
@@ -62,18 +77,27 @@ def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     Raises:
         GlipError: missing, truncated, not a GLIP, holding code, holding NaN, or of unexpected shapes.
     """
-    state, facts = read_state_dict(path)
-    config = derive_config(state, facts, path)
+    file = read_checkpoint(path)
+    config = derive_config(file.state, file.facts, path)
     if config_file is not None:
         from glip_export.official_config import apply_official_config
 
         config = apply_official_config(config, config_file)
-    model, ignored = build(state, config, path)
-    return Checkpoint(model, config, sha256_of(path), ignored)
+    if file.vocabulary is not None and len(file.vocabulary) != config.bert.vocabulary:
+        raise GlipError(
+            f"checkpoint {path}: vocabulary has {len(file.vocabulary)} entries, the word embeddings have "
+            f"{config.bert.vocabulary} rows; they must be equal"
+        )
+    model, ignored = build(file.state, config, path)
+    return Checkpoint(model, config, sha256_of(path), ignored, file.vocabulary)
 
 
-def read_state_dict(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
-    """Return (tensors by official key, the file's `glip_config` facts) without executing anything from the file."""
+def read_checkpoint(path: Path) -> CheckpointFile:
+    """Read a checkpoint without executing anything from it.
+
+    Raises:
+        GlipError: missing, empty, truncated, corrupt, holding code or objects, or not `{"model": state_dict}`.
+    """
     import pickle
 
     import torch
@@ -122,7 +146,21 @@ def read_state_dict(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     tensors = {
         str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)
     }
-    return tensors, facts if isinstance(facts, Mapping) else {}
+    if not isinstance(facts, Mapping):
+        raise GlipError(f'checkpoint {path}: "glip_config" is a {type(facts).__name__}, expected {{"bert_heads": 12}}')
+    return CheckpointFile(tensors, facts, _vocabulary(content.get("vocabulary"), path))
+
+
+def _vocabulary(entries: Any, path: Path) -> tuple[str, ...] | None:
+    if entries is None:
+        return None
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
+        raise GlipError(f'checkpoint {path}: "vocabulary" is not a list of WordPiece entries')
+    lacking = [entry for entry in SPECIAL_TOKENS if entry not in entries]
+    if lacking or len(set(entries)) != len(entries):
+        what = f"lacks {lacking[0]}" if lacking else "has duplicate entries"
+        raise GlipError(f'checkpoint {path}: "vocabulary" {what}; it must be a BERT WordPiece vocabulary')
+    return tuple(entries)
 
 
 def derive_config(state: StateDict, facts: Mapping[str, Any] | None = None, path: Path | str = "") -> GlipConfig:
