@@ -71,7 +71,7 @@ class Detector:
         self.shortest_side = shortest_side
         self.longest_side = longest_side
         self.resize = resize
-        self._backend = backend
+        self.backend = backend
         self._tokenizer = bundle.tokenizer()
         self._cache = PromptCache(cache_dir, bundle.key)
 
@@ -139,7 +139,7 @@ class Detector:
         )
         embedding = self._cache.get(prompt.embedding_key)
         if embedding is None or embedding.shape[0] != prompt.input_ids.shape[0]:
-            embedding = self._backend.encode_text(prompt.input_ids)
+            embedding = self.backend.encode_text(prompt.input_ids)
             self._cache.put(prompt.embedding_key, embedding)
         return EncodedPrompt(prompt, embedding)
 
@@ -194,7 +194,7 @@ class Detector:
         def repeat(array: NDArray[Any]) -> NDArray[Any]:
             return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
 
-        boxes, scores, labels = self._backend.detect(
+        boxes, scores, labels = self.backend.detect(
             canvas.frames,
             canvas.image_sizes,
             repeat(encoded.embedding),
@@ -218,7 +218,7 @@ class Detector:
 
     def close(self) -> None:
         """Free the engine's memory; a context manager does it too."""
-        self._backend.close()
+        self.backend.close()
 
     def __enter__(self) -> Detector:
         return self

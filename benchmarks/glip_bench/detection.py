@@ -159,8 +159,6 @@ def _pieces(
     detector: Detector, frame: NDArray[np.uint8], encoded: EncodedPrompt, settings: Settings
 ) -> tuple[dict[str, Callable[[], object]], dict[str, NDArray[Any]]]:
     """Make one callable per piece of a frame's way, and the arrays that the image branch is given."""
-    from glip_deploy.backends import open_backend
-
     content = image.canvas(
         [frame], color="rgb", shortest_side=settings.shortest_side, longest_side=settings.longest_side
     )
@@ -171,7 +169,7 @@ def _pieces(
         "text_mask": np.ones((1, encoded.embedding.shape[0]), np.int64),
         "class_map": np.ascontiguousarray(encoded.prompt.class_map)[None],
     }
-    backend = open_backend("onnxruntime", detector.bundle, settings.threads)
+    backend = detector.backend
     boxes, scores, labels = backend.detect(**feed)
     limits = thresholds(encoded.prompt, settings.threshold)
     sizes = [tuple(int(v) for v in sides[0]) for sides in (content.image_sizes, content.original_sizes)]
