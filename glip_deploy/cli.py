@@ -18,8 +18,9 @@ from glip_deploy.errors import GlipError
 if TYPE_CHECKING:
     from glip_deploy.prompt_text import PromptText
     from glip_deploy.sinks import Sink
-    from glip_deploy.sources import PictureSource, VideoSource
+    from glip_deploy.sources import PictureSource
     from glip_deploy.video import RunSummary
+    from glip_deploy.video_source import VideoSource
 
 __all__ = ["main"]
 
@@ -145,8 +146,9 @@ def _sinks(args: argparse.Namespace, source: PictureSource | VideoSource, phrase
 
 def _annotated(output: str, source: PictureSource | VideoSource) -> Sink:
     """The sink that fits the source: a picture, a folder of pictures, or a video."""
-    from glip_deploy.sinks import PICTURE_FORMATS, VIDEO_SUFFIXES, PictureSink, VideoSink, refuse_overwriting
+    from glip_deploy.sinks import PICTURE_FORMATS, PictureSink, refuse_overwriting
     from glip_deploy.sources import PictureSource
+    from glip_deploy.video_sink import VIDEO_SUFFIXES, VideoSink
 
     path = Path(output)
     suffix = path.suffix.lower()

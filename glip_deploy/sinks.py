@@ -14,11 +14,8 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from glip_deploy.errors import GlipError
 from glip_deploy.prompt_text import fold
@@ -27,35 +24,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
     from glip_deploy.detections import Detections
     from glip_deploy.sources import Frame
 
 __all__ = [
     "PICTURE_FORMATS",
-    "VIDEO_SUFFIXES",
     "CocoSink",
     "JsonLinesSink",
     "PictureSink",
     "Sink",
-    "VideoSink",
+    "check_file",
+    "check_folder",
+    "not_written",
     "read_coco_names",
     "refuse_overwriting",
 ]
 
 log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset((".m4v", ".mkv", ".mov", ".mp4"))
-"""Names an annotated video may end in."""
-
 PICTURE_FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 """Names an annotated picture may end in, and what Pillow calls the format."""
-
-_DEFAULT_FPS = 25.0
-_FRAGMENTED = "frag_every_frame+empty_moov+default_base_moof"
-_BT709 = 1  # FFmpeg's number for the colour space, the primaries and the transfer curve alike
-_LIMITED_RANGE = 1
 
 
 class Sink(ABC):
@@ -97,11 +85,11 @@ class PictureSink(Sink):
         self._folder = folder
         self._root = root
         if folder:
-            _check_folder(self._output)
+            check_folder(self._output)
         else:
             if self._output.suffix.lower() not in PICTURE_FORMATS:
                 raise GlipError(f"picture {output} does not end in {' or '.join(PICTURE_FORMATS)}; choose one of them")
-            _check_file(self._output)
+            check_file(self._output)
 
     def write(self, frame: Frame, detections: Detections) -> None:
         """Draw and save one picture."""
@@ -120,7 +108,7 @@ class PictureSink(Sink):
             picture.save(partial, format=kind, **options)
             partial.replace(path)
         except OSError as error:
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -159,14 +147,14 @@ class JsonLinesSink(Sink):
         self._file: IO[bytes] | None = None
         self._whole = 0
         if not self._to_stdout:
-            _check_file(self._path)
+            check_file(self._path)
 
     def __enter__(self) -> Self:
         if not self._to_stdout:
             try:
                 self._file = self._path.open("wb", buffering=0)
             except OSError as error:
-                raise _not_written(self._path, error) from error
+                raise not_written(self._path, error) from error
         return self
 
     def write(self, frame: Frame, detections: Detections) -> None:
@@ -198,7 +186,7 @@ class JsonLinesSink(Sink):
         except OSError as error:
             with suppress(OSError):
                 self._file.truncate(self._whole)
-            raise _not_written(self._path, error) from error
+            raise not_written(self._path, error) from error
         self._whole += len(data)
 
     def __exit__(
@@ -220,7 +208,7 @@ class JsonLinesSink(Sink):
             sys.stdout.write(json.dumps(json.loads(line)) + "\n")
             sys.stdout.flush()
         except OSError as error:
-            raise _not_written(Path("standard output"), error) from error
+            raise not_written(Path("standard output"), error) from error
 
 
 class CocoSink(Sink):
@@ -250,7 +238,7 @@ class CocoSink(Sink):
         self._categories = None if categories is None else {fold(name): number for name, number in categories.items()}
         self._image_ids = dict(image_ids or {})
         self._results: list[tuple[str, int, Detections]] = []
-        _check_file(self._path)
+        check_file(self._path)
 
     def write(self, frame: Frame, detections: Detections) -> None:
         """Remember one frame's detections."""
@@ -275,7 +263,7 @@ class CocoSink(Sink):
                 os.fsync(file.fileno())
             partial.replace(self._path)
         except OSError as problem:
-            raise _not_written(self._path, problem) from problem
+            raise not_written(self._path, problem) from problem
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
@@ -315,177 +303,6 @@ class CocoSink(Sink):
             ) from None
 
 
-class VideoSink(Sink):
-    """An annotated video: H.264 where FFmpeg has it, else MPEG-4; BT.709 colours; sides padded to even.
-
-    It grows under its final name as a fragmented file, one fragment a frame, so that it can be played up to
-    the last frame whenever the process dies. Once complete, an .mp4, .m4v or .mov is rewritten (copied, not
-    encoded again) as an ordinary file with its index in front; should the disk have no room for that, the
-    fragmented one stays. Nothing is touched before the first frame. Frames of another size are scaled to the
-    first one's.
-
-    Args:
-        output: a file; see `VIDEO_SUFFIXES`.
-        fps: frames per second of the source, before any stride; None for 25.
-        stride: the stride of the source; the video has `fps / stride` frames per second and plays at the
-            speed of the source.
-        live: time frames by the clock, for a source that drops frames.
-        make_folder: make the folder of `output` if need be.
-
-    Raises:
-        GlipError: it cannot be written there, or the name ends in something else.
-    """
-
-    def __init__(
-        self,
-        output: str | os.PathLike[str],
-        *,
-        fps: float | None = None,
-        stride: int = 1,
-        live: bool = False,
-        make_folder: bool = False,
-    ) -> None:
-        from glip_deploy.sources import import_av
-
-        import_av()
-        self._path = Path(output)
-        if self._path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise GlipError(f"video {output} does not end in {' or '.join(sorted(VIDEO_SUFFIXES))}; .mp4 is usual")
-        if make_folder:
-            _check_folder(self._path.parent)
-        if self._path.parent.exists() or not make_folder:
-            _check_file(self._path)
-        self._rate = Fraction(fps or _DEFAULT_FPS).limit_denominator(1001)
-        self._stride = stride
-        self._live = live
-        self._container: Any = None
-        self._stream: Any = None
-        self._first = 0.0
-        self._last = -1
-        self._whole = 0
-        self._failed = False
-
-    def write(self, frame: Frame, detections: Detections) -> None:
-        """Draw and encode one frame."""
-        import av
-
-        from glip_deploy.draw import annotate
-
-        picture = _even(annotate(frame.image, detections))
-        try:
-            if self._container is None:
-                refuse_overwriting(frame.source, self._path)
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._open(picture.shape[1], picture.shape[0])
-                self._first = self._clock(frame)
-            video_frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                width=self._stream.width,
-                height=self._stream.height,
-                format="yuv420p",
-                dst_colorspace=_BT709,
-                dst_color_range=_LIMITED_RANGE,
-            )
-            # Encoders refuse a time that does not grow; a camera may give two frames in one tick.
-            self._last = max(round(self._clock(frame) - self._first), self._last + 1)
-            video_frame.pts = self._last
-            video_frame.time_base = self._time_base
-            self._container.mux(self._stream.encode(video_frame))
-            self._whole = self._path.stat().st_size
-        except (av.FFmpegError, OSError) as error:
-            self._failed = True
-            raise _not_written(self._path, error) from error
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Complete the file; after an exception too, as a video up to there is of use."""
-        import av
-
-        container, self._container = self._container, None
-        if container is None:
-            return
-        try:
-            try:
-                if not self._failed:
-                    container.mux(self._stream.encode(None))
-            finally:
-                container.close()
-        except (av.FFmpegError, OSError) as problem:
-            self._failed = True
-            if kind is None:
-                raise _not_written(self._path, problem) from problem
-        finally:
-            if self._failed:
-                # Players stumble over the half fragment that a full disk leaves at the end.
-                with suppress(OSError):
-                    os.truncate(self._path, self._whole)
-        if self._failed:
-            return
-        if self._path.suffix.lower() != ".mkv":
-            self._defragment()
-
-    @property
-    def _time_base(self) -> Fraction:
-        return Fraction(1, 1000) if self._live else 1 / self._rate
-
-    def _clock(self, frame: Frame) -> float:
-        """The frame's time in units of `_time_base`."""
-        return (frame.time or 0.0) * 1000 if self._live else float(frame.index)
-
-    def _open(self, width: int, height: int) -> None:
-        import av
-
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": _FRAGMENTED}
-        container = av.open(str(self._path), "w", options={**options, "flush_packets": "1"})
-        try:
-            stream: Any = container.add_stream(codec, rate=self._rate / self._stride)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            context = stream.codec_context
-            context.time_base = self._time_base
-            context.gop_size = max(1, round(2 * self._rate / self._stride))
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = _LIMITED_RANGE
-            if codec == "libx264":
-                # No look-ahead: a frame that is written is on disk, not in the encoder.
-                stream.options = {"preset": "veryfast", "tune": "zerolatency", "crf": "20"}
-            else:
-                context.bit_rate = max(1_000_000, int(width * height * float(self._rate) * 0.15))
-        except BaseException:
-            container.close()
-            raise
-        self._container, self._stream = container, stream
-
-    def _defragment(self) -> None:
-        import av
-
-        partial = self._path.with_name(f".{self._path.stem}.{os.getpid()}.part{self._path.suffix}")
-        try:
-            with (
-                av.open(str(self._path)) as source,
-                av.open(str(partial), "w", options={"movflags": "faststart"}) as target,
-            ):
-                stream = target.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(source.streams.video[0]):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        target.mux(packet)
-            partial.replace(self._path)
-        except (av.FFmpegError, OSError) as error:
-            log.warning("%s stays fragmented, which most players accept (%s)", self._path, error)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-
-
-def _even(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Repeat the last row or column where a side is odd: 4:2:0 video has one colour for two pixels."""
-    height, width = picture.shape[:2]
-    if not (height % 2 or width % 2):
-        return picture
-    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-
-
 def read_coco_names(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[str, int]]:
     """Read what a COCO file calls things: an annotation file, or a bare list of categories.
 
@@ -518,7 +335,7 @@ def refuse_overwriting(source: str, path: Path) -> None:
         raise GlipError(f"output {path} is the source itself and would be overwritten; choose another name")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """See that a file can be made or replaced, leaving no trace."""
     if path.is_dir():
         raise GlipError(f"output {path} is a folder; name a file in it")
@@ -529,7 +346,7 @@ def _check_file(path: Path) -> None:
         raise GlipError(f"output {path} cannot be written (permission denied); choose another place")
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
     """See that files can be made in a folder that may not exist yet, leaving no trace."""
     existing = path
     while not existing.exists() and existing != existing.parent:
@@ -540,7 +357,8 @@ def _check_folder(path: Path) -> None:
         raise GlipError(f"output folder {path} cannot be written (permission denied); choose another place")
 
 
-def _not_written(path: Path, error: Exception) -> GlipError:
+def not_written(path: Path, error: Exception) -> GlipError:
+    """Return the error for a file that could not be written, naming a full disk as such."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return GlipError(f"{path} cannot be written: no space left; free some, or write elsewhere")

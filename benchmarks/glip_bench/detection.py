@@ -196,7 +196,11 @@ def _pieces(
 
 
 def _resizing(settings: Settings) -> list[dict[str, Any]]:
-    """Time exact and fast resizing from common video sizes, and say how far the pixels differ."""
+    """Time exact and fast resizing from common video sizes, and say how far the pixels differ.
+
+    The picture is smaller than a video frame, and enlarging it would leave no detail to differ in: the difference is
+    measured on the picture itself, shrunk by the same factor.
+    """
     picture = image.load_image(settings.picture)
     rows = []
     for height, width in ((720, 1280), (1080, 1920), (1440, 2560), (2160, 3840)):
@@ -206,7 +210,8 @@ def _resizing(settings: Settings) -> list[dict[str, Any]]:
             {method.value: partial(image.resize, frame, size, method) for method in image.Resize},
             max(10, settings.runs),
         )
-        exact, fast = (image.resize(frame, size, method).astype(np.int16) for method in image.Resize)
+        shrunk = (max(1, round(picture.shape[0] * size[0] / height)), max(1, round(picture.shape[1] * size[1] / width)))
+        exact, fast = (image.resize(picture, shrunk, method).astype(np.int16) for method in image.Resize)
         rows.append(
             {
                 "from": [height, width],

@@ -18,8 +18,9 @@ from PIL import Image
 
 from glip_deploy.detections import Detections
 from glip_deploy.errors import GlipError
-from glip_deploy.sinks import CocoSink, JsonLinesSink, PictureSink, VideoSink, read_coco_names
+from glip_deploy.sinks import CocoSink, JsonLinesSink, PictureSink, read_coco_names
 from glip_deploy.sources import Frame, open_source
+from glip_deploy.video_sink import VideoSink
 
 NAMES = ("person", "traffic light")
 
@@ -438,7 +439,7 @@ def test_a_full_disk_leaves_a_video_of_whole_frames(tmp_path):
         import numpy as np
         from glip_deploy.detections import Detections
         from glip_deploy.errors import GlipError
-        from glip_deploy.sinks import VideoSink
+        from glip_deploy.video_sink import VideoSink
         from glip_deploy.sources import Frame
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -465,7 +466,7 @@ def test_a_killed_process_leaves_a_playable_video(tmp_path):
         import os, signal
         import numpy as np
         from glip_deploy.detections import Detections
-        from glip_deploy.sinks import VideoSink
+        from glip_deploy.video_sink import VideoSink
         from glip_deploy.sources import Frame
 
         with VideoSink({str(tmp_path / "o.mp4")!r}, fps=10) as sink:

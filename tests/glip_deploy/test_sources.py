@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from glip_deploy.errors import GlipError
-from glip_deploy.sources import PictureSource, VideoSource, _Address, open_source
+from glip_deploy.sources import PictureSource, open_source
+from glip_deploy.video_source import Address, VideoSource
 
 
 def grey(i):
@@ -203,11 +204,11 @@ def test_stride_and_limit_on_video(tmp_path):
 
 
 def test_skipped_frames_of_a_stride_are_not_converted(tmp_path, monkeypatch):
-    from glip_deploy import sources
+    from glip_deploy import video_source
 
     converted = []
-    plain = sources._rgb
-    monkeypatch.setattr(sources, "_rgb", lambda picture: converted.append(picture) or plain(picture))
+    plain = video_source._rgb
+    monkeypatch.setattr(video_source, "_rgb", lambda picture: converted.append(picture) or plain(picture))
     with open_source(write_video(tmp_path / "v.mp4"), stride=4) as source:
         assert len(list(source)) == len(converted) == 3
 
@@ -317,7 +318,7 @@ def test_a_camera_that_is_not_there():
 
 def lavfi(text, **options):
     """FFmpeg's test picture, standing in for a camera: a device format, without a duration."""
-    return VideoSource(_Address(text, "camera", format="lavfi", is_live=True), **options)
+    return VideoSource(Address(text, "camera", format="lavfi", is_live=True), **options)
 
 
 def test_a_camera_gives_frames_with_the_time_they_came():
