@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from glip_deploy.sources import Frame, Source
 
     Threshold = float | Sequence[float] | Mapping[str, float]
+    PromptChoice = EncodedPrompt | Callable[[Frame], EncodedPrompt]
 
 __all__ = ["RunSummary", "StageTimes", "detect_stream", "run"]
 
@@ -80,7 +81,7 @@ class RunSummary:
 def run(
     detector: Detector,
     source: Source,
-    prompt: EncodedPrompt,
+    prompt: PromptChoice,
     sinks: Sequence[Sink] = (),
     *,
     threshold: Threshold = 0.5,
@@ -97,7 +98,8 @@ def run(
     Args:
         detector: an open detector.
         source: an open source, not iterated yet; closed at the end.
-        prompt: what `Detector.encode` gave.
+        prompt: what `Detector.encode` gave; or a function from the frame to it, to change what is looked for
+            while the video runs. Changing between encoded prompts costs nothing.
         sinks: entered here, in order, and left at the end.
         threshold: as `Detector.detect` takes it.
         queue_size: at most so many frames wait before and after inference; at least 1.
@@ -125,7 +127,8 @@ def run(
             try:
                 for frame in reader:
                     with inference:
-                        found = detector.detect(frame.image, prompt, threshold=threshold, color="rgb")
+                        wanted = prompt(frame) if callable(prompt) else prompt
+                        found = detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
                     detected += 1
                     objects += len(found.scores)
                     if not writer.put((frame, found)):
@@ -155,7 +158,7 @@ def run(
 def detect_stream(
     detector: Detector,
     source: Source,
-    prompt: EncodedPrompt,
+    prompt: PromptChoice,
     *,
     threshold: Threshold = 0.5,
     queue_size: int = 4,
@@ -168,7 +171,8 @@ def detect_stream(
         raise GlipError(f"queue_size is {queue_size}; it must be at least 1")
     with _Reader(source, queue_size) as reader:
         for frame in reader:
-            yield frame, detector.detect(frame.image, prompt, threshold=threshold, color="rgb")
+            wanted = prompt(frame) if callable(prompt) else prompt
+            yield frame, detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
 
 
 class _Clock:

@@ -115,6 +115,23 @@ def test_every_frame_is_detected_and_written_in_order():
     assert source.closed.is_set()
 
 
+def test_the_prompt_may_change_while_the_video_runs():
+    class ByPrompt(Fake):
+        def detect(self, frame, prompt, threshold=0.5, color="bgr"):
+            self.seen.append(prompt)
+            return Detections.empty()
+
+    def choose(frame):
+        return "early" if frame.index < 2 else "late"
+
+    detector = ByPrompt()
+    run(detector, Numbers(4), choose)
+    assert detector.seen == ["early", "early", "late", "late"]
+    detector = ByPrompt()
+    assert [frame.index for frame, _ in detect_stream(detector, Numbers(3), choose)] == [0, 1, 2]
+    assert detector.seen == ["early", "early", "late"]
+
+
 def test_unreadable_frames_are_in_the_summary():
     source = Numbers(3)
     source.skipped = 7
