@@ -1,0 +1,1 @@
+"""GLIP-nano: a small GLIP, trained on scenes generated here."""

@@ -1,0 +1,354 @@
+"""The training loop: two stages, one schedule, resumable after any step.
+
+Stage 1 teaches the backbone what things look like, ten times cheaper than detection does: features at the centres of
+the objects are classified against the (frozen) text embeddings of all names, as ImageNet does it for the real GLIP.
+Stage 2 is GLIP's own training: token focal, GIoU and centerness losses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from glip_export.model.glip import Glip
+from glip_export.tokenizer import build_tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from glip_deploy.errors import GlipError
+from glip_deploy.prompt import parse_prompt
+from nano.batches import Batch, Batches
+from nano.losses import Anchors, detection_losses, make_anchors
+from nano.model import build_nano, quick_deform, write_whole
+from nano.objects import split_catalogue
+
+__all__ = ["Plan", "Trainer"]
+
+WARMUP = 150
+WEIGHT_DECAY = 0.03
+CLIP = 5.0
+EMA = 0.998
+TEMPERATURE = 0.07
+PYRAMID_LEVELS = 3  # P3 to P5 are taught in stage 1; P6 and P7 see hardly any of these objects
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the weights, machine and thread count aside."""
+
+    seed: int = 0
+    backbone_steps: int = 2200
+    steps: int = 6000
+    """Of stage 2."""
+    batch: int = 8
+    backbone_rate: float = 1.5e-3
+    rate: float = 1e-3
+    bf16: bool = True
+
+    @property
+    def total(self) -> int:
+        """Steps of both stages."""
+        return self.backbone_steps + self.steps
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up and cosine, once per stage."""
+        if step < self.backbone_steps:
+            peak, at, end = self.backbone_rate, step, self.backbone_steps
+        else:
+            peak, at, end = self.rate, step - self.backbone_steps, self.steps
+        warm = min(WARMUP, max(1, end // 10))
+        if at < warm:
+            return peak * (at + 1) / warm
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (at - warm) / max(1, end - warm)))))
+
+
+class NameClassifier(nn.Module):
+    """Stage 1's task: whose centre is this? Dropped afterwards."""
+
+    def __init__(self, channels: int, text: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.text = nn.Linear(text, channels)
+
+    def forward(self, maps: list[Tensor], batch: Batch, names: Tensor) -> Tensor:
+        """Return the mean cross-entropy.
+
+        Args:
+            maps: P3..P7 of the batch.
+            batch: where the objects are.
+            names: (C, D) text embedding of every name.
+        """
+        height, width = batch.size
+        real = batch.names >= 0
+        scale = torch.tensor([2 / width, 2 / height])
+        centres = ((batch.boxes[..., :2] + batch.boxes[..., 2:] + 1) / 2 * scale.to(batch.boxes.device) - 1)[:, :, None]
+        weights = F.normalize(self.text(F.normalize(names, dim=-1) * names.shape[-1] ** 0.5), dim=-1)
+        loss = names.new_zeros(())
+        for level in maps[:PYRAMID_LEVELS]:
+            seen = F.grid_sample(level.float(), centres, align_corners=False)[..., 0].transpose(1, 2)[real]
+            scores = F.normalize(self.norm(seen), dim=-1) @ weights.T / TEMPERATURE
+            loss = loss + F.cross_entropy(scores, batch.names[real])
+        return loss / PYRAMID_LEVELS
+
+
+class Trainer:
+    """A training run with its state; `run` may be stopped and called again, in another process too."""
+
+    def __init__(self, plan: Plan, device: torch.device, batches: Batches | None = None) -> None:
+        self.plan, self.device = plan, device
+        self.model, self.vocabulary = build_nano(plan.seed)
+        self.model.to(device)
+        self.names = split_catalogue().trained
+        self.batches = batches or Batches(self.names, self.vocabulary, plan.seed, plan.batch)
+        config = self.model.config
+        self.classifier = NameClassifier(config.head.channels, config.bert.hidden).to(device)
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+        self.average = {key: value.detach().clone() for key, value in self._trained().items()}
+        self.step = 0
+        self.seconds = 0.0
+        self._name_embeddings: Tensor | None = None
+        self._anchors: dict[tuple[int, int], Anchors] = {}
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {key: value for key, value in self.model.named_parameters() if value.requires_grad}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        every = [p for m in (self.model, self.classifier) for p in m.parameters() if p.requires_grad]
+        # Norms, biases, gains and the position tables are not pulled to zero.
+        return [
+            {"params": [p for p in every if p.ndim > 1]},
+            {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def name_embeddings(self) -> Tensor:
+        """(C, D): the mean over the tokens of every training name, each encoded alone."""
+        if self._name_embeddings is None:
+            tokenizer = build_tokenizer(self.vocabulary)
+            rows = []
+            with torch.no_grad():
+                for name in self.names:
+                    ids = torch.from_numpy(parse_prompt([name], tokenizer).input_ids.copy())[None].to(self.device)
+                    rows.append(self.model.encode_text(ids, torch.ones_like(ids))[0, 1:-1].mean(0))
+            self._name_embeddings = torch.stack(rows)
+        return self._name_embeddings
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Return what the current stage minimises, and its parts for the log."""
+        config = self.model.config
+        mean = torch.tensor(config.input.pixel_mean, device=self.device)
+        std = torch.tensor(config.input.pixel_std, device=self.device)
+        images = (batch.images.float() - mean) / std
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16):
+            if self.step < self.plan.backbone_steps:
+                maps = self.model.backbone(images)
+            else:
+                with torch.no_grad():
+                    hidden = self.model.encode_text(batch.ids, batch.mask)
+                count = len(images)
+                hidden = hidden.expand(count, -1, -1).float()
+                mask = batch.mask.expand(count, -1)
+                outputs = self.model.predict(images, hidden, mask)
+        if self.step < self.plan.backbone_steps:
+            loss = self.classifier(maps, batch, self.name_embeddings())
+            return loss, {"name": loss.item()}
+        if batch.size not in self._anchors:
+            self._anchors[batch.size] = make_anchors(*batch.size, config.head.strides)
+        parts = detection_losses(
+            outputs, self._anchors[batch.size], batch.matched, batch.boxes, batch.tokens, mask, config.head
+        )
+        shown = {"token": parts.token.item(), "box": parts.box.item(), "centre": parts.centerness.item()}
+        return parts.total, shown
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One update of the weights and of their moving average."""
+        loss, shown = self.loss(batch)
+        if not math.isfinite(loss.item()):
+            raise GlipError(f"the loss became {loss.item()} at step {self.step}; resume with a lower --rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        nn.utils.clip_grad_norm_(parameters, CLIP)
+        self.optimizer.step()
+        self.step += 1
+        # Starts afresh with each stage; young averages forget faster.
+        age = self.step - (self.plan.backbone_steps if self.step > self.plan.backbone_steps else 0)
+        keep = min(EMA, (1 + age) / (10 + age))
+        with torch.no_grad():
+            for key, value in self._trained().items():
+                self.average[key].lerp_(value, 1 - keep)
+        return shown
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The state dict to save as a checkpoint: averaged weights, frozen ones as they are."""
+        return {**self.model.state_dict(), **self.average}
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, whole or not at all."""
+        write_whole(
+            path,
+            {
+                "plan": asdict(self.plan),
+                "step": self.step,
+                "seconds": self.seconds,
+                "weights": self._trained(),
+                "average": self.average,
+                "classifier": self.classifier.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            GlipError: damaged, or of another seed or batch size.
+        """
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            for key in ("seed", "batch"):
+                if state["plan"][key] != getattr(self.plan, key):
+                    raise GlipError(
+                        f"{path} was trained with {key} {state['plan'][key]}, not {getattr(self.plan, key)}; "
+                        "use the same, or another --work folder"
+                    )
+            self.model.load_state_dict(state["weights"], strict=False)
+            self.average = state["average"]
+            self.classifier.load_state_dict(state["classifier"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise GlipError(f"{path} is damaged ({reason[:100]}); delete it to start again") from None
+
+    def run(
+        self,
+        *,
+        until: int | None = None,
+        seconds: float = math.inf,
+        workers: int = 1,
+        state: Path | None = None,
+        save_every: float = 300.0,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> str:
+        """Train until a step, the plan's end, the time is up or a signal (INT, TERM) comes.
+
+        Args:
+            until: step to stop before, None for the plan's end.
+            seconds: limit of this leg.
+            workers: processes that make scenes.
+            state: where to save every `save_every` seconds and at the end.
+            save_every: seconds.
+            log: gets a line now and then.
+
+        Returns:
+            "finished", "time is up" or "interrupted".
+        """
+        end = min(self.plan.total, self.plan.total if until is None else until)
+        started = last_save = time.monotonic()
+        outcome = "finished"
+        sums: dict[str, float] = {}
+        since, since_step = started, self.step
+        with _Interruptible() as interrupted, quick_deform():
+            self.model.train()
+            for batch in self._batches(end, workers):
+                tick = time.monotonic()
+                for key, value in self.train_step(batch).items():
+                    sums[key] = sums.get(key, 0.0) + value
+                now = time.monotonic()
+                self.seconds += min(now - tick, 30.0)  # a stopped process has not been training
+                if self.step % 50 == 0 or self.step == end:
+                    done = max(1, self.step - since_step)
+                    shown = " ".join(f"{key} {value / done:.3f}" for key, value in sums.items())
+                    rate = self.plan.learning_rate(self.step)
+                    log(f"step {self.step}/{self.plan.total} {shown} rate {rate:.1e} {(now - since) / done:.2f} s/step")
+                    sums, since, since_step = {}, now, self.step
+                if self.step == self.plan.backbone_steps:
+                    self._start_average_again()
+                if state is not None and now - last_save > save_every:
+                    self.save(state)
+                    last_save = now
+                if interrupted():
+                    outcome = "interrupted"
+                    break
+                if now - started > seconds:
+                    outcome = "time is up"
+                    break
+        if state is not None:
+            self.save(state)
+        return outcome
+
+    def _start_average_again(self) -> None:
+        self.average = {key: value.detach().clone() for key, value in self._trained().items()}
+
+    def _batches(self, end: int, workers: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.step, end),
+            num_workers=workers,
+            prefetch_factor=6 if workers else None,
+            worker_init_fn=_ignore_interrupts,
+        )
+        for batch in loader:
+            yield Batch(**{key: value.to(self.device) for key, value in vars(batch).items()})
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches the whole group; only the loop answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Interruptible:
+    """Turns INT and TERM into a flag, so that a step is never cut in half."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.hit = False
+        self.old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return lambda: self.hit
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.hit = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+def load_for_start(model: Glip, path: Path) -> None:
+    """Start from the weights of a finished checkpoint of the same architecture.
+
+    Raises:
+        GlipError: not such a checkpoint.
+    """
+    from glip_export.checkpoints import load_checkpoint
+
+    loaded = load_checkpoint(path)
+    if loaded.config != model.config:
+        raise GlipError(f"{path} has another architecture than GLIP-nano; --init takes a glip_nano.pth")
+    model.load_state_dict(loaded.model.state_dict())
+
+
+def write_record(path: Path, trainer: Trainer, device: str) -> None:
+    """Write what was done, as JSON."""
+    record = {
+        "plan": asdict(trainer.plan),
+        "steps_done": trainer.step,
+        "training_seconds": round(trainer.seconds),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "trained_objects": len(trainer.names),
+        "vocabulary": len(trainer.vocabulary),
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
