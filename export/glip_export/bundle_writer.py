@@ -99,7 +99,7 @@ def export_bundle(
             "format_version": FORMAT_VERSION,
             "variant": loaded.config.variant,
             "precision": "fp32",
-            "checkpoint": {"file": checkpoint.name, "sha256": loaded.sha256},
+            "checkpoint": {"file": checkpoint.name, "sha256": loaded.sha256, "ignored": list(loaded.ignored)},
             "config": loaded.config.to_dict(),
             "io": {"text": text.to_dict(), "image": image.to_dict()},
             "files": {
