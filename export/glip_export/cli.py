@@ -66,7 +66,7 @@ def _report(result: ExportResult, seconds: float) -> None:
     if result.ignored:
         shown = ", ".join(result.ignored[:4]) + (", ..." if len(result.ignored) > 4 else "")
         print(
-            f"{len(result.ignored)} tensors that inference does not use were ignored (all are in the manifest): {shown}",
+            f"{len(result.ignored)} tensors inference does not use were ignored (listed in the manifest): {shown}",
             file=out,
         )
     print(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}", file=out)
