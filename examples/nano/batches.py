@@ -22,8 +22,10 @@ __all__ = ["Batch", "Batches", "token_map"]
 
 SIZES = ((SIDE, SIDE), (SIDE, SIDE), (SIDE, SIDE), (SIDE, 288), (288, SIDE))
 CAPTION_SHARE = 0.25
-CLASSES = (6, 41)
+CLASSES = (8, 31)
 THINGS = (5, 12)
+CROWDED = (13, 19)
+CROWDED_STYLE = SceneStyle(smallest=20, largest=72)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Batch:
 
 
 class Batches(Dataset[Batch]):
-    """All batches of a training run, by number."""
+    """All batches of a training run, by number.
+
+    Up to number `crowded_until`, scenes are crowded and prompts do not matter: what stage 1 of training wants.
+    """
 
     def __init__(
         self,
@@ -63,9 +68,11 @@ class Batches(Dataset[Batch]):
         sizes: Sequence[tuple[int, int]] = SIZES,
         style: SceneStyle | None = None,
         caption_share: float = CAPTION_SHARE,
+        crowded_until: int = 0,
     ) -> None:
         self.names, self.vocabulary, self.seed, self.batch_size = tuple(names), tuple(vocabulary), seed, batch_size
         self.sizes, self.style, self.caption_share = sizes, style, caption_share
+        self.crowded_until = crowded_until
         self.anchors: dict[tuple[int, int], Anchors] = {}
 
     @cached_property
@@ -75,14 +82,17 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         rng = np.random.default_rng([self.seed, number])
         size = self.sizes[int(rng.integers(len(self.sizes)))]
-        captioned = rng.random() < self.caption_share
+        crowded = number < self.crowded_until
+        captioned = not crowded and rng.random() < self.caption_share
         # A class list for the whole batch: encoding it once makes long lists affordable.
         classes = [str(name) for name in rng.permutation(self.names)[: int(rng.integers(*CLASSES))]]
         scenes, prompts = [], []
         for i in range(self.batch_size):
             seed = (self.seed, number, i)
-            pool = self.names if captioned else classes
-            scene = make_scene(seed, _repeated(rng, pool), size, style=self.style)
+            pool = self.names if captioned or crowded else classes
+            wanted = int(rng.integers(*(CROWDED if crowded else THINGS)))
+            style = CROWDED_STYLE if crowded else self.style
+            scene = make_scene(seed, _repeated(rng, pool, wanted), size, style=style)
             scenes.append(scene)
             if captioned:
                 told = caption_of(scene, seed)
@@ -130,9 +140,8 @@ def token_map(scene: Scene, prompt: Prompt) -> Tensor:
     return out
 
 
-def _repeated(rng: np.random.Generator, pool: Sequence[str]) -> list[str]:
-    """A handful of names, some of them more than once."""
-    wanted = int(rng.integers(*THINGS))
+def _repeated(rng: np.random.Generator, pool: Sequence[str], wanted: int) -> list[str]:
+    """That many names, some of them more than once."""
     out: list[str] = []
     while len(out) < wanted:
         out += [str(rng.choice(pool))] * int(rng.choice([1, 1, 1, 1, 2, 3]))

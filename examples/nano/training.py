@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from glip_export.model.glip import Glip
@@ -108,10 +107,12 @@ class Trainer:
         self.model, self.vocabulary = build_nano(plan.seed)
         self.model.to(device)
         self.names = split_catalogue().trained
-        self.batches = batches or Batches(self.names, self.vocabulary, plan.seed, plan.batch)
+        self.batches = batches or Batches(
+            self.names, self.vocabulary, plan.seed, plan.batch, crowded_until=plan.backbone_steps
+        )
         config = self.model.config
         self.classifier = NameClassifier(config.head.channels, config.bert.hidden).to(device)
-        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
+        self.optimizers = self._optimizers()
         self.average = {key: value.detach().clone() for key, value in self._trained().items()}
         self.step = 0
         self.seconds = 0.0
@@ -121,12 +122,25 @@ class Trainer:
     def _trained(self) -> dict[str, nn.Parameter]:
         return {key: value for key, value in self.model.named_parameters() if value.requires_grad}
 
-    def _groups(self) -> list[dict[str, Any]]:
-        every = [p for m in (self.model, self.classifier) for p in m.parameters() if p.requires_grad]
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon (Jordan et al., 2024) for the matrices inside, AdamW for the rest.
+
+        Muon learns as much from half the scenes here, for a sixth more time a step.
+        """
+        named = [*self._trained().items(), *self.classifier.named_parameters(prefix="classifier")]
+        matrices = [p for key, p in named if p.ndim == 2 and "bias_table" not in key]
+        chosen = {id(p) for p in matrices}
+        others = [(key, p) for key, p in named if id(p) not in chosen]
         # Norms, biases, gains and the position tables are not pulled to zero.
+        decayed = [p for _, p in others if p.ndim > 2]
+        free = [p for _, p in others if p.ndim <= 2]
         return [
-            {"params": [p for p in every if p.ndim > 1]},
-            {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0},
+            torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": decayed}, {"params": free, "weight_decay": 0.0}],
+                betas=(0.9, 0.98),
+                weight_decay=WEIGHT_DECAY,
+            ),
         ]
 
     def name_embeddings(self) -> Tensor:
@@ -173,13 +187,14 @@ class Trainer:
         loss, shown = self.loss(batch)
         if not math.isfinite(loss.item()):
             raise GlipError(f"the loss became {loss.item()} at step {self.step}; resume with a lower --rate")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = self.plan.learning_rate(self.step)
         loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_([p for p in self._trained().values() if p.grad is not None], CLIP)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         # Starts afresh with each stage; young averages forget faster.
         age = self.step - (self.plan.backbone_steps if self.step > self.plan.backbone_steps else 0)
@@ -204,7 +219,7 @@ class Trainer:
                 "weights": self._trained(),
                 "average": self.average,
                 "classifier": self.classifier.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             },
         )
 
@@ -225,7 +240,8 @@ class Trainer:
             self.model.load_state_dict(state["weights"], strict=False)
             self.average = state["average"]
             self.classifier.load_state_dict(state["classifier"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.step, self.seconds = state["step"], state["seconds"]
         except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,191 @@
+"""Measure GLIP-nano on fresh scenes: AP of trained and of held-out objects, recall@1 of phrases in captions.
+
+    python examples/nano/evaluate.py examples/nano/glip_nano.pth build/nano/bundle --output results.json
+
+A `.pth` runs in torch, a folder is a bundle and runs through `glip_deploy.Detector`. Scenes, photographs under them
+and captions are none that training has seen. Every scene is asked for all names of its set, in prompts of at most 30
+names; the best 100 detections count, as in COCO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from nano.scenes import Scene
+    from nano.subjects import Subject
+
+FRESH = 1_000_000
+"""First seed of the evaluation; training's seeds start with a small number."""
+NAMES_A_PROMPT = 30
+BEST = 100
+SIZES = ((224, 224), (224, 288), (288, 224))
+THINGS = (5, 11)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one subject, 0 to 100."""
+
+    subject: str
+    scenes: int
+    trained_ap: float
+    trained_ap50: float
+    held_out_ap: float
+    held_out_ap50: float
+    held_out_ap50_chance: float
+    """The same boxes under shuffled names: what finding things without knowing them would give."""
+    recall_at_1: float
+    phrases: int
+
+
+def fresh_scenes(names: Sequence[str], count: int, salt: int) -> Iterator[Scene]:
+    """Yield scenes of these objects on photographs that training does not use."""
+    from nano.scenes import make_scene
+
+    for i in range(count):
+        rng = np.random.default_rng([FRESH, salt, i])
+        things = [str(name) for name in rng.choice(names, int(rng.integers(*THINGS)))]
+        yield make_scene((FRESH, salt, i), things, SIZES[i % len(SIZES)], fresh=True)
+
+
+def prompts_of(names: Sequence[str], at_most: int = NAMES_A_PROMPT) -> list[list[str]]:
+    """Cut a list of names into prompts of nearly equal length."""
+    count = -(-len(names) // at_most)
+    return [[str(name) for name in part] for part in np.array_split(np.array(names), count)]
+
+
+def detect_all(subject: Subject, image: NDArray[np.uint8], prompts: Sequence[list[str]]):  # noqa: ANN201
+    """Return the best 100 detections over all prompts, as `Found`."""
+    from nano.average_precision import Found
+
+    boxes, scores, names = [np.zeros((0, 4))], [np.zeros(0)], []
+    for prompt in prompts:
+        found = subject.detect(image, prompt)
+        boxes.append(found.boxes.astype(float))
+        scores.append(found.scores.astype(float))
+        names += list(found.phrases)
+    every = np.concatenate(scores)
+    best = np.argsort(-every, kind="stable")[:BEST]
+    return Found(np.concatenate(boxes)[best], tuple(names[i] for i in best), every[best])
+
+
+def evaluate_objects(subject: Subject, names: Sequence[str], count: int, salt: int, at_most: int = NAMES_A_PROMPT):  # noqa: ANN201
+    """Return (precision, precision under shuffled names) on `count` scenes."""
+    from nano.average_precision import Found, average_precision
+
+    prompts = prompts_of(names, at_most)
+    detected, truth = [], []
+    for scene in fresh_scenes(names, count, salt):
+        detected.append(detect_all(subject, scene.image, prompts))
+        boxes = np.array([thing.box for thing in scene.things], float).reshape(-1, 4)
+        truth.append(Found(boxes, tuple(thing.name for thing in scene.things), np.ones(len(boxes))))
+    shuffled = dict(zip(names, np.roll(np.array(names), len(names) // 2), strict=True))
+    wrong = [Found(one.boxes, tuple(str(shuffled[name]) for name in one.names), one.scores) for one in detected]
+    return average_precision(detected, truth), average_precision(wrong, truth)
+
+
+def evaluate_captions(subject: Subject, names: Sequence[str], count: int) -> tuple[float, int]:
+    """Return (recall@1, phrases): how often a phrase's best box overlaps one of its objects by half or more."""
+    from nano.average_precision import overlaps
+    from nano.scenes import caption_of
+
+    hits = total = 0
+    for i, scene in enumerate(fresh_scenes(names, count, salt=3)):
+        told = caption_of(scene, (FRESH, i))
+        if told is None:
+            continue
+        caption, phrases = told
+        found = subject.detect(scene.image, caption)
+        for label, name in enumerate(phrases):
+            total += 1
+            mine = np.flatnonzero(found.labels == label)
+            true = np.array([thing.box for thing in scene.things if thing.name == name], float)
+            if len(mine) and overlaps(found.boxes[mine[:1]].astype(float), true).max() >= 0.5:
+                hits += 1
+    return 100 * hits / max(1, total), total
+
+
+def evaluate(subject: Subject, label: str, scenes: int) -> Report:
+    """Measure everything."""
+    from nano.objects import split_catalogue
+
+    split = split_catalogue()
+    trained, _ = evaluate_objects(subject, split.trained, scenes, salt=1)
+    held_out, chance = evaluate_objects(subject, split.held_out, scenes, salt=2)
+    recall, phrases = evaluate_captions(subject, split.trained, scenes)
+    figures = (trained.ap, trained.ap50, held_out.ap, held_out.ap50, chance.ap50, recall)
+    a, b, c, d, e, f = (round(figure, 2) for figure in figures)
+    return Report(label, scenes, a, b, c, d, e, f, phrases)
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Return the figures as a Markdown table."""
+    rows = [
+        "| subject | trained AP | trained AP50 | held-out AP | held-out AP50 | (names shuffled) | recall@1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {r.subject} | {r.trained_ap:.1f} | {r.trained_ap50:.1f} | {r.held_out_ap:.1f} | {r.held_out_ap50:.1f} "
+        f"| {r.held_out_ap50_chance:.1f} | {r.recall_at_1:.1f} |"
+        for r in reports
+    ]
+    return "\n".join(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        from nano.model import SIDE
+        from nano.subjects import BundleSubject, TorchSubject
+
+        reports = []
+        for path in args.subjects:
+            if path.is_dir():
+                subject: Subject = BundleSubject(path, SIDE)
+                label = f"ONNX Runtime, {path.name}"
+            else:
+                subject, label = TorchSubject.open(path, SIDE), f"torch, {path.name}"
+            reports.append(evaluate(subject, label, args.scenes))
+            print(f"{label}: done", file=sys.stderr)
+    except GlipError as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(
+            f"evaluate.py: error: {error.name or error} is not installed; "
+            "pip install -e '.[export]' -r examples/nano/requirements.txt",
+            file=sys.stderr,
+        )
+        return 1
+    print(table(reports))
+    if args.output:
+        content = {"machine": platform.processor() or platform.machine(), "reports": [asdict(r) for r in reports]}
+        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", type=Path, nargs="+", metavar="PTH|BUNDLE")
+    parser.add_argument("--scenes", type=int, default=200, help="of every kind (default 200)")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

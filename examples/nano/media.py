@@ -1,0 +1,120 @@
+"""Make the picture and the video that the demo runs on (the results are in examples/nano/media).
+
+    python examples/nano/media.py
+
+Needs the font and the packages of requirements.txt; the demo itself does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from glip_deploy.errors import GlipError
+
+MEDIA = Path(__file__).with_name("media")
+PICTURE_NAMES = (
+    "dog", "red apple", "bus", "guitar", "penguin", "bicycle", "sunflower", "backpack", "pizza", "owl", "key",
+    "red apple", "dog", "traffic light",
+)  # fmt: skip
+VIDEO_NAMES = ("dog", "red apple", "bus", "penguin", "guitar", "sunflower", "pizza", "red apple", "owl")
+FRAME_SIZE = (336, 448)
+FRAMES_PER_SECOND = 15
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A pictogram on its way: position in pixels, velocity in pixels per second, tilt in degrees."""
+
+    picture: Image.Image
+    start: tuple[float, float]
+    velocity: tuple[float, float]
+    swing: float
+    phase: float
+
+    def draw(self, canvas: Image.Image, seconds: float) -> None:
+        """Paste it where it is at that time; it bounces off the edges."""
+        tilt = self.swing * math.sin(2 * seconds + self.phase)
+        sprite = self.picture.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
+        room = (canvas.width - sprite.width, canvas.height - sprite.height)
+        corner = tuple(
+            _bounce(start + speed * seconds, edge)
+            for start, speed, edge in zip(self.start, self.velocity, room, strict=True)
+        )
+        canvas.alpha_composite(sprite, (corner[0], corner[1]))
+
+
+def _bounce(position: float, room: int) -> int:
+    """Fold a straight line into 0..room."""
+    folded = position % (2 * room)
+    return round(min(folded, 2 * room - folded))
+
+
+def moving_frames(seed: int, seconds: float) -> list[NDArray[np.uint8]]:
+    """Return (H, W, 3) RGB frames of pictograms moving over a photograph that training never saw."""
+    from nano.objects import pictogram
+    from nano.scenes import photographs
+
+    rng = np.random.default_rng(seed)
+    height, width = FRAME_SIZE
+    photograph = photographs(fresh=True)[2].convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
+    things = []
+    for name in VIDEO_NAMES:
+        picture = pictogram(name)
+        scale = rng.uniform(60, 110) / max(picture.size)
+        speed, heading = rng.uniform(25, 70), rng.uniform(0, 2 * math.pi)
+        things.append(
+            Moving(
+                picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS),
+                (rng.uniform(0, width), rng.uniform(0, height)),
+                (speed * math.cos(heading), speed * math.sin(heading)),
+                rng.uniform(5, 25),
+                rng.uniform(0, 2 * math.pi),
+            )
+        )
+    frames = []
+    for i in range(round(seconds * FRAMES_PER_SECOND)):
+        canvas = photograph.copy()
+        for thing in things:
+            thing.draw(canvas, i / FRAMES_PER_SECOND)
+        frames.append(np.asarray(canvas.convert("RGB")))
+    return frames
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=MEDIA)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=5)
+    args = parser.parse_args()
+    try:
+        from glip_deploy.detections import Detections
+        from glip_deploy.sources import Frame
+        from glip_deploy.video_sink import VideoSink
+        from nano.scenes import SceneStyle, make_scene
+
+        args.output.mkdir(parents=True, exist_ok=True)
+        style = SceneStyle(smallest=70, largest=150, turned=0.05, overlap=0.2)
+        scene = make_scene((args.seed,), PICTURE_NAMES, (480, 640), fresh=True, style=style)
+        Image.fromarray(scene.image).save(args.output / "scene.jpg", quality=90)
+        with VideoSink(args.output / "moving.mp4", fps=FRAMES_PER_SECOND) as sink:
+            for i, frame in enumerate(moving_frames(args.seed, args.seconds)):
+                sink.write(Frame(frame, "moving", i), Detections.empty())
+    except GlipError as error:
+        print(f"media.py: error: {error}", file=sys.stderr)
+        return 1
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What can be evaluated: a checkpoint in torch, or an exported bundle. Both answer the same question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glip_deploy.detections import Detections, select
+from glip_deploy.image import canvas
+from glip_deploy.prompt import Prompt, PromptText, parse_prompt
+
+if TYPE_CHECKING:
+    import torch
+    from glip_export.model.glip import Glip
+
+__all__ = ["BundleSubject", "Subject", "TorchSubject"]
+
+LONGEST_SIDE = 1333
+
+
+class Subject(Protocol):
+    """Detects what a prompt names."""
+
+    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
+        """Return every detection, at most 100, of an RGB picture."""
+        ...
+
+
+class TorchSubject:
+    """A checkpoint run by torch, with the pre- and postprocessing of the runtime."""
+
+    def __init__(self, model: Glip, vocabulary: tuple[str, ...] | None, shortest_side: int) -> None:
+        from glip_export.tokenizer import build_tokenizer
+
+        self.model, self.shortest_side = model.eval(), shortest_side
+        self.tokenizer = build_tokenizer(vocabulary)
+        self._encoded: dict[str, tuple[Prompt, torch.Tensor]] = {}
+
+    @classmethod
+    def open(cls, checkpoint: Path, shortest_side: int) -> TorchSubject:
+        """Read a `.pth`."""
+        from glip_export.checkpoints import load_checkpoint
+
+        loaded = load_checkpoint(checkpoint)
+        return cls(loaded.model, loaded.vocabulary, shortest_side)
+
+    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
+        """See `Subject`."""
+        import torch
+
+        config = self.model.config
+        with torch.inference_mode():
+            parsed, embedding = self._encode(prompt)
+            frame = canvas([image], color="rgb", shortest_side=self.shortest_side, longest_side=LONGEST_SIDE)
+            found = self.model(
+                torch.from_numpy(frame.frames),
+                torch.from_numpy(frame.image_sizes),
+                embedding,
+                torch.ones(embedding.shape[:2], dtype=torch.int64),
+                torch.from_numpy(parsed.class_map.copy())[None],
+            )
+        return select(
+            found.boxes[0].numpy(),
+            found.scores[0].numpy(),
+            found.labels[0].numpy(),
+            thresholds=np.zeros(len(parsed), np.float32),
+            phrases=parsed.phrases,
+            image_size=(int(frame.image_sizes[0, 0]), int(frame.image_sizes[0, 1])),
+            original_size=image.shape[:2],
+            nms_threshold=config.head.nms_iou,
+            max_detections=config.head.max_detections,
+        )
+
+    def _encode(self, text: PromptText) -> tuple[Prompt, torch.Tensor]:
+        import torch
+
+        parsed = parse_prompt(text, self.tokenizer)
+        if parsed.key not in self._encoded:
+            ids = torch.from_numpy(parsed.input_ids.copy())[None]
+            self._encoded[parsed.key] = parsed, self.model.encode_text(ids, torch.ones_like(ids))
+        return self._encoded[parsed.key]
+
+
+class BundleSubject:
+    """An exported bundle run by `glip_deploy.Detector`."""
+
+    def __init__(self, bundle: Path, shortest_side: int, backend: str = "onnxruntime") -> None:
+        from glip_deploy import Detector
+
+        self.detector = Detector.open(
+            bundle, backend=backend, shortest_side=shortest_side, longest_side=LONGEST_SIDE, cache_dir=None
+        )
+
+    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
+        """See `Subject`."""
+        return self.detector.detect(image, prompt, threshold=0.0, color="rgb")
