@@ -1,6 +1,26 @@
-"""Makes `parity_data` importable from every test, whatever the import mode."""
+"""Makes the helper modules importable from every test, whatever the import mode; shares one tiny bundle."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """An official-format `.pth` of a tiny GLIP; do not change it."""
+    from tiny_glip import write_tiny
+
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.pth")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint):
+    """Its bundle; do not change it (copy it: it is small)."""
+    from glip_export.bundle_writer import export_bundle
+
+    output = tiny_checkpoint.with_name("bundle")
+    export_bundle(tiny_checkpoint, output)
+    return output

@@ -116,7 +116,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
             content = torch.load(path, map_location="cpu", weights_only=True)  # saved before torch 1.6
     except pickle.UnpicklingError as error:
         if "weights" in str(error).lower() and ("GLOBAL" in str(error) or "global" in str(error)):
-            found = re.search(r"(?:GLOBAL|global)\W+([\w.]+)", str(error))
+            found = re.search(r"(?:GLOBAL|global):?\s+(?:GLOBAL\s+)?([\w]+(?:\.\w+)+)", str(error))
             name = found.group(1) if found else "an object"
             raise GlipError(
                 f"checkpoint {path} holds code or objects ({name}), not only weights; refused, nothing was executed: "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glip_deploy.errors import GlipError
 from glip_export.model.config import GlipConfig
 
 __all__ = ["apply_official_config"]
+
+Number = TypeVar("Number", int, float)
 
 # (path in the YAML, the only value the model implements)
 REQUIRED = (
@@ -85,21 +87,41 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
                 f"config {path}: {name} = {found!r}, but the checkpoint has {expected!r} ({config.variant}); "
                 "leave --config out to use the checkpoint's own"
             )
+
+    def number(name: str, default: Number) -> Number:
+        found = value(name, default)
+        try:
+            return type(default)(found)
+        except (TypeError, ValueError):
+            raise GlipError(
+                f"config {path}: {name} = {found!r} is not a number; released files have {default}"
+            ) from None
+
+    def channels(name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        found = value(name, default)
+        try:
+            blue, green, red = (float(v) for v in found)
+        except (TypeError, ValueError):
+            raise GlipError(
+                f"config {path}: {name} = {found!r} is not three numbers; released files have {default}"
+            ) from None
+        return blue, green, red
+
+    head, source = config.head, config.input
     head = replace(
-        config.head,
-        score_threshold=float(value("MODEL.ATSS.INFERENCE_TH", config.head.score_threshold)),
-        candidates_per_level=int(value("MODEL.ATSS.PRE_NMS_TOP_N", config.head.candidates_per_level)),
-        nms_iou=float(value("MODEL.ATSS.NMS_TH", config.head.nms_iou)),
-        max_detections=int(value("MODEL.ATSS.DETECTIONS_PER_IMG", config.head.max_detections)),
+        head,
+        score_threshold=number("MODEL.ATSS.INFERENCE_TH", head.score_threshold),
+        candidates_per_level=number("MODEL.ATSS.PRE_NMS_TOP_N", head.candidates_per_level),
+        nms_iou=number("MODEL.ATSS.NMS_TH", head.nms_iou),
+        max_detections=number("MODEL.ATSS.DETECTIONS_PER_IMG", head.max_detections),
     )
-    source = config.input
     inputs = replace(
         source,
-        pixel_mean=_triple(value("INPUT.PIXEL_MEAN", source.pixel_mean)),
-        pixel_std=_triple(value("INPUT.PIXEL_STD", source.pixel_std)),
-        shortest_side=int(value("INPUT.MIN_SIZE_TEST", source.shortest_side)),
-        longest_side=int(value("INPUT.MAX_SIZE_TEST", source.longest_side)),
-        max_tokens=int(value("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens)),
+        pixel_mean=channels("INPUT.PIXEL_MEAN", source.pixel_mean),
+        pixel_std=channels("INPUT.PIXEL_STD", source.pixel_std),
+        shortest_side=number("INPUT.MIN_SIZE_TEST", source.shortest_side),
+        longest_side=number("INPUT.MAX_SIZE_TEST", source.longest_side),
+        max_tokens=number("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens),
     )
     return replace(config, head=head, input=inputs)
 
@@ -118,8 +140,3 @@ def _plain(value: Any) -> Any:
 
 def _sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    blue, green, red = (float(v) for v in values)
-    return blue, green, red
