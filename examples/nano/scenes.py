@@ -39,7 +39,7 @@ TRAINING_PHOTOGRAPHS = (
 FRESH_PHOTOGRAPHS = (
     ("skimage", "data/gravel.png"),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-    ("sklearn", "datasets/images/china.jpg"),
+    ("skimage", "data/moon.png"),
 )
 PIP_NAME = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 LARGEST_PHOTOGRAPH = 640
