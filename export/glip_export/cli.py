@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glip_deploy.errors import GlipError
 
@@ -82,23 +82,32 @@ def _report(result: ExportResult, seconds: float) -> None:
 
 
 class _Progress:
-    """A bar on a terminal, a line a step elsewhere."""
+    """A bar on a terminal, a line a step elsewhere, nothing if quiet."""
 
     def __init__(self, steps: int, quiet: bool) -> None:
-        self.steps, self.quiet, self.done = steps, quiet, 0
-        self.bar: object | None = None
+        self._steps, self._quiet, self._begun = steps, quiet, 0
+        self._bar: Any = None
 
     def __enter__(self) -> _Progress:
+        if not self._quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            form = "{n_fmt}/{total_fmt} |{bar:24}| {desc} [{elapsed}]"
+            self._bar = tqdm(total=self._steps, bar_format=form, file=sys.stderr, leave=False)
         return self
 
     def step(self, name: str) -> None:
-        self.done += 1
-        if self.quiet:
-            return
-        print(f"[{self.done}/{self.steps}] {name}", file=sys.stderr, flush=True)
+        """Say that a step begins, and so that the one before is done."""
+        self._begun += 1
+        if self._bar is not None:
+            self._bar.update(self._begun - 1 - self._bar.n)
+            self._bar.set_description_str(name)
+        elif not self._quiet:
+            print(f"[{self._begun}/{self._steps}] {name}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
-        return None
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:
