@@ -37,13 +37,19 @@ def load_golden(name: str):
 @functools.lru_cache(maxsize=1)
 def stand_in_model(manifest: str, salt: str = ""):
     """One at a time: GLIP-L alone is 1.7 GB."""
-    import torch
     from glip_export.checkpoints import build, derive_config
+
+    state = stand_in_state(manifest, salt)
+    return build(state, derive_config(state))[0]
+
+
+def stand_in_state(manifest: str, salt: str = ""):
+    """The whole state dict under its official keys."""
+    import torch
     from synth_weights import items
 
     path = str(STAND_IN / "manifests" / f"{manifest}.json")
-    state = {key: torch.from_numpy(value) for key, value in items(path, salt)}
-    return build(state, derive_config(state))[0]
+    return {key: torch.from_numpy(value) for key, value in items(path, salt)}
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,3 +64,21 @@ def stand_in_weights(manifest: str, prefix: str):
         for row in rows
         if row["key"].startswith(prefix)
     }
+
+
+def same_detections(detections, arrays, suffix=""):
+    """Every stable golden detection is found: same label, box within 0.1 px, score within 1e-3; none is extra."""
+    boxes, scores = arrays[f"final_boxes{suffix}"], arrays[f"final_scores{suffix}"]
+    labels, stable = arrays[f"final_labels{suffix}"] - 1, arrays[f"final_stable{suffix}"]
+    assert stable.sum() > 0.5 * len(stable)
+    used = set()
+    for i in range(len(boxes)):
+        distance = np.abs(detections.boxes - boxes[i]).max(axis=1) + np.abs(detections.scores - scores[i])
+        distance[(detections.labels != labels[i]) | np.isin(np.arange(len(distance)), list(used))] = np.inf
+        best = int(distance.argmin()) if len(distance) else -1
+        near = best >= 0 and np.abs(detections.boxes[best] - boxes[i]).max() <= 0.1
+        if near and abs(detections.scores[best] - scores[i]) <= 1e-3 and np.isfinite(distance[best]):
+            used.add(best)
+        else:
+            assert not stable[i], f"golden detection {i} is missing"
+    assert len(detections) - len(used) <= (~stable).sum()
