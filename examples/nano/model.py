@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from glip_export.model import dyhead
+from glip_export.model.bert import BertLayer
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.deform import KERNEL, TAPS
 from glip_export.model.glip import Glip
@@ -76,6 +77,10 @@ def build_nano(seed: int) -> tuple[Glip, tuple[str, ...]]:
                 # Offsets start at zero and all taps alike: a plain 3x3 convolution (as in Deformable ConvNets v2).
                 module.offset.weight.zero_()
                 module.offset.bias.zero_()
+            if isinstance(module, BertLayer) and module.clamped:
+                # The head's own BERT layers start close to doing nothing, so words keep their pretrained meaning.
+                module.attention.output.dense.weight.mul_(0.1)
+                module.output.dense.weight.mul_(0.1)
         for layer in (head.bbox_pred, head.centerness):
             torch.nn.init.normal_(layer.weight, std=0.01)
             torch.nn.init.zeros_(layer.bias)

@@ -31,6 +31,7 @@ GLYPH_SIZE = 109
 """The only size of the font's bitmaps (136 x 128 pixels)."""
 HELD_OUT_SHARE = 0.17
 SPLIT_SEED = 3
+EXTRA = "extra"
 
 _BY_CATEGORY = {
     "animal": (
@@ -117,6 +118,31 @@ _BY_CATEGORY = {
     "sign": ("🛑 stop sign, 🚦 traffic light, ⚓ anchor, ⛽ gas pump"),
 }
 
+# Look-alikes and things hard to name, for training only: the more names it has met, the more an unmet one tells it.
+_TRAINING_ONLY = (
+    "🐵 monkey face, 🐩 poodle, 🐂 ox, 🐃 buffalo, 🐄 cow, 🐖 pig, 🐗 boar, 🐏 ram, 🐑 ewe, 🦙 llama, 🐁 "
+    "mouse, 🐀 rat, 🐹 hamster, 🐇 rabbit, 🦥 sloth, 🦦 otter, 🦨 skunk, 🦃 turkey, 🐔 chicken, 🐣 "
+    "hatching chick, 🐉 dragon, 🦕 sauropod, 🐳 spouting whale, 🐠 tropical fish, 🐡 blowfish, 🦞 "
+    "lobster, 🦐 shrimp, 🦑 squid, 🦗 cricket, 💐 bouquet, 🌺 pink flower, 🌼 yellow flower, 🌾 rice "
+    "plant, 🍂 brown leaf, 🍈 melon, 🍊 tangerine, 🥬 lettuce, 🥜 peanuts, 🌰 chestnut, 🍞 bread, 🧇 "
+    "waffle, 🍖 meat on bone, 🍳 fried egg, 🍲 stew, 🍙 rice ball, 🍚 bowl of rice, 🍜 noodle soup, 🍤 "
+    "fried shrimp, 🍡 dango, 🥟 dumpling, 🍦 ice cream cone, 🍰 shortcake, 🍮 pudding, 🍯 honey pot, "
+    "🥛 glass of milk, 🍵 cup of tea, 🍸 cocktail glass, 🍹 tropical drink, 🧊 ice cube, 🍴 fork and "
+    "knife, 🏺 amphora, 🏛 temple, 🏢 office building, 🏥 hospital, 🏦 bank, 🏫 school, 🏭 factory, 🕌 "
+    "mosque, 🎠 carousel, 🗿 stone statue, 🗽 statue of liberty, 🚋 tram, 🚙 blue car, 🏎 racing car, "
+    "🛵 motor scooter, 🛴 kick scooter, 🚤 speedboat, 🪂 parachute, ⚡ lightning, 🌊 wave, 🥎 "
+    "softball, 🏐 volleyball, 🥏 frisbee, 🎳 bowling, 🏒 hockey stick, 🏓 table tennis paddle, 🏸 "
+    "badminton racket, 🎣 fishing rod, 🎱 billiard ball, 🪅 pinata, 🎭 theater masks, 🧵 thread, 🥽 "
+    "goggles, 🧣 scarf, 🧥 coat, 👘 kimono, 👙 bikini, 👛 purse, 👞 brown shoe, 🥾 hiking boot, 👢 "
+    "boot, 👒 straw hat, 📯 horn, 🎹 piano, 🪕 banjo, 🔋 battery, 🔌 electric plug, 🖨 printer, 💿 "
+    "compact disc, 📹 camcorder, 🏮 paper lantern, 🎥 movie camera, 📔 notebook, 📜 scroll, 💰 money "
+    "bag, 📫 mailbox, ✒ pen, 🖍 crayon, 📁 file folder, 📅 calendar, 📌 pushpin, 📏 ruler, 📐 "
+    "triangular ruler, 🔒 padlock, ⛏ pickaxe, 🔩 screw, 🧪 test tube, 🔭 telescope, 🧰 toolbox, 🗡 "
+    "dagger, 🪚 saw, 🛋 couch, 🚿 shower, 🪒 razor, 🧺 basket, 🧻 toilet paper, 🧼 soap, 🗑 trash can, "
+    "🪞 mirror, 🖼 painting, 🤎 brown heart, 🤍 white heart, 🟤 brown circle, ⚫ black circle, 🟫 "
+    "brown square, ⬛ black square, 👹 ogre, 👾 space invader, 💩 poo, 🚧 barrier"
+)
+
 
 @dataclass(frozen=True)
 class PictogramObject:
@@ -134,11 +160,13 @@ class Split:
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
     """Never seen in training: neither the pictogram nor, as a class, the name."""
+    extra: tuple[str, ...]
+    """Seen in training, not asked for in the evaluation: look-alikes of other objects."""
 
 
 def _parse() -> dict[str, PictogramObject]:
     found = {}
-    for category, text in _BY_CATEGORY.items():
+    for category, text in {**_BY_CATEGORY, EXTRA: _TRAINING_ONLY}.items():
         for entry in text.split(", "):
             glyph, name = entry.split(" ", 1)
             found[name] = PictogramObject(name, glyph, category)
@@ -158,8 +186,9 @@ def split_catalogue(seed: int = SPLIT_SEED) -> Split:
         names = [thing.name for thing in CATALOGUE.values() if thing.category == category]
         held.update(rng.sample(names, max(1, round(HELD_OUT_SHARE * len(names)))))
     return Split(
-        trained=tuple(name for name in CATALOGUE if name not in held),
+        trained=tuple(name for name, thing in CATALOGUE.items() if thing.category != EXTRA and name not in held),
         held_out=tuple(name for name in CATALOGUE if name in held),
+        extra=tuple(name for name, thing in CATALOGUE.items() if thing.category == EXTRA),
     )
 
 

@@ -37,6 +37,10 @@ WEIGHT_DECAY = 0.03
 CLIP = 5.0
 EMA = 0.998
 TEMPERATURE = 0.07
+SOFTNESS = 0.3  # share of the target that goes to names of similar meaning
+SIMILARITY_TEMPERATURE = 0.1
+TEXT_NOISE = 0.3  # of a token's own standard deviation: near meanings must give near answers
+NAMES_A_PROMPT = 24
 PYRAMID_LEVELS = 3  # P3 to P5 are taught in stage 1; P6 and P7 see hardly any of these objects
 
 
@@ -70,16 +74,41 @@ class Plan:
         return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (at - warm) / max(1, end - warm)))))
 
 
-class NameClassifier(nn.Module):
-    """Stage 1's task: whose centre is this? Dropped afterwards."""
+def semantic_axes(texts: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """Return (weight (channels, D), bias) of the linear map of normalised text onto its main directions.
 
-    def __init__(self, channels: int, text: int) -> None:
+    Principal components, half whitened: the first text classifier thus already tells apart what the pretrained
+    encoder tells apart, and treats alike what it holds alike.
+    """
+    unit = F.normalize(texts.float(), dim=-1)
+    centre = unit.mean(0)
+    _, spread, directions = torch.linalg.svd(unit - centre, full_matrices=False)
+    weight = directions[:channels] * (spread[:1] / spread[:channels]).sqrt()[:, None]
+    return weight, -weight @ centre
+
+
+class NameClassifier(nn.Module):
+    """Stage 1's task: whose centre is this? Dropped afterwards.
+
+    Part of every target goes to names of similar meaning, so that what is alike in words comes to lie close in the
+    features; that is what a name never seen has to go by.
+    """
+
+    def __init__(self, channels: int, names: Tensor) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.text = nn.Linear(text, channels)
+        self.text = nn.Linear(names.shape[1], channels)
+        weight, bias = semantic_axes(names, channels)
+        with torch.no_grad():
+            self.text.weight.copy_(weight)
+            self.text.bias.copy_(bias)
+        unit = F.normalize(names, dim=-1)
+        unit = F.normalize(unit - unit.mean(0), dim=-1)
+        alike = (unit @ unit.T / SIMILARITY_TEMPERATURE).fill_diagonal_(-math.inf).softmax(dim=-1)
+        self.targets = (1 - SOFTNESS) * torch.eye(len(names), device=names.device) + SOFTNESS * alike
 
     def forward(self, maps: list[Tensor], batch: Batch, names: Tensor) -> Tensor:
-        """Return the mean cross-entropy.
+        """Return the mean cross-entropy over its least value.
 
         Args:
             maps: P3..P7 of the batch.
@@ -88,15 +117,16 @@ class NameClassifier(nn.Module):
         """
         height, width = batch.size
         real = batch.names >= 0
-        scale = torch.tensor([2 / width, 2 / height])
-        centres = ((batch.boxes[..., :2] + batch.boxes[..., 2:] + 1) / 2 * scale.to(batch.boxes.device) - 1)[:, :, None]
-        weights = F.normalize(self.text(F.normalize(names, dim=-1) * names.shape[-1] ** 0.5), dim=-1)
+        scale = torch.tensor([2 / width, 2 / height], device=batch.boxes.device)
+        centres = ((batch.boxes[..., :2] + batch.boxes[..., 2:] + 1) / 2 * scale - 1)[:, :, None]
+        weights = F.normalize(self.text(F.normalize(names, dim=-1)), dim=-1)
+        targets = self.targets[batch.names[real]]
         loss = names.new_zeros(())
         for level in maps[:PYRAMID_LEVELS]:
             seen = F.grid_sample(level.float(), centres, align_corners=False)[..., 0].transpose(1, 2)[real]
             scores = F.normalize(self.norm(seen), dim=-1) @ weights.T / TEMPERATURE
-            loss = loss + F.cross_entropy(scores, batch.names[real])
-        return loss / PYRAMID_LEVELS
+            loss = loss + F.cross_entropy(scores, targets)
+        return loss / PYRAMID_LEVELS - torch.special.entr(targets).sum(-1).mean()
 
 
 class Trainer:
@@ -106,17 +136,18 @@ class Trainer:
         self.plan, self.device = plan, device
         self.model, self.vocabulary = build_nano(plan.seed)
         self.model.to(device)
-        self.names = split_catalogue().trained
+        split = split_catalogue()
+        self.names = split.trained + split.extra
+        self.text = self._encode_names()
         self.batches = batches or Batches(
             self.names, self.vocabulary, plan.seed, plan.batch, crowded_until=plan.backbone_steps
         )
         config = self.model.config
-        self.classifier = NameClassifier(config.head.channels, config.bert.hidden).to(device)
+        self.classifier = NameClassifier(config.head.channels, self.text).to(device)
         self.optimizers = self._optimizers()
         self.average = {key: value.detach().clone() for key, value in self._trained().items()}
         self.step = 0
         self.seconds = 0.0
-        self._name_embeddings: Tensor | None = None
         self._anchors: dict[tuple[int, int], Anchors] = {}
 
     def _trained(self) -> dict[str, nn.Parameter]:
@@ -143,17 +174,30 @@ class Trainer:
             ),
         ]
 
-    def name_embeddings(self) -> Tensor:
-        """(C, D): the mean over the tokens of every training name, each encoded alone."""
-        if self._name_embeddings is None:
-            tokenizer = build_tokenizer(self.vocabulary)
-            rows = []
-            with torch.no_grad():
-                for name in self.names:
-                    ids = torch.from_numpy(parse_prompt([name], tokenizer).input_ids.copy())[None].to(self.device)
-                    rows.append(self.model.encode_text(ids, torch.ones_like(ids))[0, 1:-1].mean(0))
-            self._name_embeddings = torch.stack(rows)
-        return self._name_embeddings
+    def _encode_names(self) -> Tensor:
+        """Return (C, D), the mean over the tokens of every name; and let the head's text classifier start from them."""
+        tokenizer = build_tokenizer(self.vocabulary)
+        rows, tokens = [], []
+        with torch.no_grad():
+            for start in range(0, len(self.names), NAMES_A_PROMPT):
+                prompt = parse_prompt(self.names[start : start + NAMES_A_PROMPT], tokenizer)
+                ids = torch.from_numpy(prompt.input_ids.copy())[None].to(self.device)
+                hidden = self.model.encode_text(ids, torch.ones_like(ids))[0]
+                rows += [hidden[list(span)].mean(0) for span in prompt.token_spans]
+                tokens += [hidden[list(span)] for span in prompt.token_spans]
+            projection = self.model.rpn.head.dot_product_projection_text
+            weight, bias = semantic_axes(torch.cat(tokens), projection.out_features)
+            unit = F.normalize(torch.cat(tokens), dim=-1)
+            # The head feeds it e / 2. Its outputs get the size they have at an ordinary initialisation.
+            size = projection(unit / 2).norm(dim=-1).mean() / (unit @ weight.T + bias).norm(dim=-1).mean()
+            projection.weight.copy_(2 * size * weight)
+            projection.bias.copy_(size * bias)
+        return torch.stack(rows)
+
+    def _noisy(self, text: Tensor) -> Tensor:
+        """Blur the meaning of tokens a little; the noise is a function of the step."""
+        noise = torch.randn(text.shape, generator=torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
+        return text + TEXT_NOISE * text.std(dim=-1, keepdim=True) * noise.to(text.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return what the current stage minimises, and its parts for the log."""
@@ -168,11 +212,11 @@ class Trainer:
                 with torch.no_grad():
                     hidden = self.model.encode_text(batch.ids, batch.mask)
                 count = len(images)
-                hidden = hidden.expand(count, -1, -1).float()
+                hidden = self._noisy(hidden.expand(count, -1, -1).float())
                 mask = batch.mask.expand(count, -1)
                 outputs = self.model.predict(images, hidden, mask)
         if self.step < self.plan.backbone_steps:
-            loss = self.classifier(maps, batch, self.name_embeddings())
+            loss = self.classifier(maps, batch, self._noisy(self.text))
             return loss, {"name": loss.item()}
         if batch.size not in self._anchors:
             self._anchors[batch.size] = make_anchors(*batch.size, config.head.strides)
