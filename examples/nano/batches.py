@@ -44,6 +44,10 @@ class Batch:
     """(B, G) int64 index in the training names, -1 for padding."""
     tokens: Tensor
     """(B, G, T) float32, 1 where a token names the object; all zero for an object the prompt does not name."""
+    classes: Tensor
+    """(P, C, T) float32, rows averaging the tokens of each class of the prompt; all-zero rows are padding."""
+    labels: Tensor
+    """(B, G) int64 class of every object in its prompt, -1 where the prompt does not name it."""
     matched: Tensor
     """(B, N) int64 object of every anchor, -1 for background."""
 
@@ -115,6 +119,10 @@ class Batches(Dataset[Batch]):
         boxes = torch.zeros(len(scenes), most, 4)
         names = torch.full((len(scenes), most), -1)
         tokens = torch.zeros(len(scenes), most, longest)
+        classes = torch.zeros(len(prompts), max(len(prompt) for prompt in prompts), longest)
+        for i, prompt in enumerate(prompts):
+            classes[i, : len(prompt), : len(prompt.input_ids)] = torch.from_numpy(prompt.class_map.copy())
+        labels = torch.full((len(scenes), most), -1)
         matched = []
         for i, scene in enumerate(scenes):
             prompt = prompts[i if len(prompts) > 1 else 0]
@@ -123,12 +131,14 @@ class Batches(Dataset[Batch]):
             for j, thing in enumerate(scene.things):
                 boxes[i, j] = torch.tensor(thing.box, dtype=torch.float32)
                 names[i, j] = index[thing.name]
+                if thing.name in prompt.phrases:
+                    labels[i, j] = prompt.phrases.index(thing.name)
             # What the caption does not name is background: nothing may point there.
             asked = named.any(dim=1).nonzero()[:, 0]
             owner = assign(self.anchors[size], boxes[i, asked])
             matched.append(torch.where(owner >= 0, asked[owner.clamp(min=0)], owner) if len(asked) else owner)
         images = torch.from_numpy(np.stack([scene.image[..., ::-1] for scene in scenes]))
-        return Batch(images, ids, mask, boxes, names, tokens, torch.stack(matched))
+        return Batch(images, ids, mask, boxes, names, tokens, classes, labels, torch.stack(matched))
 
 
 def token_map(scene: Scene, prompt: Prompt) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "detection_losses",
     "giou",
     "make_anchors",
+    "phrase_contrast",
     "token_focal",
 ]
 
@@ -143,6 +144,28 @@ def centerness_target(centres: Tensor, boxes: Tensor) -> Tensor:
     x = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=1e-6)
     y = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=1e-6)
     return (x * y).clamp(min=0).sqrt()
+
+
+def phrase_contrast(outputs: HeadOutputs, matched: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Mean cross-entropy over a prompt's classes at the positive locations.
+
+    Not in GLIP: the focal loss alone needs long to tell names apart, and a run of an hour does not have long. It
+    reads the same logits, so nothing of it is left in the model.
+
+    Args:
+        outputs: of `Glip.predict`.
+        matched: (B, N) int64 object of every location, -1 for background.
+        labels: (B, G) int64 class of every object.
+        classes: (B, C, T), rows averaging the tokens of a class; all-zero rows are padding.
+    """
+    logits = torch.cat([level.logits for level in outputs.levels], dim=2).float()
+    image, location = (matched >= 0).nonzero(as_tuple=True)
+    if not len(image):
+        return logits.sum() * 0
+    label = labels[image, matched[image, location]]
+    scores = (classes[image] @ logits[image, :, location][:, :, None])[..., 0]
+    scores = scores.masked_fill(~classes.any(dim=2)[image], -1e4)
+    return F.cross_entropy(scores, label)
 
 
 @dataclass(frozen=True)

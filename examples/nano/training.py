@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from glip_deploy.errors import GlipError
 from glip_deploy.prompt import parse_prompt
 from nano.batches import Batch, Batches
-from nano.losses import Anchors, detection_losses, make_anchors
+from nano.losses import Anchors, detection_losses, make_anchors, phrase_contrast
 from nano.model import build_nano, quick_deform, write_whole
 from nano.objects import split_catalogue
 
@@ -36,6 +36,7 @@ WARMUP = 150
 WEIGHT_DECAY = 0.03
 CLIP = 5.0
 EMA = 0.998
+CONTRAST_WEIGHT = 0.5
 TEMPERATURE = 0.07
 SOFTNESS = 0.3  # share of the target that goes to names of similar meaning
 SIMILARITY_TEMPERATURE = 0.1
@@ -223,8 +224,16 @@ class Trainer:
         parts = detection_losses(
             outputs, self._anchors[batch.size], batch.matched, batch.boxes, batch.tokens, mask, config.head
         )
-        shown = {"token": parts.token.item(), "box": parts.box.item(), "centre": parts.centerness.item()}
-        return parts.total, shown
+        contrast = phrase_contrast(
+            outputs, batch.matched, batch.labels, batch.classes.expand(len(batch.images), -1, -1)
+        )
+        shown = {
+            "names": contrast.item(),
+            "token": parts.token.item(),
+            "box": parts.box.item(),
+            "centre": parts.centerness.item(),
+        }
+        return parts.total + CONTRAST_WEIGHT * contrast, shown
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One update of the weights and of their moving average."""

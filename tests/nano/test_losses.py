@@ -13,6 +13,7 @@ from nano.losses import (
     giou,
     make_anchors,
     pairwise_iou,
+    phrase_contrast,
     token_focal,
 )
 
@@ -141,3 +142,18 @@ def test_boxes_of_several_levels_meet_their_own_objects():
         outputs_for(anchors, 2, quiet), anchors, matched, boxes, torch.zeros(1, 4, 2), torch.ones(1, 2), config
     )
     assert losses.box.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_contrast_compares_the_classes_of_the_prompt_only():
+    anchors = make_anchors(64, 64, (8,))
+    logit = torch.zeros(1, 3, len(anchors.boxes))
+    logit[0, :, 5] = torch.tensor([2.0, 4.0, 0.0])  # class 0 averages tokens 0 and 1, class 1 is token 2
+    matched = torch.full((1, len(anchors.boxes)), -1)
+    matched[0, 5] = 0
+    classes = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+    outputs = outputs_for(anchors, 3, logit)
+    right = phrase_contrast(outputs, matched, torch.tensor([[0]]), classes)
+    wrong = phrase_contrast(outputs, matched, torch.tensor([[1]]), classes)
+    assert right.item() == pytest.approx(math.log(1 + math.exp(-3)))
+    assert wrong.item() == pytest.approx(3 + math.log(1 + math.exp(-3)))
+    assert phrase_contrast(outputs, torch.full_like(matched, -1), torch.tensor([[0]]), classes).item() == 0
