@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_deploy.bundle import sha256_of
 from glip_deploy.errors import GlipError
-from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
+from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, InputConfig, SwinConfig
 from glip_export.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     StateDict = Mapping[str, torch.Tensor]
 
-__all__ = ["Checkpoint", "CheckpointFile", "build", "derive_config", "load_checkpoint", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointFile",
+    "build",
+    "derive_config",
+    "load_checkpoint",
+    "longest_text",
+    "read_checkpoint",
+]
 
 # Rebuilt from the configuration, or used in training only. Everything ignored is listed to the user all the same.
 EXPECTED_EXTRAS = re.compile(
@@ -183,6 +191,50 @@ def derive_config(state: StateDict, facts: Mapping[str, Any] | None = None, path
         return _derive(state, facts or {})
     except KeyError as error:
         raise GlipError(f"checkpoint {path} is incomplete: {error.args[0]} is missing; download it again") from None
+    except ValueError as error:
+        raise GlipError(f"checkpoint {path}: {error}") from None
+
+
+def longest_text(config: GlipConfig) -> int:
+    """Return how many tokens the text branch has positions for, and tuned rows where there are any."""
+    return min(config.bert.positions, config.tunable_tokens or config.bert.positions)
+
+
+def _shape(state: StateDict, key: str, axes: int) -> tuple[int, ...]:
+    """Return the shape of a tensor that sizes are read from.
+
+    Raises:
+        KeyError: it is not there.
+        ValueError: another number of axes, or an axis of length 0.
+    """
+    shape = tuple(state[key].shape)
+    if len(shape) != axes or 0 in shape:
+        raise ValueError(f"{key} is {shape}, GLIP needs {axes} axes of at least 1; this is another architecture")
+    return shape
+
+
+def _check_sizes(config: GlipConfig) -> None:
+    """Raise ValueError where sizes do not divide as the model needs them to."""
+    swin, head = config.swin, config.head
+    divisions = [
+        *(
+            (f"channels of Swin stage {i}", width, "attention heads", heads)
+            for i, (width, heads) in enumerate(zip(swin.channels, swin.num_heads, strict=True))
+        ),
+        ("channels of the head", head.channels, "groups of its GroupNorm", head.group_norm_groups),
+    ]
+    if head.fusion:
+        divisions.append(("width of the fusion", head.fusion_dim, "attention heads", head.fusion_heads))
+    for what, width, parts, number in divisions:
+        if width % number:
+            raise ValueError(f"the {what}, {width}, cannot be divided by the {number} {parts}; GLIP's always can")
+
+
+def _bert_heads(facts: Mapping[str, Any], hidden: int) -> int:
+    heads = facts.get("bert_heads", max(1, hidden // 64))
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1 or hidden % heads:
+        raise ValueError(f"glip_config says bert_heads = {heads!r}; it must be a divisor of the text width {hidden}")
+    return heads
 
 
 def _count(state: StateDict, pattern: str) -> int:
@@ -194,43 +246,46 @@ def _count(state: StateDict, pattern: str) -> int:
 def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
     body = "backbone.body."
     stages = _count(state, r"backbone\.body\.layers\.(\d+)\.")
-    tables = [state[f"{body}layers.{i}.blocks.0.attn.relative_position_bias_table"].shape for i in range(stages)]
+    if stages != len(SwinConfig().depths):
+        raise ValueError(f"the Swin backbone has {stages} stages, GLIP's has 4; this is another architecture")
+    blocks = [f"{body}layers.{i}.blocks.0." for i in range(stages)]
+    tables = [_shape(state, f"{block}attn.relative_position_bias_table", 2) for block in blocks]
     swin = SwinConfig(
-        embed_dim=state[f"{body}patch_embed.proj.weight"].shape[0],
+        embed_dim=_shape(state, f"{body}patch_embed.proj.weight", 4)[0],
         depths=tuple(_count(state, rf"backbone\.body\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)),
         num_heads=tuple(shape[1] for shape in tables),
         window=(round(tables[0][0] ** 0.5) + 1) // 2,
-        mlp_hidden=tuple(state[f"{body}layers.{i}.blocks.0.mlp.fc1.weight"].shape[0] for i in range(stages)),
+        mlp_hidden=tuple(_shape(state, f"{block}mlp.fc1.weight", 2)[0] for block in blocks),
     )
-    vocabulary, hidden = state[f"{BERT}embeddings.word_embeddings.weight"].shape
-    heads = int(facts.get("bert_heads", max(1, hidden // 64)))
-    if hidden % heads:
-        raise GlipError(f"glip_config says bert_heads = {heads}, which does not divide the text width {hidden}")
+    vocabulary, hidden = _shape(state, f"{BERT}embeddings.word_embeddings.weight", 2)
+    heads = _bert_heads(facts, hidden)
     bert = BertConfig(
         hidden=hidden,
         layers=_count(state, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
         heads=heads,
-        intermediate=state[f"{BERT}encoder.layer.0.intermediate.dense.weight"].shape[0],
+        intermediate=_shape(state, f"{BERT}encoder.layer.0.intermediate.dense.weight", 2)[0],
         vocabulary=vocabulary,
-        positions=state[f"{BERT}embeddings.position_embeddings.weight"].shape[0],
+        positions=_shape(state, f"{BERT}embeddings.position_embeddings.weight", 2)[0],
     )
     fusion = f"{TOWER}0.b_attn.gamma_v" in state
     modules = _count(state, r"rpn\.head\.dyhead_tower\.(\d+)\.")
     head = HeadConfig(
-        channels=state["rpn.head.bbox_pred.weight"].shape[1],
+        channels=_shape(state, "rpn.head.bbox_pred.weight", 4)[1],
         blocks=modules // 3 if fusion else modules,
         fusion=fusion,
         bert_heads=heads,
     )
     if fusion:
-        embed = state[f"{TOWER}0.b_attn.attn.v_proj.weight"].shape[0]
+        embed = _shape(state, f"{TOWER}0.b_attn.attn.v_proj.weight", 2)[0]
         head = replace(
             head,
             fusion_dim=embed,
-            bert_intermediate=state[f"{TOWER}1.intermediate.dense.weight"].shape[0],
+            bert_intermediate=_shape(state, f"{TOWER}1.intermediate.dense.weight", 2)[0],
         )
-    tunable = state.get("rpn.tunable_linear.weight")
-    return GlipConfig(swin, bert, head, tunable_tokens=0 if tunable is None else tunable.shape[0])
+    tuned = "rpn.tunable_linear.weight"
+    config = GlipConfig(swin, bert, head, tunable_tokens=_shape(state, tuned, 2)[0] if tuned in state else 0)
+    _check_sizes(config)
+    return replace(config, input=replace(config.input, max_tokens=min(InputConfig().max_tokens, longest_text(config))))
 
 
 def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[Glip, tuple[str, ...]]:
@@ -248,7 +303,9 @@ def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[
     first_dyconv = f"{TOWER}{2 if config.head.fusion else 0}."
     squeeze = state.get(f"{first_dyconv}relu.fc.0.weight")
     with torch.device("meta"):
-        model = Glip(config, squeeze=64 if squeeze is None else squeeze.shape[0])
+        model = Glip(
+            config, squeeze=64 if squeeze is None or squeeze.dim() != 2 or 0 in squeeze.shape else squeeze.shape[0]
+        )
     wanted = model.state_dict()
     rebuilt = {key for key in wanted if EXPECTED_EXTRAS.search(key)}
     missing = [key for key in wanted if key not in state and key not in rebuilt]
@@ -273,8 +330,13 @@ def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[
             raise GlipError(
                 f"checkpoint {path}: {key} is {tuple(value.shape)}, {config.variant} needs {tuple(slot.shape)}"
             )
+        if not value.is_floating_point() or value.layout != torch.strided:
+            kind = str(value.layout if value.layout != torch.strided else value.dtype).removeprefix("torch.")
+            raise GlipError(
+                f"checkpoint {path}: {key} is {kind}, weights must be dense floating point; save them as float32"
+            )
         value = value.to(slot.dtype)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(value).all()):
             raise GlipError(
                 f"checkpoint {path}: {key} holds NaN or infinite values; the training diverged or the file is damaged"
             )

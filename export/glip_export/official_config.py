@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glip_deploy.errors import GlipError
+from glip_export.checkpoints import longest_text
 from glip_export.model.config import GlipConfig
 
 __all__ = ["apply_official_config"]
@@ -50,11 +52,14 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
     import yaml
 
     if not path.is_file():
-        raise GlipError(f"config {path} does not exist; give an official GLIP YAML or leave --config out")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise GlipError(f"config {path} {what}; give an official GLIP YAML or leave --config out")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a plain ValueError
         raise GlipError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise GlipError(f"config {path} cannot be read ({error.strerror or error})") from None
     if not isinstance(content, dict):
         raise GlipError(f"config {path} is not a GLIP configuration: expected sections such as MODEL and INPUT")
 
@@ -88,16 +93,22 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
                 "leave --config out to use the checkpoint's own"
             )
 
-    def number(name: str, default: Number) -> Number:
+    def number(name: str, default: Number, least: int, most: float = math.inf) -> Number:
         found = value(name, default)
         try:
-            return type(default)(found)
+            converted = math.nan if isinstance(found, bool) else float(found)
         except (TypeError, ValueError):
-            raise GlipError(
-                f"config {path}: {name} = {found!r} is not a number; released files have {default}"
-            ) from None
+            converted = math.nan
+        whole = isinstance(default, int)
+        if not math.isfinite(converted) or (whole and converted != int(converted)):
+            kind = "a whole number" if whole else "a number"
+            raise GlipError(f"config {path}: {name} = {found!r} is not {kind}; released files have {default}")
+        if not least <= converted <= most:
+            legal = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            raise GlipError(f"config {path}: {name} = {found!r} is out of range; legal is {legal}")
+        return type(default)(converted)
 
-    def channels(name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    def channels(name: str, default: tuple[float, float, float], positive: bool) -> tuple[float, float, float]:
         found = value(name, default)
         try:
             blue, green, red = (float(v) for v in found)
@@ -105,23 +116,26 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
             raise GlipError(
                 f"config {path}: {name} = {found!r} is not three numbers; released files have {default}"
             ) from None
+        if not all(math.isfinite(v) and (v > 0 or not positive) for v in (blue, green, red)):
+            legal = "finite numbers above 0" if positive else "finite numbers"
+            raise GlipError(f"config {path}: {name} = {found!r} is out of range; legal are {legal}")
         return blue, green, red
 
     head, source = config.head, config.input
     head = replace(
         head,
-        score_threshold=number("MODEL.ATSS.INFERENCE_TH", head.score_threshold),
-        candidates_per_level=number("MODEL.ATSS.PRE_NMS_TOP_N", head.candidates_per_level),
-        nms_iou=number("MODEL.ATSS.NMS_TH", head.nms_iou),
-        max_detections=number("MODEL.ATSS.DETECTIONS_PER_IMG", head.max_detections),
+        score_threshold=number("MODEL.ATSS.INFERENCE_TH", head.score_threshold, 0, 1),
+        candidates_per_level=number("MODEL.ATSS.PRE_NMS_TOP_N", head.candidates_per_level, 1),
+        nms_iou=number("MODEL.ATSS.NMS_TH", head.nms_iou, 0, 1),
+        max_detections=number("MODEL.ATSS.DETECTIONS_PER_IMG", head.max_detections, 1),
     )
     inputs = replace(
         source,
-        pixel_mean=channels("INPUT.PIXEL_MEAN", source.pixel_mean),
-        pixel_std=channels("INPUT.PIXEL_STD", source.pixel_std),
-        shortest_side=number("INPUT.MIN_SIZE_TEST", source.shortest_side),
-        longest_side=number("INPUT.MAX_SIZE_TEST", source.longest_side),
-        max_tokens=number("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens),
+        pixel_mean=channels("INPUT.PIXEL_MEAN", source.pixel_mean, positive=False),
+        pixel_std=channels("INPUT.PIXEL_STD", source.pixel_std, positive=True),
+        shortest_side=number("INPUT.MIN_SIZE_TEST", source.shortest_side, 1),
+        longest_side=number("INPUT.MAX_SIZE_TEST", source.longest_side, 1),
+        max_tokens=number("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens, 3, longest_text(config)),
     )
     return replace(config, head=head, input=inputs)
 
@@ -132,9 +146,10 @@ def _plain(value: Any) -> Any:
         import ast
 
         try:
-            return list(ast.literal_eval(value))
-        except (ValueError, SyntaxError):
+            literal = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             return value
+        return list(literal) if isinstance(literal, tuple) else literal
     return value
 
 

@@ -42,18 +42,23 @@ def test_a_written_model_comes_back(tiny_checkpoint):
     assert not loaded.model.training
 
 
-@pytest.mark.parametrize("wrap", ["plain", "module prefix", "bare state dict"])
+@pytest.mark.parametrize("wrap", ["plain", "module prefix"])
 def test_forms_of_a_state_dict(tmp_path, state, wrap):
     if wrap == "module prefix":
         state = {f"module.{key}": value for key, value in state.items()}
-    path = tmp_path / "m.pth"
-    if wrap == "bare state dict":
-        torch.save({**state}, path)
-        file = read_checkpoint(path)
-        assert file.vocabulary is None and file.facts == {}
-        assert file.state.keys() == tiny_state().keys()
-    else:
-        assert load_checkpoint(write_tiny(path, state)).config == tiny_config()
+    loaded = load_checkpoint(write_tiny(tmp_path / "m.pth", state))
+    assert loaded.config == tiny_config()
+    assert not any(key.startswith("module.") for key in loaded.ignored)
+
+
+def test_a_bare_state_dict(tmp_path, state):
+    path = tmp_path / "bare.pth"
+    torch.save({**state}, path)
+    file = read_checkpoint(path)
+    assert file.vocabulary is None and file.facts == {}
+    loaded = load_checkpoint(path)
+    found = loaded.model.state_dict()
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in found)
 
 
 def test_half_precision_weights_are_read_as_single(tmp_path, state):
@@ -94,7 +99,11 @@ def test_variants_are_recognised_from_names_and_shapes(manifest, variant, sizes)
     assert config.variant == variant
     assert (config.swin.embed_dim, config.swin.window, config.head.blocks, config.head.fusion) == sizes
     assert (config.bert.hidden, config.bert.layers, config.bert.heads) == (768, 12, 12)
-    assert (config.tunable_tokens > 0) == ("prompt" in manifest)
+    assert config.tunable_tokens == (1000 if "prompt" in manifest else 0)
+    assert config.swin.depths == ((2, 2, 18, 2) if manifest == "glip_L" else (2, 2, 6, 2))
+    assert config.swin.num_heads == ((6, 12, 24, 48) if manifest == "glip_L" else (3, 6, 12, 24))
+    assert (config.bert.vocabulary, config.bert.positions, config.input.max_tokens) == (30522, 512, 256)
+    assert (config.head.channels, config.head.fusion_dim) == (256, 2048)
 
 
 def test_a_tuned_prompt_is_added_to_the_text(tmp_path):
@@ -228,8 +237,71 @@ def test_vocabularies_that_cannot_be(tmp_path, vocabulary, said):
     assert said in error_of(write_tiny(tmp_path / "m.pth", vocabulary=vocabulary))
 
 
-def test_heads_that_do_not_divide_the_width(tmp_path):
-    assert "bert_heads = 5" in error_of(write_tiny(tmp_path / "m.pth", glip_config={"bert_heads": 5}))
+@pytest.mark.parametrize("heads", [5, 0, -4, "many", None, 2.0, float("nan"), float("inf"), True, [4]])
+def test_numbers_of_heads_that_cannot_be(tmp_path, heads):
+    message = error_of(write_tiny(tmp_path / "m.pth", glip_config={"bert_heads": heads}))
+    assert f"bert_heads = {heads!r}" in message and "divisor of the text width 32" in message
+
+
+SIZES = (
+    "backbone.body.patch_embed.proj.weight",
+    "backbone.body.layers.0.blocks.0.attn.relative_position_bias_table",
+    "backbone.body.layers.3.blocks.0.attn.relative_position_bias_table",
+    "backbone.body.layers.1.blocks.0.mlp.fc1.weight",
+    "language_backbone.body.model.embeddings.word_embeddings.weight",
+    "language_backbone.body.model.embeddings.position_embeddings.weight",
+    "language_backbone.body.model.encoder.layer.0.intermediate.dense.weight",
+    "rpn.head.bbox_pred.weight",
+    "rpn.head.dyhead_tower.0.b_attn.attn.v_proj.weight",
+    "rpn.head.dyhead_tower.1.intermediate.dense.weight",
+    "rpn.head.dyhead_tower.2.relu.fc.0.weight",
+)
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_tensors_that_sizes_are_read_from_may_have_any_shape(state, key):
+    """Each is one clear error: no shape makes the reading itself fail."""
+    true = tuple(state[key].shape)
+    for shape in ((), (7,), (0,), (*true, 2), tuple(0 for _ in true), tuple(size + 1 for size in true)):
+        changed = {**state, key: torch.zeros(shape)}
+        with pytest.raises(GlipError) as caught:
+            build(changed, derive_config(changed, {"bert_heads": 4}, "m.pth"), "m.pth")
+        assert "checkpoint m.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_number_of_stages(state):
+    three = {key: value for key, value in state.items() if ".layers.3." not in key}
+    with pytest.raises(GlipError, match="has 3 stages, GLIP's has 4"):
+        derive_config(three, {"bert_heads": 4})
+
+
+def test_channels_that_do_not_divide(state):
+    changed = {**state, "rpn.head.bbox_pred.weight": torch.zeros(4, 40, 3, 3)}
+    with pytest.raises(GlipError, match="channels of the head, 40, cannot be divided by the 16 groups"):
+        derive_config(changed, {"bert_heads": 4})
+
+
+@pytest.mark.parametrize(
+    ("convert", "said"),
+    [
+        (lambda value: value.to_sparse(), "is sparse_coo"),
+        (lambda value: value.to(torch.complex64), "is complex64"),
+        (lambda value: value.to(torch.int8), "is int8"),
+        (lambda value: value.double() * 1e300, "NaN or infinite"),  # too large for single precision
+    ],
+)
+def test_weights_of_other_kinds(state, convert, said):
+    key = "rpn.head.centerness.weight"
+    changed = {**state, key: convert(state[key])}
+    with pytest.raises(GlipError) as caught:
+        build(changed, tiny_config())
+    assert said in str(caught.value) and key in str(caught.value)
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(64, 64), (1000, 256)])
+def test_a_prompt_is_no_longer_than_the_tuned_rows(state, rows, limit):
+    tuned = {**state, "rpn.tunable_linear.weight": torch.zeros(rows, 32)}
+    assert derive_config(tuned, {"bert_heads": 4}).input.max_tokens == limit
 
 
 def test_the_number_of_heads_is_taken_from_the_file(tmp_path):

@@ -82,7 +82,17 @@ def test_contradictions_and_what_is_not_supported(write, old, new, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [1,", "is not YAML"), ("- 1\n- 2\n", "not a GLIP configuration")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1,", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("a: 2026-13-45\n", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("", "not a GLIP configuration"),
+        ("- 1\n- 2\n", "not a GLIP configuration"),
+    ],
+)
 def test_files_of_another_kind(write, text, said):
     with pytest.raises(GlipError, match=said):
         apply_official_config(GlipConfig(), write(text))
@@ -91,10 +101,60 @@ def test_files_of_another_kind(write, text, said):
 def test_a_missing_file(tmp_path):
     with pytest.raises(GlipError, match="does not exist"):
         apply_official_config(GlipConfig(), tmp_path / "none.yaml")
+    with pytest.raises(GlipError, match="is a folder"):
+        apply_official_config(GlipConfig(), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["INPUT:\n  PIXEL_MEAN: [1, 2]\n", "INPUT:\n  MIN_SIZE_TEST: many\n"])
-def test_values_of_the_wrong_kind_are_one_clear_error(write, text):
-    with pytest.raises(GlipError, match="is not") as caught:
-        apply_official_config(GlipConfig(), write(text))
-    assert "\n" not in str(caught.value)
+def error_of(path, config=None):
+    with pytest.raises(GlipError) as caught:
+        apply_official_config(config or GlipConfig(), path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("INPUT.PIXEL_MEAN", "[1, 2]", "not three numbers"),
+        ("INPUT.PIXEL_MEAN", "[.nan, 1, 2]", "finite numbers"),
+        ("INPUT.PIXEL_STD", "[57.4, 0, 58.4]", "above 0"),
+        ("INPUT.MIN_SIZE_TEST", "many", "not a whole number"),
+        ("INPUT.MIN_SIZE_TEST", "yes", "not a whole number"),
+        ("INPUT.MIN_SIZE_TEST", "0", "legal is 1 or more"),
+        ("INPUT.MAX_SIZE_TEST", ".inf", "not a whole number"),
+        ("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", "200.5", "not a whole number"),
+        ("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", "513", "legal is 3 to 512"),
+        ("MODEL.ATSS.INFERENCE_TH", ".nan", "not a number"),
+        ("MODEL.ATSS.INFERENCE_TH", "5", "legal is 0 to 1"),
+        ("MODEL.ATSS.NMS_TH", "-0.6", "legal is 0 to 1"),
+        ("MODEL.ATSS.PRE_NMS_TOP_N", "0", "legal is 1 or more"),
+        ("MODEL.ATSS.DETECTIONS_PER_IMG", "-1", "legal is 1 or more"),
+    ],
+)
+def test_values_that_cannot_be(write, name, value, said):
+    message = error_of(write(f"{name.replace('.', ': {')}: {value}{'}' * name.count('.')}\n"))
+    assert said in message and f"{name} = " in message
+
+
+def test_the_last_legal_values_are_accepted(write):
+    text = "MODEL: {ATSS: {INFERENCE_TH: 0, NMS_TH: 1}, LANGUAGE_BACKBONE: {MAX_QUERY_LEN: 512}}\n"
+    config = apply_official_config(GlipConfig(), write(text))
+    assert (config.head.score_threshold, config.head.nms_iou, config.input.max_tokens) == (0.0, 1.0, 512)
+
+
+def test_a_tuned_prompt_limits_the_length(write):
+    path = write("MODEL: {LANGUAGE_BACKBONE: {MAX_QUERY_LEN: 256}}\n")
+    assert "legal is 3 to 200" in error_of(path, GlipConfig(tunable_tokens=200))
+
+
+def test_nothing_in_a_file_is_executed(write, tmp_path):
+    trace = tmp_path / "executed"
+    assert "is not YAML" in error_of(write(f"a: !!python/object/apply:os.mkdir ['{trace}']\n"))
+    assert not trace.exists()
+
+
+def test_tuples_are_written_as_strings(write):
+    mean = apply_official_config(GlipConfig(), write("INPUT: {PIXEL_MEAN: '(1, 2.5, 3)'}\n")).input.pixel_mean
+    assert mean == (1.0, 2.5, 3.0)
+    assert "DEPTHS = 2, but" in error_of(write("MODEL: {SWINT: {DEPTHS: '(2)'}}\n"))
