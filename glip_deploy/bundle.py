@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +76,15 @@ class Bundle:
                 for name, record in manifest["files"].items()
             }
             bundle = cls(path, str(manifest["variant"]), files, manifest)
-            _ = bundle.score_threshold, bundle.max_tokens, bundle.nms_iou, bundle.max_detections
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for name, value, least, most in (
+                ("score_threshold", bundle.score_threshold, 0, 1.0),
+                ("nms_iou", bundle.nms_iou, 0, 1.0),
+                ("max_detections", bundle.max_detections, 1, math.inf),
+                ("max_tokens", bundle.max_tokens, 1, math.inf),
+            ):
+                if not least <= value <= most:
+                    raise ValueError(f"{name} is {value}")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise GlipError(
                 f"{path / MANIFEST} is damaged ({type(error).__name__}: {error}); export the bundle again"
             ) from None
@@ -142,20 +150,20 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     file = path / MANIFEST
     if not path.is_dir():
         what = "is a file, not a bundle directory" if path.exists() else "does not exist"
-        hint = f"glip-export --model {path} --output DIR makes a bundle" if path.suffix == ".pth" else "make it"
-        if path.suffix != ".pth":
-            hint = "make a bundle with glip-export --model glip_t.pth --output DIR"
-        raise GlipError(f"bundle {path} {what}; {hint}")
+        checkpoint = path if path.suffix == ".pth" else "glip_t.pth"
+        raise GlipError(f"bundle {path} {what}; make a bundle with glip-export --model {checkpoint} --output DIR")
     if not file.is_file():
         raise GlipError(f"{path} is not a bundle: it has no {MANIFEST}; make one with glip-export --output {path}")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise GlipError(f"{file} cannot be read ({error}); export the bundle again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise GlipError(f'{file} is not a glip-deploy manifest ("format" is not "{FORMAT}")')
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise GlipError(f"{file} is damaged (format_version is {version!r}); export the bundle again")
+    if version > FORMAT_VERSION:
         raise GlipError(
             f"bundle {path} has format {version}, this glip-deploy reads up to {FORMAT_VERSION};"
             " upgrade with pip install -U glip-deploy"

@@ -25,6 +25,7 @@ class OnnxRuntimeBackend:
         self._bundle = bundle
         self._threads = threads
         self._lock = threading.Lock()
+        self._closed = False
         self._text: Any = None
         self._image: Any = self._session(IMAGE_GRAPH)
 
@@ -47,13 +48,13 @@ class OnnxRuntimeBackend:
         try:
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's own exception types are not public
-            reason = str(error).splitlines()[0][:200]
+            reason = _first_line(error)
             raise GlipError(f"ONNX Runtime cannot load {path}: {reason}; export the bundle again") from None
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
         with self._lock:
-            if self._text is None:
+            if self._text is None and not self._closed:
                 self._text = self._session(TEXT_GRAPH)
             session = self._text
         feed = {"input_ids": input_ids[None], "attention_mask": np.ones_like(input_ids)[None]}
@@ -87,8 +88,14 @@ class OnnxRuntimeBackend:
             return list(session.run(outputs, feed))
         except Exception as error:  # the library's own exception types are not public
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-            raise GlipError(f"ONNX Runtime failed on {shapes}: {str(error).splitlines()[0][:200]}") from None
+            raise GlipError(f"ONNX Runtime failed on {shapes}: {_first_line(error)}") from None
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._text = self._image = None
+        with self._lock:
+            self._closed = True
+            self._text = self._image = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

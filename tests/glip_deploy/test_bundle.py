@@ -63,10 +63,10 @@ def test_a_newer_format(bundle):
     assert f"has format {FORMAT_VERSION + 1}" in message and "upgrade" in message
 
 
-@pytest.mark.parametrize("version", ["1", None, [1]])
+@pytest.mark.parametrize("version", ["1", None, [1], 0, -1, True, 1.0])
 def test_a_version_that_is_none(bundle, version):
     edit_manifest(bundle, lambda m: m.update(format_version=version))
-    assert "reads up to" in error_of(bundle)
+    assert f"is damaged (format_version is {version!r})" in error_of(bundle)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,12 @@ def test_a_version_that_is_none(bundle, version):
         lambda m: m["config"].pop("head"),
         lambda m: m.update(files=["image.onnx"]),
         lambda m: m["files"]["text.onnx"].update(bytes="many"),
+        lambda m: m["files"]["text.onnx"].update(bytes=float("inf")),
         lambda m: m["config"]["input"].update(max_tokens=None),
+        lambda m: m["config"]["input"].update(max_tokens=0),
+        lambda m: m["config"]["head"].update(score_threshold=float("nan")),
+        lambda m: m["config"]["head"].update(nms_iou=7),
+        lambda m: m["config"]["head"].update(max_detections=-1),
     ],
 )
 def test_a_damaged_manifest(bundle, change):
@@ -85,7 +90,11 @@ def test_a_damaged_manifest(bundle, change):
     assert "is damaged" in error_of(bundle)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'{"format": "something else"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 200_000, b'{"format": "something else"}'],
+    ids=["empty", "cut", "not text", "a list", "too deep", "another format"],
+)
 def test_a_manifest_that_is_none(bundle, content):
     (bundle / "manifest.json").write_bytes(content)
     message = error_of(bundle)
@@ -123,5 +132,8 @@ def test_the_key_is_that_of_the_text_side(bundle):
     plain = Bundle.open(bundle).key
     edit_manifest(bundle, lambda m: m["files"]["image.onnx"].update(sha256="0" * 64))
     assert Bundle.open(bundle, verify=False).key == plain
-    edit_manifest(bundle, lambda m: m["files"]["text.onnx.data"].update(sha256="0" * 64))
-    assert Bundle.open(bundle, verify=False).key != plain
+    keys = {plain}
+    for name in ("text.onnx", "text.onnx.data", "tokenizer.json"):
+        edit_manifest(bundle, lambda m, name=name: m["files"][name].update(sha256="0" * 64))
+        keys.add(Bundle.open(bundle, verify=False).key)
+    assert len(keys) == 4
