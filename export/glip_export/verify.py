@@ -83,7 +83,7 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
     """Compare the text branch, for one prompt and for a batch of two with padding."""
     import torch
 
-    prompt = parse_prompt(list(CLASSES), tokenizer)
+    prompt = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens)
     tokens = len(prompt.input_ids)
     ids = np.zeros((2, tokens), np.int64)
     mask = np.zeros((2, tokens), np.int64)
@@ -106,7 +106,7 @@ def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Pa
 
     from glip_export.model.glip import ImageBranch
 
-    prompt = parse_prompt(list(CLASSES), tokenizer)
+    prompt = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens)
     frame = load_image(picture)
     content = canvas([frame], color="rgb", shortest_side=SHORTEST_SIDE, longest_side=LONGEST_SIDE)
     ids = torch.from_numpy(prompt.input_ids.copy())[None]
