@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +51,8 @@ def export_bundle(
 
     Args:
         checkpoint: an official GLIP `.pth`.
-        output: the bundle's directory; must not exist, unless `overwrite` and it is a bundle.
+        output: the bundle's directory; must not exist or be empty, unless `overwrite` and it is a bundle. Folders
+            above it are made. A symbolic link is followed.
         config_file: an official YAML.
         raw_outputs: let the image graph also give logits, deltas and centerness.
         overwrite: replace an existing bundle.
@@ -79,7 +80,8 @@ def export_bundle(
                 f" bert-base-uncased has {tokenizer.get_vocab_size()}; it must carry its own as"
                 ' {"model": ..., "vocabulary": [...]}'
             )
-        tokenizer.save(str(directory / TOKENIZER))
+        # Not Tokenizer.save: it raises bare Exception where the disk is full.
+        (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         on_step(STEPS[1])
         text = export_text(model, directory)
         on_step(STEPS[2])
@@ -112,7 +114,7 @@ def export_bundle(
         (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         for file in directory.iterdir():
             file.chmod(0o644)
-        _deliver(directory, output)
+        _deliver(directory, output, overwrite)
     return ExportResult(output, manifest, loaded.ignored)
 
 
@@ -125,51 +127,72 @@ def _versions() -> dict[str, str]:
     return {**tools, "python": platform.python_version()}
 
 
-def _check_target(output: Path, overwrite: bool) -> None:
-    if output.exists():
-        if not output.is_dir():
-            raise GlipError(f"--output {output} is a file; name a directory that does not exist yet")
-        if any(output.iterdir()):
-            if not overwrite:
-                raise GlipError(f"--output {output} exists; name another directory, or add --overwrite")
-            if not (output / MANIFEST).is_file():
-                raise GlipError(f"--output {output} is not a bundle and will not be replaced; name another directory")
-    parent = output.absolute().parent
+def _check_target(output: Path, overwrite: bool) -> Path:
+    """Return the directory to write, links resolved; nothing is made yet."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GlipError(f"--output {output}: {parent} cannot be created ({error.strerror})") from None
-    if not os.access(parent, os.W_OK):
-        raise GlipError(f"--output {output}: {parent} is not writable; name another directory")
+        target = output.resolve()
+        if target.exists():
+            if not target.is_dir():
+                raise GlipError(f"--output {output} is a file; name a directory that does not exist yet")
+            if any(target.iterdir()):
+                if not overwrite:
+                    raise GlipError(f"--output {output} exists; name another directory, or add --overwrite")
+                if not (target / MANIFEST).is_file():
+                    raise GlipError(
+                        f"--output {output} is not a bundle and will not be replaced; name another directory"
+                    )
+        above = next(folder for folder in target.parents if folder.exists())
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise GlipError(f"--output {output} cannot be used ({reason}); name another directory") from None
+    if not above.is_dir():
+        raise GlipError(f"--output {output}: {target.parent} cannot be created ({above} is a file)")
+    if not os.access(above, os.W_OK):
+        raise GlipError(f"--output {output}: {above} is not writable; name another directory")
+    return target
 
 
 @contextmanager
 def _temporary_sibling(output: Path) -> Iterator[Path]:
-    """A directory on the same disk as `output`, gone afterwards whatever happens."""
-    directory = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}-"))
+    """A directory on the same disk as `output`, gone afterwards whatever happens, and so are folders made for it."""
+    parent = output.resolve().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    directory: Path | None = None
     try:
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=f".{output.name[:32]}-"))
         yield directory
     except OSError as error:
+        free = ""
+        with suppress(OSError):
+            free = f" {shutil.disk_usage(parent).free / 1e9:.1f} GB are free there"
         raise GlipError(
-            f"--output {output}: writing failed ({error.strerror or error}); nothing was written."
-            f" {shutil.disk_usage(directory.parent).free / 1e9:.1f} GB are free there"
+            f"--output {output}: writing failed ({error.strerror or error}); nothing was written.{free}"
         ) from None
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # the first that holds something, the bundle above all, ends it
+            for folder in made:
+                folder.rmdir()
 
 
-def _deliver(directory: Path, output: Path) -> None:
+def _deliver(directory: Path, output: Path, overwrite: bool) -> None:
     """Rename into place; an old bundle is put aside first, so that a failure leaves one of the two whole."""
+    target = _check_target(output, overwrite)  # again: another export may have ended in the meantime
     directory.chmod(0o755)
-    if not output.exists():
-        directory.rename(output)
+    if not target.exists():
+        directory.rename(target)
         return
-    old = Path(tempfile.mkdtemp(dir=output.absolute().parent, prefix=f".{output.name}-old-"))
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:32]}-old-"))
     old.rmdir()
-    output.rename(old)
+    target.rename(old)
     try:
-        directory.rename(output)
-    except OSError:
-        old.rename(output)
+        directory.rename(target)
+    except BaseException:  # Ctrl-C included
+        if target.exists():  # another export was quicker
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,8 @@ class _Progress:
     def __init__(self, steps: int, quiet: bool) -> None:
         self._steps, self._quiet, self._begun = steps, quiet, 0
         self._bar: Any = None
+        self._ended = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> _Progress:
         if not self._quiet and sys.stderr.isatty():
@@ -94,7 +97,13 @@ class _Progress:
 
             form = "{n_fmt}/{total_fmt} |{bar:24}| {desc} [{elapsed}]"
             self._bar = tqdm(total=self._steps, bar_format=form, file=sys.stderr, leave=False)
+            self._clock.start()
         return self
+
+    def _tick(self) -> None:
+        """Let the elapsed time run: a step may take 20 seconds."""
+        while not self._ended.wait(0.5):
+            self._bar.refresh()
 
     def step(self, name: str) -> None:
         """Say that a step begins, and so that the one before is done."""
@@ -107,6 +116,8 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
+            self._ended.set()
+            self._clock.join()
             self._bar.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import hashlib
 import json
@@ -10,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from glip_export.cli import main
 from glip_export.onnx_export import GraphContract
 from tiny_glip import tiny_state, write_tiny
 
-from glip_deploy.errors import GlipError
+from glip_deploy import Bundle, GlipError
 
 FILES = {"image.onnx", "image.onnx.data", "manifest.json", "text.onnx", "text.onnx.data", "tokenizer.json"}
 
@@ -201,38 +202,159 @@ def test_a_parent_that_cannot_be_made(tmp_path, capsys, tiny_checkpoint):
     assert "cannot be created" in capsys.readouterr().err
 
 
+def test_folders_made_for_a_bundle_go_with_it_if_it_fails(tmp_path, tiny_checkpoint, no_tracing, monkeypatch):
+    arguments = ["--model", str(tiny_checkpoint), "--output", str(tmp_path / "a" / "b" / "out"), "--quiet"]
+    (tmp_path / "a").mkdir()
+    assert main(["--model", str(tmp_path / "none.pth"), *arguments[2:]]) == 1
+    assert list((tmp_path / "a").iterdir()) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(verify, "verify_image", failing(OSError(errno.ENOSPC, "No space left on device")))
+        assert main(arguments) == 1
+    assert list((tmp_path / "a").iterdir()) == []
+    assert main(arguments) == 0
+    assert (tmp_path / "a" / "b" / "out" / "manifest.json").is_file()
+
+
+def test_a_folder_one_may_not_write_to(tmp_path, capsys, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may do anything
+    assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--quiet"]) == 1
+    assert f"{tmp_path} is not writable" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_no_disk_takes(tmp_path, capsys, tiny_checkpoint):
+    assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / ("x" * 300)), "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be used" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_followed(tmp_path, tiny_checkpoint, no_tracing):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    (real / "manifest.json").write_text("{}")
+    link.symlink_to(real)
+    assert main(["--model", str(tiny_checkpoint), "--output", str(link), "--overwrite", "--quiet"]) == 0
+    assert link.is_symlink() and (real / "image.onnx").is_file()
+    assert sorted(p.name for p in (*tmp_path.iterdir(), *real.parent.iterdir())) == ["disk", "link", "real"]
+
+
+def test_links_in_a_loop(tmp_path, capsys, tiny_checkpoint):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / "a"), "--quiet"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_an_end_between_the_two_renames_brings_the_old_bundle_back(
+    tmp_path, tiny_checkpoint, tiny_bundle, no_tracing, monkeypatch, error
+):
+    target = tmp_path / "out"
+    shutil.copytree(tiny_bundle, target)
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+    plain, renamed = Path.rename, []
+
+    def rename(self, other):
+        renamed.append(self.name)
+        if len(renamed) == 2:
+            assert not target.exists()
+            raise error
+        return plain(self, other)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert main(["--model", str(tiny_checkpoint), "--output", str(target), "--overwrite", "--quiet"]) in (1, 130)
+    assert len(renamed) == 3
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_exports_to_one_place(tmp_path, tiny_checkpoint, no_tracing, monkeypatch, overwrite):
+    """Both are ready at the same moment: a whole bundle results, and without --overwrite only one succeeds."""
+    both = threading.Barrier(2, timeout=60)
+    row = verify.ParityRow("image.onnx", "logits", 0, 0, 1)
+    monkeypatch.setattr(verify, "verify_text", lambda *args: both.wait() in (0, 1) and [row])
+    target = tmp_path / "out"
+
+    def export(_):
+        try:
+            bundle_writer.export_bundle(tiny_checkpoint, target, overwrite=overwrite)
+        except GlipError as error:
+            return str(error)
+        return "done"
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = sorted(pool.map(export, range(2)), reverse=True)
+    assert "done" in answers
+    if not overwrite:
+        assert answers.count("done") == 1
+        assert any("exists" in answer or "not empty" in answer for answer in answers)
+    assert {p.name for p in target.iterdir()} == {"image.onnx", "manifest.json", "text.onnx", "tokenizer.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appears_during_an_export_is_not_replaced(tmp_path, capsys, tiny_checkpoint, no_tracing, monkeypatch):
+    target = tmp_path / "out"
+    row = verify.ParityRow("image.onnx", "logits", 0, 0, 1)
+
+    def other(*_):
+        target.mkdir(exist_ok=True)
+        (target / "mine.txt").write_text("mine")
+        return [row]
+
+    monkeypatch.setattr(verify, "verify_image", other)
+    for more in ([], ["--overwrite"]):
+        shutil.rmtree(target, ignore_errors=True)
+        assert main(["--model", str(tiny_checkpoint), "--output", str(target), "--quiet", *more]) == 1
+        assert f"--output {target}" in capsys.readouterr().err
+        assert [p.name for p in target.iterdir()] == ["mine.txt"]
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_configuration_reaches_the_manifest(tmp_path, capsys, tiny_checkpoint, no_tracing):
+    yaml, target = tmp_path / "glip.yaml", tmp_path / "out"
+    arguments = ["--model", str(tiny_checkpoint), "--output", str(target), "--config", str(yaml), "--quiet"]
+    yaml.write_text("MODEL: {SWINT: {EMBED_DIM: 96}}\n")
+    assert main(arguments) == 1
+    assert "EMBED_DIM = 96, but the checkpoint has 16" in capsys.readouterr().err
+    assert not target.exists()
+    yaml.write_text(
+        "MODEL: {SWINT: {EMBED_DIM: 16, DEPTHS: '(2, 2, 2, 2)'}, LANGUAGE_BACKBONE: {MAX_QUERY_LEN: 99},\n"
+        "        ATSS: {INFERENCE_TH: 0.125, NMS_TH: 0.5, PRE_NMS_TOP_N: 7, DETECTIONS_PER_IMG: 11}}\n"
+        "INPUT: {MIN_SIZE_TEST: 640}\n"
+    )
+    assert main(arguments) == 0
+    config = json.loads((target / "manifest.json").read_text())["config"]
+    head = [config["head"][name] for name in ("score_threshold", "nms_iou", "candidates_per_level", "max_detections")]
+    assert head == [0.125, 0.5, 7, 11]
+    assert (config["input"]["shortest_side"], config["input"]["max_tokens"]) == (640, 99)
+    opened = Bundle.open(target)
+    assert (opened.score_threshold, opened.nms_iou, opened.max_detections, opened.max_tokens) == (0.125, 0.5, 11, 99)
+
+
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit then fails as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from glip_export.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file size limits are POSIX")
-def test_a_full_disk(tmp_path, tiny_checkpoint):
+@pytest.mark.parametrize("limit", [1_000, 700_000], ids=["at the first file", "at the large one"])
+def test_a_full_disk(tmp_path, tiny_checkpoint, limit):
+    command = [sys.executable, "-c", FULL_DISK, limit, "--model", tiny_checkpoint, "--output", tmp_path / "new" / "out"]
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, "--model", tiny_checkpoint, "--output", tmp_path / "out", "--quiet"],
+        [*map(str, command), "--quiet"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("glip-export: error: --output") and "nothing was written" in line
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_is_instant_and_needs_no_torch():
-    code = "import sys, glip_export.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 3
-    assert "--model FILE" in done.stdout and done.stdout.endswith("False\n")
-
-
-def test_bad_usage_is_status_2():
-    done = subprocess.run([sys.executable, "-m", "glip_export.cli"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "--model" in done.stderr
 
 
 def test_the_default_output_is_named_after_the_checkpoint(tmp_path, monkeypatch, no_tracing, tiny_checkpoint):

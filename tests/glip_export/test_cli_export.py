@@ -1,0 +1,110 @@
+"""glip-export as its users meet it: in a process of its own, on a terminal, interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import onnxruntime
+import pytest
+from glip_export import bundle_writer
+from glip_export.cli import _Progress
+from glip_export.onnx_export import RAW_OUTPUTS
+
+STEPS = len(bundle_writer.STEPS)
+PROGRAM = [sys.executable, "-m", "glip_export.cli"]
+
+
+def test_help_is_instant_and_needs_no_torch():
+    code = "import sys, glip_export.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = os.times()
+    assert (
+        after.children_user + after.children_system - before.children_user - before.children_system < 1
+    )  # whatever else the machine does
+    assert "--model FILE" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_bad_usage_is_status_2():
+    done = subprocess.run(PROGRAM, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--model" in done.stderr and done.stdout == ""
+
+
+def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
+    target = tmp_path / "made" / "for it"
+    command = [*PROGRAM, "--model", tiny_checkpoint, "--output", target, "--raw-outputs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{target}\n"
+    lines = done.stderr.splitlines()
+    assert lines[:STEPS] == [f"[{i}/{STEPS}] {step}" for i, step in enumerate(bundle_writer.STEPS, 1)]
+    rows = [line for line in lines[STEPS:] if re.match(r"(text|image)\.onnx +\S.* \d\.\de[+-]\d\d", line)]
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert len(rows) == len(manifest["parity"]) == 7
+    # Nothing else: what was ignored, the header, the rows, a summary; no warning of a library.
+    assert len(lines) == STEPS + 1 + 1 + len(rows) + 1
+    assert re.fullmatch(r"GLIP \(custom\): \d+ MB in \d+ s", lines[-1])
+    promised = [tensor["name"] for tensor in manifest["io"]["image"]["outputs"]]
+    assert promised == ["boxes", "scores", "labels", *(tensor.name for tensor in RAW_OUTPUTS)]
+    session = onnxruntime.InferenceSession(str(target / "image.onnx"), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == promised
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("step", [2, 3])
+def test_ctrl_c_leaves_nothing(tmp_path, tiny_checkpoint, step):
+    command = [*PROGRAM, "--model", tiny_checkpoint, "--output", tmp_path / "new" / "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if line.startswith(f"[{step}/"):
+                    break
+            assert list((tmp_path / "new").iterdir()), "there is something to clean up"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "glip-export: interrupted, nothing was written" and "Traceback" not in err
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_a_bar_whose_clock_runs(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with _Progress(2, quiet=False) as progress:
+        progress.step("trace")
+        time.sleep(1.8)
+        shown = screen.getvalue()
+        progress.step("verify")
+    assert re.search(r"0/2 \|.*trace \[00:01\]", shown)
+    assert re.search(r"1/2 \|.*verify", screen.getvalue()) and "[1/2]" not in screen.getvalue()
+
+
+def test_elsewhere_a_line_a_step_and_nothing_if_quiet(monkeypatch):
+    for quiet, expected in ((False, "[1/2] trace\n[2/2] verify\n"), (True, "")):
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        with _Progress(2, quiet) as progress:
+            progress.step("trace")
+            progress.step("verify")
+        assert sys.stderr.getvalue() == expected
+
+
+def test_a_failure_stops_the_clock(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(ValueError, match="x"), _Progress(2, quiet=False) as progress:
+        progress.step("trace")
+        raise ValueError("x")
+    assert not progress._clock.is_alive()
