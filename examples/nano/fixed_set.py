@@ -1,0 +1,68 @@
+"""Make the small labelled set that the tests run GLIP-nano on (the result is in tests/data/nano).
+
+    python examples/nano/fixed_set.py
+
+Fresh scenes, as in evaluate.py, of trained and of held-out objects; every one with the prompt it is asked for: what is
+in it, and as many other names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+FIXED_SET = Path(__file__).resolve().parents[2] / "tests" / "data" / "nano"
+SEED = 2_000_000  # neither training nor evaluate.py uses it
+SIZES = ((224, 224), (224, 288), (288, 224))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=FIXED_SET)
+    parser.add_argument("--scenes", type=int, default=16, help="of each kind")
+    args = parser.parse_args()
+    try:
+        from PIL import Image
+
+        from nano.objects import split_catalogue
+        from nano.scenes import make_scene
+
+        split = split_catalogue()
+        args.output.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for kind, names in (("trained", split.trained), ("held_out", split.held_out)):
+            for i in range(args.scenes):
+                seed = (SEED, int(kind == "trained"), i)
+                rng = np.random.default_rng(seed)
+                shuffled = [str(name) for name in rng.permutation(names)]
+                scene = make_scene(seed, shuffled[: int(rng.integers(5, 9))], SIZES[i % len(SIZES)], fresh=True)
+                present = [thing.name for thing in scene.things]
+                others = [name for name in reversed(shuffled) if name not in present][: len(present)]
+                file = f"{kind}_{i:02}.jpg"
+                Image.fromarray(scene.image).save(args.output / file, quality=92)
+                entries.append(
+                    {
+                        "file": file,
+                        "kind": kind,
+                        "prompt": sorted({*present, *others}),
+                        "things": [{"name": thing.name, "box": list(thing.box)} for thing in scene.things],
+                    }
+                )
+        (args.output / "scenes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    except GlipError as error:
+        print(f"fixed_set.py: error: {error}", file=sys.stderr)
+        return 1
+    print(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
