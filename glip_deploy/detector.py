@@ -140,6 +140,7 @@ class Detector:
         embedding = self._cache.get(prompt.embedding_key)
         if embedding is None or embedding.shape[0] != prompt.input_ids.shape[0]:
             embedding = self.backend.encode_text(prompt.input_ids)
+            embedding.setflags(write=False)  # as one from the cache is
             self._cache.put(prompt.embedding_key, embedding)
         return EncodedPrompt(prompt, embedding)
 

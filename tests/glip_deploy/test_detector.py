@@ -140,8 +140,20 @@ def test_frames_of_unequal_size_have_boxes_in_their_own_pixels(detector):
         FRAME.astype(np.uint16) * 257,
         FRAME[:, ::-1],
         np.asfortranarray(FRAME),
+        FRAME[:1],
+        FRAME[:, :1],
     ],
-    ids=["1x1", "grey", "grey with an axis", "alpha", "16 bit", "mirrored view", "Fortran order"],
+    ids=[
+        "1x1",
+        "grey",
+        "grey with an axis",
+        "alpha",
+        "16 bit",
+        "mirrored view",
+        "Fortran order",
+        "one row",
+        "one column",
+    ],
 )
 def test_frames_of_other_forms(detector, frame):
     found = detector.detect(frame, CLASSES, 0.1, color="bgr")
@@ -161,12 +173,24 @@ def test_a_picture_of_20000_by_20000_is_one_clear_error(detector):
 
 
 @pytest.mark.parametrize(
-    "frame", [FRAME / 255.0, FRAME[0, 0], np.zeros((0, 5, 3), np.uint8), FRAME[None], "street.jpg"]
+    ("frame", "said"),
+    [
+        (FRAME / 255.0, "float64"),
+        (FRAME.astype(np.float32), "float32"),
+        (FRAME.astype(np.int64), "int64"),
+        (FRAME > 9, "bool"),
+        (FRAME[0, 0], "(3,)"),
+        (np.zeros((0, 5, 3), np.uint8), "at least 1 pixel"),
+        (FRAME[None], "one picture at a time"),
+        (FRAME.transpose(2, 0, 1), "channels come last"),
+        ("street.jpg", "not str"),
+        (None, "not NoneType"),
+    ],
 )
-def test_what_is_not_a_frame(detector, frame):
+def test_what_is_not_a_frame(detector, frame, said):
     with pytest.raises(GlipError) as caught:
         detector.detect(frame, CLASSES, color="bgr")
-    assert "\n" not in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +200,8 @@ def test_what_is_not_a_frame(detector, frame):
         ([], "empty list"),
         (" . .. ", "no words"),
         (["dog", "dog"], "dog"),
-        (["dog", ""], ""),
-        ("a [] hat", ""),
+        (["dog", ""], "class 1"),
+        ("a [] hat", "[]"),
     ],
 )
 def test_prompts_without_a_sense(detector, prompt, said):
@@ -228,11 +252,36 @@ def test_thresholds_in_every_form(detector):
     assert len(strict) == 0 and strict.boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize("threshold", [1.5, -0.1, float("nan"), [0.5], {"horse": 0.5}, "high"])
-def test_thresholds_that_cannot_be(detector, threshold):
+@pytest.mark.parametrize(
+    ("threshold", "said"),
+    [
+        (1.5, "1.5"),
+        (-0.1, "-0.1"),
+        (float("nan"), "nan"),
+        ([0.5], "3 classes"),
+        ([0.5, 0.5, 2], "class 2"),
+        ({"horse": 0.5}, "'horse'"),
+        ({"persn": 0.5}, "did you mean 'person'"),
+        ("high", "'high'"),
+        (None, "None"),
+        (True, "True"),
+    ],
+)
+def test_thresholds_that_cannot_be(detector, threshold, said):
     with pytest.raises(GlipError) as caught:
         detector.detect(FRAME, CLASSES, threshold, color="bgr")
-    assert "\n" not in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_threshold_only_takes_away(detector):
+    """What is above a threshold is the same whatever lower one it was found with."""
+    loose = detector.detect(FRAME, CLASSES, 0.3, color="bgr")
+    limit = float(np.median(loose.scores))
+    strict = detector.detect(FRAME, CLASSES, limit, color="bgr")
+    kept = loose.scores > limit
+    assert 0 < kept.sum() == len(strict) < len(loose)
+    np.testing.assert_array_equal(loose.scores[kept], strict.scores)
+    np.testing.assert_array_equal(loose.boxes[kept], strict.boxes)
 
 
 @pytest.mark.parametrize(
@@ -259,11 +308,30 @@ def test_several_threads_get_what_one_gets(detector):
         same(a, b)
 
 
+def test_several_threads_may_encode(tiny_bundle):
+    prompts = [["dog", "cat " * (i % 4) + "person"] for i in range(16)]
+    with Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None) as detector:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(detector.encode, prompts))
+        with Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None) as other:
+            for prompt, encoded in zip(prompts, together, strict=True):
+                np.testing.assert_array_equal(encoded.embedding, other.encode(prompt).embedding)
+
+
+def test_an_embedding_cannot_be_changed_by_accident(detector):
+    for _ in range(2):  # the second time it comes from the cache
+        encoded = detector.encode(["dog", "a green hat"])
+        with pytest.raises(ValueError, match="read-only"):
+            encoded.embedding[0] = 0
+
+
 def test_a_closed_detector_says_so(tiny_bundle):
     detector = Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None)
     detector.close()
     with pytest.raises(GlipError, match="closed"):
         detector.detect(FRAME, CLASSES, color="bgr")
+    with pytest.raises(GlipError, match="closed"):
+        detector.encode(["a prompt it has not seen"])
 
 
 def test_an_embedding_of_another_model_is_one_clear_error(detector):
