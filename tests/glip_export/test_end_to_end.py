@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from glip_export.bundle_writer import export_bundle
-from parity_data import load_golden, same_detections, stand_in_state
+from parity_data import OWN, SHARED, load_golden, same_detections, stand_in_state
 
 from glip_deploy import Detector
+
+TUNED = sorted({path.name for folder in (OWN, SHARED) for path in folder.glob("glip_T_prompt*.npz")})
+
+
+@contextlib.contextmanager
+def exported(directory, manifest, variant):
+    checkpoint = directory / "glip_t.pth"
+    try:
+        torch.save({"model": {f"module.{key}": value for key, value in stand_in_state(manifest).items()}}, checkpoint)
+        result = export_bundle(checkpoint, directory / "glip_t")
+        checkpoint.unlink()
+        assert result.manifest["variant"] == variant
+        yield result.path
+    finally:
+        shutil.rmtree(directory)  # a gigabyte
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("full")
-    checkpoint = directory / "glip_t.pth"
-    torch.save({"model": {f"module.{key}": value for key, value in stand_in_state("glip_T").items()}}, checkpoint)
-    result = export_bundle(checkpoint, directory / "glip_t")
-    checkpoint.unlink()
-    assert result.manifest["variant"] == "GLIP-T"
-    yield result.path
-    shutil.rmtree(directory)  # a gigabyte
+    with exported(tmp_path_factory.mktemp("full"), "glip_T", "GLIP-T") as path:
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +55,15 @@ def test_the_bundle_says_how_far_it_is_from_torch(detector):
     assert rows["text_embedding"]["max_abs"] <= 1e-4
     for output in ("logits", "deltas", "centerness"):
         assert 0 < rows[output]["max_abs"] <= 1e-3
+
+
+def test_a_tuned_prompt_end_to_end(tmp_path):
+    if not TUNED:
+        pytest.skip(f"no glip_T_prompt*.npz in tests/data/goldens, nor in {SHARED.parent.name}/{SHARED.name} beside it")
+    with exported(tmp_path, "glip_T_prompt", "GLIP-T, prompt-tuned") as path:
+        for name in TUNED:
+            arrays, meta = load_golden(name)
+            with Detector.open(path, shortest_side=240, longest_side=None, cache_dir=None) as opened:
+                prompt = opened.encode(meta["names"])
+                assert prompt.prompt.caption == meta["caption"]
+                same_detections(opened.detect(arrays["image"], prompt, 0.0, color="rgb"), arrays)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from glip_export.model.glip import ImageBranch
-from glip_export.onnx_export import drop_raw_outputs, export_image
+from glip_export.onnx_export import drop_raw_outputs, export_image, export_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_glip import HIDDEN, VOCABULARY, tiny_model
@@ -159,3 +159,37 @@ def test_raw_outputs_can_be_left_out(raw, tmp_path):
     feed = feed_of(3, 2, 64, 96, 5, 2)
     for first, second in zip(lean.run(None, feed), runner.run(["boxes", "scores", "labels"], feed), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_without_fusion_too(tmp_path):
+    """GLIP-T (A): the text meets the image in the dot product only."""
+    model = tiny_model(fusion=False)
+    with torch.inference_mode():
+        contract = export_image(model, tmp_path)
+    runner = session(tmp_path / contract.file)
+    names = [tensor.name for tensor in contract.outputs]
+    for batch, height, width, tokens, classes in ((1, 64, 96, 3, 2), (2, 160, 64, 12, 5)):
+        feed = feed_of(width, batch, height, width, tokens, classes)
+        found = dict(zip(names, runner.run(names, feed), strict=True))
+        with torch.inference_mode():
+            outputs = ImageBranch(model)(*(torch.from_numpy(array) for array in feed.values()))
+        for name, expected in zip(names, outputs, strict=True):
+            if name in ("logits", "deltas", "centerness"):
+                np.testing.assert_allclose(found[name], expected.numpy(), atol=2e-4, rtol=0)
+        np.testing.assert_allclose(np.sort(found["scores"]), np.sort(outputs[1].numpy()), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 64])
+def test_a_tuned_prompt_is_in_the_text_graph(tmp_path, tokens):
+    model = tiny_model(tunable_tokens=64)
+    rows = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(5))
+    model.rpn.tunable_linear.weight.copy_(rows)
+    with torch.inference_mode():
+        contract = export_text(model, tmp_path)
+    ids = np.random.default_rng(tokens).integers(5, len(VOCABULARY), (2, tokens))
+    (found,) = session(tmp_path / contract.file).run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    model.rpn.tunable_linear.weight.zero_()
+    with torch.inference_mode():
+        plain = model.encode_text(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))
+    expected = plain + rows[:tokens]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5, rtol=0)
