@@ -84,8 +84,8 @@ def _train(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, metavar="M", help="stop this leg after so long (default: no limit)")
-    parser.add_argument("--backbone-steps", type=int, default=2200, help="steps of stage 1 (default 2200)")
-    parser.add_argument("--steps", type=int, default=6000, help="steps of stage 2 (default 6000)")
+    parser.add_argument("--backbone-steps", type=int, default=2000, help="steps of stage 1 (default 2000)")
+    parser.add_argument("--steps", type=int, default=2800, help="steps of stage 2 (default 2800)")
     parser.add_argument("--batch", type=int, default=8, help="scenes a step (default 8)")
     parser.add_argument("--rate", type=float, default=1e-3, help="stage 2's highest learning rate (default 1e-3)")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,7 +2,8 @@
 
 Stage 1 teaches the backbone what things look like, ten times cheaper than detection does: features at the centres of
 the objects are classified against the (frozen) text embeddings of all names, as ImageNet does it for the real GLIP.
-Stage 2 is GLIP's own training: token focal, GIoU and centerness losses.
+Stage 2 is GLIP's own training, token focal, GIoU and centerness losses, with two helpers that tell names apart sooner:
+stage 1's task, and a choice among the prompt's classes (`phrase_contrast`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WEIGHT_DECAY = 0.03
 CLIP = 5.0
 EMA = 0.998
 CONTRAST_WEIGHT = 0.5
+NAMES_WEIGHT = 0.15  # of stage 1's task while stage 2 runs: every name is an alternative there, not only the prompt's
 TEMPERATURE = 0.07
 SOFTNESS = 0.3  # share of the target that goes to names of similar meaning
 SIMILARITY_TEMPERATURE = 0.1
@@ -50,8 +52,8 @@ class Plan:
     """What decides the weights, machine and thread count aside."""
 
     seed: int = 0
-    backbone_steps: int = 2200
-    steps: int = 6000
+    backbone_steps: int = 2000
+    steps: int = 2800
     """Of stage 2."""
     batch: int = 8
     backbone_rate: float = 1.5e-3
@@ -89,7 +91,7 @@ def semantic_axes(texts: Tensor, channels: int) -> tuple[Tensor, Tensor]:
 
 
 class NameClassifier(nn.Module):
-    """Stage 1's task: whose centre is this? Dropped afterwards.
+    """Stage 1's task: whose centre is this? Not part of the model.
 
     Part of every target goes to names of similar meaning, so that what is alike in words comes to lie close in the
     features; that is what a name never seen has to go by.
@@ -215,7 +217,8 @@ class Trainer:
                 count = len(images)
                 hidden = self._noisy(hidden.expand(count, -1, -1).float())
                 mask = batch.mask.expand(count, -1)
-                outputs = self.model.predict(images, hidden, mask)
+                maps = self.model.backbone(images)
+                outputs = self.model.rpn.head(maps, hidden, mask)
         if self.step < self.plan.backbone_steps:
             loss = self.classifier(maps, batch, self._noisy(self.text))
             return loss, {"name": loss.item()}
@@ -227,13 +230,15 @@ class Trainer:
         contrast = phrase_contrast(
             outputs, batch.matched, batch.labels, batch.classes.expand(len(batch.images), -1, -1)
         )
+        names = self.classifier(maps, batch, self._noisy(self.text))
         shown = {
-            "names": contrast.item(),
+            "name": names.item(),
+            "choice": contrast.item(),
             "token": parts.token.item(),
             "box": parts.box.item(),
             "centre": parts.centerness.item(),
         }
-        return parts.total + CONTRAST_WEIGHT * contrast, shown
+        return parts.total + CONTRAST_WEIGHT * contrast + NAMES_WEIGHT * names, shown
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One update of the weights and of their moving average."""

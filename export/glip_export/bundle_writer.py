@@ -17,16 +17,24 @@ from typing import Any
 from glip_deploy.bundle import FORMAT, FORMAT_VERSION, MANIFEST, TOKENIZER, sha256_of
 from glip_deploy.errors import GlipError
 
-__all__ = ["STEPS", "ExportResult", "export_bundle"]
+__all__ = ["BUNDLE_PRECISIONS", "ExportResult", "export_bundle", "steps"]
 
-STEPS = (
-    "read the checkpoint",
-    "trace the text branch",
-    "trace the image branch",
-    "verify the text branch",
-    "verify the image branch",
-    "write the manifest",
-)
+BUNDLE_PRECISIONS = ("fp32", "fp16")
+"""What ONNX Runtime's CPU runs; engines are built in more."""
+
+
+def steps(precision: str) -> tuple[str, ...]:
+    """Return what an export does, in order."""
+    lower = () if precision == "fp32" else (f"lower both branches to {precision}",)
+    return (
+        "read the checkpoint",
+        "trace the text branch",
+        "trace the image branch",
+        "verify the text branch",
+        "verify the image branch",
+        *lower,
+        "write the manifest",
+    )
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ def export_bundle(
     output: Path,
     *,
     config_file: Path | None = None,
+    precision: str = "fp32",
     raw_outputs: bool = False,
     overwrite: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
@@ -54,9 +63,10 @@ def export_bundle(
         output: the bundle's directory; must not exist or be empty, unless `overwrite` and it is a bundle. Folders
             above it are made. A symbolic link is followed.
         config_file: an official YAML.
+        precision: one of BUNDLE_PRECISIONS; "fp16" halves the files and says what it costs in accuracy.
         raw_outputs: let the image graph also give logits, deltas and centerness.
         overwrite: replace an existing bundle.
-        on_step: called with each of STEPS as it begins.
+        on_step: called with each of `steps(precision)` as it begins.
 
     Raises:
         GlipError: whatever is wrong with the checkpoint, the target, the disk or the graphs; nothing is left behind.
@@ -65,11 +75,14 @@ def export_bundle(
 
     from glip_export import verify
     from glip_export.checkpoints import load_checkpoint
-    from glip_export.onnx_export import drop_raw_outputs, export_image, export_text
+    from glip_export.onnx_export import drop_raw_outputs, export_image, export_text, lower_graph
     from glip_export.tokenizer import build_tokenizer
 
+    if precision not in BUNDLE_PRECISIONS:
+        raise GlipError(f'precision is "{precision}"; a bundle is {" or ".join(BUNDLE_PRECISIONS)}')
     _check_target(output, overwrite)
-    on_step(STEPS[0])
+    names = iter(steps(precision))
+    on_step(next(names))
     loaded = load_checkpoint(checkpoint, config_file)
     model = loaded.model
     with _temporary_sibling(output) as directory, torch.inference_mode():
@@ -82,25 +95,32 @@ def export_bundle(
             )
         # Not Tokenizer.save: it raises bare Exception where the disk is full.
         (directory / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        on_step(STEPS[1])
+        on_step(next(names))
         text = export_text(model, directory)
-        on_step(STEPS[2])
+        on_step(next(names))
         image = export_image(model, directory)
-        on_step(STEPS[3])
+        on_step(next(names))
         rows = verify.verify_text(model, directory, tokenizer)
         verify.check(rows)
-        on_step(STEPS[4])
+        on_step(next(names))
         rows += verify.verify_image(model, directory, tokenizer)
         verify.check(rows)
+        if precision != "fp32":
+            on_step(next(names))
+            rows += verify.verify_precision(model, directory, tokenizer, precision)
+            verify.check(rows)
+            for contract in (text, image):
+                lower_graph(directory / contract.file, precision)
         if not raw_outputs:
             image = drop_raw_outputs(image, directory)
-            verify.check(verify.verify_image(model, directory, tokenizer))
-        on_step(STEPS[5])
+            if precision == "fp32":
+                verify.check(verify.verify_image(model, directory, tokenizer))
+        on_step(next(names))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "variant": loaded.config.variant,
-            "precision": "fp32",
+            "precision": precision,
             "checkpoint": {"file": checkpoint.name, "sha256": loaded.sha256, "ignored": list(loaded.ignored)},
             "config": loaded.config.to_dict(),
             "io": {"text": text.to_dict(), "image": image.to_dict()},

@@ -32,14 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.perf_counter()
     try:
-        from glip_export.bundle_writer import STEPS, export_bundle
+        from glip_export.bundle_writer import export_bundle, steps
 
-        with _Progress(len(STEPS), args.quiet) as progress:
+        with _Progress(len(steps(args.precision)), args.quiet) as progress:
             output = args.output if args.output is not None else Path(args.model.stem)
             result = export_bundle(
                 args.model,
                 output,
                 config_file=args.config,
+                precision=args.precision,
                 raw_outputs=args.raw_outputs,
                 overwrite=args.overwrite,
                 on_step=progress.step,
@@ -72,9 +73,10 @@ def _report(result: ExportResult, seconds: float) -> None:
         )
     print(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}", file=out)
     for row in manifest["parity"]:
+        mean = f"  mean: {row['mean_abs']:.1e}" if "mean_abs" in row else ""
         print(
             f"{row['graph']:<12}{row['output']:<38}{row['max_abs']:>10.1e}{row['max_rel']:>10.1e}"
-            f"{row['tolerance']:>10.0e}",
+            f"{row['tolerance']:>10.0e}{mean}",
             file=out,
         )
     size = sum(file["bytes"] for file in manifest["files"].values())
@@ -136,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the bundle's directory (default: the checkpoint's name without .pth)",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="official YAML, to check and complete the file")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="of weights and activations; fp16 halves the files (default: fp32)",
+    )
     parser.add_argument(
         "--raw-outputs", action="store_true", help="let the image graph also give logits, deltas and centerness"
     )

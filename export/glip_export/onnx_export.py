@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from glip_export.model.glip import Glip
 
-__all__ = ["OPSET", "RAW_OUTPUTS", "GraphContract", "TensorContract", "drop_raw_outputs", "export_image", "export_text"]
+__all__ = [
+    "OPSET",
+    "RAW_OUTPUTS",
+    "GraphContract",
+    "TensorContract",
+    "drop_raw_outputs",
+    "export_image",
+    "export_text",
+    "lower_graph",
+]
 
 OPSET = 20  # DeformConv is 19, Gelu is 20
 EXAMPLE_HW = (448, 544)  # large enough that every pyramid level has several windows and several locations
@@ -158,6 +167,17 @@ def drop_raw_outputs(contract: GraphContract, directory: Path) -> GraphContract:
         field.extend(copies)
     onnx.save(model, str(path))
     return GraphContract(contract.file, contract.inputs, tuple(t for t in contract.outputs if t.name not in raw))
+
+
+def lower_graph(path: Path, precision: str) -> None:
+    """Rewrite a saved graph and its weights in a precision (`glip_export.precision`)."""
+    import onnx_ir
+
+    from glip_export.precision import to_precision
+
+    model = onnx_ir.load(path)
+    onnx_ir.external_data.load_to_model(model)  # the file they come from is about to be replaced
+    _save(to_precision(model, precision), path)
 
 
 def _trace(
