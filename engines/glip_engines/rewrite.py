@@ -1,0 +1,368 @@
+"""A bundle's portable graph in the words an engine builder understands.
+
+The bundle stays standard ONNX. Two things are said differently to TensorRT: deformable convolution, which becomes
+either our plugin's operator or plain operators, and the few places its parser refuses (`for_tensorrt`).
+
+Every function changes the model it is given and returns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from numpy.typing import ArrayLike, DTypeLike
+
+    _Constants = dict[tuple[str, bytes], onnx_ir.Value]
+
+__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "for_tensorrt", "use_native_ops", "use_plugin"]
+
+PLUGIN_DOMAIN = "glip"
+PLUGIN_OPERATOR = "ModulatedDeformConv"
+PLUGIN_VERSION = 1
+
+
+class _Writer:
+    """Adds nodes in front of one node, named after it."""
+
+    def __init__(self, graph: onnx_ir.Graph, anchor: onnx_ir.Node, constants: _Constants) -> None:
+        import onnx_ir
+
+        self._ir, self._graph, self._anchor, self._constants = onnx_ir, graph, anchor, constants
+        self._prefix = anchor.name or anchor.outputs[0].name or anchor.op_type
+        self._count = 0
+
+    def constant(self, value: ArrayLike, dtype: DTypeLike) -> onnx_ir.Value:
+        """An initializer, the same one for the same number."""
+        array = np.asarray(value, dtype)
+        key = (f"{array.dtype}{array.shape}", array.tobytes())
+        if key not in self._constants:
+            tensor = self._ir.tensor(array, name=f"engine_constant_{len(self._constants)}")
+            new = self._ir.Value(
+                name=tensor.name,
+                shape=self._ir.Shape(array.shape),
+                type=self._ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self._graph.register_initializer(new)
+            self._constants[key] = new
+        return self._constants[key]
+
+    def op(
+        self,
+        operator: str,
+        *inputs: onnx_ir.Value,
+        attributes: Sequence[onnx_ir.Attr] = (),
+        dtype: onnx_ir.DataType | None = None,
+    ) -> onnx_ir.Value:
+        """A node with one output."""
+        name = f"{self._prefix}/{operator}_{self._count}"
+        self._count += 1
+        output = self._ir.Value(name=f"{name}_output", type=None if dtype is None else self._ir.TensorType(dtype))
+        node = self._ir.Node("", operator, list(inputs), list(attributes), outputs=[output], name=name)
+        self._graph.insert_before(self._anchor, node)
+        return output
+
+    def cast(
+        self, value: onnx_ir.Value, dtype: onnx_ir.DataType, known: onnx_ir.DataType | None = None
+    ) -> onnx_ir.Value:
+        """The value in another type, or itself; `known` is its type where the graph does not say."""
+        if (value.dtype or known) == dtype:
+            return value
+        return self.op("Cast", value, attributes=[self._ir.AttrInt64("to", dtype)], dtype=dtype)
+
+    def reshape(self, value: onnx_ir.Value, *shape: int, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
+        """Reshape to numbers; 0 keeps an axis, -1 is the rest."""
+        return self.op("Reshape", value, self.constant(shape, np.int64), dtype=dtype)
+
+    def size(self, value: onnx_ir.Value, axis: int) -> onnx_ir.Value:
+        """One size of a tensor, int64 of shape (1,)."""
+        bounds = [self._ir.AttrInt64("start", axis), self._ir.AttrInt64("end", axis + 1)]
+        return self.op("Shape", value, attributes=bounds)
+
+    def vector(self, *sizes: int | onnx_ir.Value) -> onnx_ir.Value:
+        """Numbers and sizes as one shape, int64 of shape (n,)."""
+        parts = [self.constant([size], np.int64) if isinstance(size, int) else size for size in sizes]
+        return self.op("Concat", *parts, attributes=[self._ir.AttrInt64("axis", 0)])
+
+
+@dataclass(frozen=True)
+class _Deformable:
+    """The parts of a standard `DeformConv` node."""
+
+    x: onnx_ir.Value
+    weight: onnx_ir.Value
+    offset: onnx_ir.Value
+    bias: onnx_ir.Value | None
+    mask: onnx_ir.Value | None
+    dtype: onnx_ir.DataType
+    """Of the node as it stands."""
+    data: onnx_ir.DataType
+    """Of `x` and `weight`, as they were before a graph in half precision widened them for this node."""
+    kernel: tuple[int, int]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    @property
+    def taps(self) -> int:
+        """Positions the kernel reads."""
+        return self.kernel[0] * self.kernel[1]
+
+    @classmethod
+    def of(cls, node: onnx_ir.Node) -> _Deformable:
+        """Take a node apart.
+
+        Raises:
+            GlipError: an attribute no engine is built with.
+        """
+        import onnx_ir
+
+        x, weight, offset, bias, mask = [*node.inputs, None, None][:5]
+        assert x is not None
+        assert weight is not None
+        assert offset is not None
+
+        def attribute(name: str, default: Sequence[int]) -> tuple[int, ...]:
+            given = node.attributes.get(name)
+            return tuple(default if given is None else given.as_ints())
+
+        for name in ("group", "offset_group"):
+            given = node.attributes.get(name)
+            if given is not None and given.as_int() != 1:
+                raise GlipError(
+                    f"DeformConv {node.name}: {name} is {given.as_int()}, an engine takes 1 only;"
+                    " export the bundle with glip-export"
+                )
+        sides = () if weight.shape is None else weight.shape[2:]
+        kernel = attribute("kernel_shape", [side for side in sides if isinstance(side, int)])
+        if len(kernel) != 2:
+            raise GlipError(
+                f"DeformConv {node.name}: kernel_shape is {list(kernel)}, an engine takes two known sides;"
+                " export the bundle with glip-export"
+            )
+        dtype = x.dtype or onnx_ir.DataType.FLOAT
+        data = dtype
+        narrow_x, narrow_weight = _before_widening(x), _before_widening(weight)
+        if narrow_x.dtype is not None and narrow_x.dtype == narrow_weight.dtype:
+            x, weight, data = narrow_x, narrow_weight, narrow_x.dtype
+        return cls(
+            x,
+            weight,
+            offset,
+            bias,
+            mask,
+            dtype,
+            data,
+            (kernel[0], kernel[1]),
+            attribute("strides", (1, 1)),
+            attribute("pads", (0, 0, 0, 0)),
+            attribute("dilations", (1, 1)),
+        )
+
+
+def _before_widening(value: onnx_ir.Value) -> onnx_ir.Value:
+    """What a cast from half to single precision was given, or the value itself."""
+    import onnx_ir
+
+    node = value.producer()
+    if node is None or node.op_type != "Cast" or node.attributes["to"].as_int() != onnx_ir.DataType.FLOAT:
+        return value
+    source = node.inputs[0]
+    assert source is not None
+    return source if source.dtype in (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16) else value
+
+
+def _deformable_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:
+    return [node for node in model.graph if node.op_type == "DeformConv" and node.domain == ""]
+
+
+def _put(node: onnx_ir.Node, value: onnx_ir.Value, graph: onnx_ir.Graph) -> None:
+    """Let `value` stand where the node's output stood; the graph's own outputs keep their names."""
+    old = node.outputs[0]
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, value)
+    for i, output in enumerate(graph.outputs):
+        if output is old:
+            name, value.shape = old.name, old.shape
+            old.name = f"{name}_replaced"
+            value.name = name
+            graph.outputs[i] = value
+    graph.remove(node, safe=True)
+
+
+def _clean(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Drop what nothing uses any more, and casts to single precision that are taken back at once."""
+    from onnx_ir.passes import common
+
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        if node.op_type == "Cast" and node.outputs[0] not in outputs:
+            widened = node.inputs[0]
+            assert widened is not None
+            narrow = _before_widening(widened)
+            if narrow is not widened and narrow.dtype == node.attributes["to"].as_int():
+                for user, index in list(node.outputs[0].uses()):
+                    user.replace_input_with(index, narrow)
+    cleaned: onnx_ir.Model = common.RemoveUnusedNodesPass()(model).model
+    return cleaned
+
+
+def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Turn every standard `DeformConv` into `glip::ModulatedDeformConv`, version 1.
+
+    Attributes and the order of inputs (X, W, offset, B, mask) stay. X, W, B and the output have the data's type. Where
+    that is fp16 or bf16, offset and mask are fp32: sampling positions in half precision are too coarse.
+
+    Raises:
+        GlipError: an attribute no engine is built with.
+    """
+    import onnx_ir
+
+    graph = model.graph
+    constants: _Constants = {}
+    for node in _deformable_nodes(model):
+        parts, writer = _Deformable.of(node), _Writer(graph, node, constants)
+        bias = None if parts.bias is None else writer.cast(parts.bias, parts.data, parts.dtype)
+        position = [
+            None if value is None else writer.cast(value, onnx_ir.DataType.FLOAT, parts.dtype)
+            for value in (parts.offset, parts.mask)
+        ]
+        inputs = [parts.x, parts.weight, position[0], bias, position[1]]
+        while inputs[-1] is None:
+            inputs.pop()
+        output = onnx_ir.Value(name=f"{node.outputs[0].name}_plugin", type=onnx_ir.TensorType(parts.data))
+        attributes = list(node.attributes.values())
+        plugin = onnx_ir.Node(
+            PLUGIN_DOMAIN,
+            PLUGIN_OPERATOR,
+            inputs,
+            attributes,
+            outputs=[output],
+            name=node.name,
+            version=PLUGIN_VERSION,
+        )
+        graph.insert_before(node, plugin)
+        _put(node, writer.cast(output, parts.dtype), graph)
+    model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
+    return _clean(model)
+
+
+def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Turn every `DeformConv` into plain operators: one GridSample of all taps, the mask, one MatMul.
+
+    Positions, sampling and modulation are fp32; the MatMul has the data's type, its bias is added in fp32. Sizes stay
+    dynamic and may be 1. The grid is normalised with align_corners=0, whose scale 2/size exists for a size of 1 too
+    (align_corners=1 divides by size - 1); GridSample's zero padding is the rule -1 < coordinate < size with corners
+    outside counting as zero.
+
+    Raises:
+        GlipError: an attribute no engine is built with.
+    """
+    graph = model.graph
+    constants: _Constants = {}
+    for node in _deformable_nodes(model):
+        writer = _Writer(graph, node, constants)
+        _put(node, _sample_and_multiply(writer, _Deformable.of(node)), graph)
+    return _clean(model)
+
+
+def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
+    """(B, Cin, H, W) to (B, Cout, h, w): the nodes that stand for one deformable convolution."""
+    import onnx_ir
+
+    single = onnx_ir.DataType.FLOAT
+    offset = writer.cast(parts.offset, single, parts.dtype)
+    height, width = (writer.size(offset, axis) for axis in (2, 3))
+    grids = [
+        _normalised_positions(writer, parts, offset, axis, count)
+        for axis, count in ((1, width), (0, height))  # GridSample wants x before y
+    ]
+    grid = writer.op("Concat", *grids, attributes=[onnx_ir.AttrInt64("axis", -1)])  # (B, taps, h, w, 2)
+    tall = writer.vector(0, -1, width, 2)
+    sampled = writer.op(
+        "GridSample",
+        writer.cast(parts.x, single, parts.data),
+        writer.op("Reshape", grid, tall),
+        attributes=[
+            onnx_ir.AttrString("mode", "linear"),
+            onnx_ir.AttrString("padding_mode", "zeros"),
+            onnx_ir.AttrInt64("align_corners", 0),
+        ],
+    )  # (B, Cin, taps * h, w)
+    if parts.mask is not None:
+        mask = writer.cast(parts.mask, single, parts.dtype)
+        sampled = writer.op("Mul", sampled, writer.op("Reshape", mask, writer.vector(0, 1, -1, width)))
+    sampled = writer.cast(sampled, parts.data, single)
+    # Channel-major, tap-minor: the weight's own order.
+    columns = writer.op("Reshape", sampled, writer.vector(0, -1, writer.op("Mul", height, width)))
+    product = writer.op("MatMul", writer.reshape(parts.weight, 0, -1), columns)  # (B, Cout, h * w)
+    product = writer.op("Reshape", product, writer.vector(0, 0, height, width))
+    product = writer.cast(product, single, parts.data)
+    if parts.bias is not None:
+        bias = writer.cast(parts.bias, single, parts.dtype)
+        product = writer.op("Add", product, writer.reshape(bias, -1, 1, 1))
+    return writer.cast(product, parts.dtype, single)
+
+
+def _normalised_positions(
+    writer: _Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, count: onnx_ir.Value
+) -> onnx_ir.Value:
+    """Where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
+
+    Args:
+        writer: adds the nodes.
+        parts: the convolution.
+        offset: (B, 2 * taps, h, w) fp32.
+        axis: 0 for y, 1 for x.
+        count: h or w.
+    """
+    import onnx_ir
+
+    single = onnx_ir.DataType.FLOAT
+    tap = np.arange(parts.taps)
+    place = tap // parts.kernel[1] if axis == 0 else tap % parts.kernel[1]
+    start = (place * parts.dilations[axis] - parts.pads[axis]).reshape(-1, 1, 1)
+    zero, one = writer.constant(0, np.int64), writer.constant(1, np.int64)
+    line = writer.op("Range", zero, writer.op("Squeeze", count), one)
+    line = writer.op("Cast", line, attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
+    line = writer.op("Mul", line, writer.constant(parts.strides[axis], np.float32))
+    line = writer.reshape(line, *((-1, 1) if axis == 0 else (1, -1)))
+    base = writer.op("Add", writer.constant(start, np.float32), line)  # (taps, h, 1) or (taps, 1, w)
+    first, last = writer.constant([axis], np.int64), writer.constant([2 * parts.taps], np.int64)
+    along, step = writer.constant([1], np.int64), writer.constant([2], np.int64)
+    position = writer.op("Add", writer.op("Slice", offset, first, last, along, step), base)
+    size = writer.size(parts.x, 2 + axis)
+    size = writer.op("Cast", size, attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
+    doubled = writer.op("Mul", position, writer.constant(2, np.float32))
+    shifted = writer.op("Add", doubled, writer.constant(1, np.float32))
+    grid = writer.op("Sub", writer.op("Div", shifted, size), writer.constant(1, np.float32))
+    # Beyond -2 and 2 lies nothing but zeros; clipped, no position is too large for an integer.
+    grid = writer.op("Clip", grid, writer.constant(-2, np.float32), writer.constant(2, np.float32))
+    return writer.op("Unsqueeze", grid, writer.constant([-1], np.int64))
+
+
+def for_tensorrt(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Say what TensorRT's parser refuses in other words; the values stay the same.
+
+    - uint8 may enter a network and be cast, nothing else: frames are cast first.
+    """
+    import onnx_ir
+
+    graph = model.graph
+    constants: _Constants = {}
+    for value in graph.inputs:
+        users = list(value.uses())
+        if value.dtype == onnx_ir.DataType.UINT8 and users:
+            first = min((user for user, _ in users), key=list(graph).index)
+            wide = _Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
+            for user, index in users:
+                user.replace_input_with(index, wide)
+    return model

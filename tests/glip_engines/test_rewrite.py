@@ -1,0 +1,263 @@
+"""Graphs rewritten for an engine builder compute what the portable ones do."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from glip_engines.rewrite import (
+    PLUGIN_DOMAIN,
+    PLUGIN_OPERATOR,
+    PLUGIN_VERSION,
+    for_tensorrt,
+    use_native_ops,
+    use_plugin,
+)
+from glip_export.precision import to_precision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity_data import load_golden
+
+from glip_deploy.errors import GlipError
+
+DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+def run(model, feeds):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
+    return session.run(None, feeds)
+
+
+def one_node(dtype=FLOAT, *, bias=True, mask=True, kernel=(3, 3), known_kernel=True, **attributes):
+    """A graph of one DeformConv, every size dynamic."""
+    names = ("x", "weight", "offset", "bias", "mask")
+    ranks = (4, 4, 4, 1, 4)
+    values = [
+        ir.Value(name=name, shape=ir.Shape([f"{name}_{i}" for i in range(rank)]), type=ir.TensorType(dtype))
+        for name, rank in zip(names, ranks, strict=True)
+    ]
+    given_inputs = [v for v in values if (bias or v.name != "bias") and (mask or v.name != "mask")]
+    inputs = [v if v in given_inputs else None for v in values]
+    while inputs[-1] is None:
+        inputs.pop()
+    if known_kernel:
+        attributes["kernel_shape"] = kernel
+    kinds = [ir.AttrInt64s(k, v) if isinstance(v, tuple) else ir.AttrInt64(k, v) for k, v in attributes.items()]
+    output = ir.Value(name="y", shape=ir.Shape(["b", "c", "h", "w"]), type=ir.TensorType(dtype))
+    node = ir.Node("", "DeformConv", inputs, kinds, outputs=[output], name="/deform")
+    graph = ir.Graph(given_inputs, [output], nodes=[node], opset_imports={"": 20}, name="one")
+    return ir.Model(graph, ir_version=9)
+
+
+def feeds_for(rng, *, batch=1, channels=2, out=3, size=(5, 6), out_size=None, kernel=(3, 3), reach=3.0, stride=1):
+    height, width = out_size or tuple(-(-side // stride) for side in size)
+    taps = kernel[0] * kernel[1]
+    return {
+        "x": rng.normal(size=(batch, channels, *size)).astype(np.float32),
+        "weight": rng.normal(size=(out, channels, *kernel)).astype(np.float32),
+        "offset": rng.uniform(-reach, reach, (batch, 2 * taps, height, width)).astype(np.float32),
+        "bias": rng.normal(size=out).astype(np.float32),
+        "mask": rng.uniform(0, 1, (batch, taps, height, width)).astype(np.float32),
+    }
+
+
+def operators(model):
+    return {(node.domain, node.op_type) for node in model.graph}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 4),
+    out=st.integers(1, 4),
+    stride=st.sampled_from([1, 2]),
+    whole=st.booleans(),
+    reach=st.sampled_from([0.0, 0.4, 3.0, 50.0]),
+    seed=st.integers(0, 2**20),
+)
+def test_native_ops_compute_the_deformable_convolution(size, batch, channels, out, stride, whole, reach, seed):
+    rng = np.random.default_rng(seed)
+    feeds = feeds_for(rng, batch=batch, channels=channels, out=out, size=size, reach=reach, stride=stride)
+    if whole:  # on pixels exactly, -1 and the far edge included, where the rule of zeros bites
+        feeds["offset"] = np.round(feeds["offset"])
+    shape = {"pads": (1, 1, 1, 1), "strides": (stride, stride)}
+    expected = run(one_node(**shape), feeds)[0]
+    ours = run(use_native_ops(one_node(**shape)), feeds)[0]
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("parts", [{"bias": False}, {"mask": False}, {"bias": False, "mask": False}])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)])
+def test_other_kernels_and_missing_inputs(parts, kernel):
+    rng = np.random.default_rng(3)
+    shape = {"pads": (0, 1, 2, 3), "strides": (2, 1), "dilations": (1, 2), "kernel": kernel}
+    height = (9 + 2 - kernel[0]) // 2 + 1
+    width = 11 + 4 - 2 * (kernel[1] - 1)
+    feeds = feeds_for(rng, size=(9, 11), out_size=(height, width), kernel=kernel)
+    feeds = {name: value for name, value in feeds.items() if parts.get(name, True)}
+    expected = run(one_node(**shape, **parts), feeds)[0]
+    np.testing.assert_allclose(run(use_native_ops(one_node(**shape, **parts)), feeds)[0], expected, atol=2e-5)
+
+
+def test_one_graph_serves_every_size():
+    model = use_native_ops(one_node(pads=(1, 1, 1, 1), strides=(2, 2)))
+    original = one_node(pads=(1, 1, 1, 1), strides=(2, 2))
+    rng = np.random.default_rng(0)
+    for size in [(1, 1), (1, 7), (8, 1), (2, 2), (25, 42)]:
+        feeds = feeds_for(rng, size=size, stride=2)
+        np.testing.assert_allclose(run(model, feeds)[0], run(original, feeds)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("far", [1e4, 1e9, 1e30])
+def test_far_positions_read_zero(far):
+    feeds = feeds_for(np.random.default_rng(0), size=(5, 6))
+    feeds["offset"][:] = far
+    feeds["offset"][:, ::2] *= -1
+    ours = run(use_native_ops(one_node(pads=(1, 1, 1, 1))), feeds)[0]
+    assert np.array_equal(ours, np.broadcast_to(feeds["bias"][None, :, None, None], ours.shape))
+
+
+@pytest.mark.parametrize("case", DCN_CASES, ids=lambda case: case["name"])
+def test_native_ops_match_the_official_kernel(case):
+    name = case["name"]
+    x, offset_mask, weight, bias = (DCN_ARRAYS[f"{name}_{part}"] for part in ("x", "offset_mask", "weight", "bias"))
+    height, width = case["out_hw"]
+
+    def flat(values):  # the official kernel's read of a map larger than its output
+        return values.reshape(len(values), -1)[:, : values.shape[1] * height * width].reshape(
+            len(values), -1, height, width
+        )
+
+    feeds = {"x": x, "weight": weight, "offset": flat(offset_mask[:, :18]), "bias": bias}
+    feeds["mask"] = flat(1 / (1 + np.exp(-offset_mask[:, 18:].astype(np.float64)))).astype(np.float32)
+    stride = case["stride"]
+    ours = run(use_native_ops(one_node(pads=(1, 1, 1, 1), strides=(stride, stride))), feeds)[0]
+    golden = DCN_ARRAYS[f"{name}_out"]
+    assert np.abs(ours - golden).max() <= 2e-5 * np.abs(golden).max()
+
+
+def test_a_node_in_half_precision_samples_in_single():
+    """Positions beyond 128 in half would be off by 1/16 pixel and more."""
+    feeds = feeds_for(np.random.default_rng(1), channels=8, size=(3, 300), reach=1.0)
+    halves = {name: value.astype(np.float16) for name, value in feeds.items()}
+    exact = run(one_node(pads=(1, 1, 1, 1)), {name: value.astype(np.float32) for name, value in halves.items()})[0]
+    model = use_native_ops(one_node(HALF, pads=(1, 1, 1, 1)))
+    ours = run(model, halves)[0]
+    assert ours.dtype == np.float16
+    assert np.abs(ours.astype(np.float32) - exact).max() <= 3e-3 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("attribute", ["group", "offset_group"])
+@pytest.mark.parametrize("rewrite", [use_plugin, use_native_ops])
+def test_groups_are_refused(rewrite, attribute):
+    with pytest.raises(GlipError, match=rf"DeformConv /deform: {attribute} is 2, .* 1 only; export"):
+        rewrite(one_node(**{attribute: 2}))
+
+
+def test_the_kernel_must_be_known():
+    with pytest.raises(GlipError, match="kernel_shape"):
+        use_native_ops(one_node(known_kernel=False))
+
+
+# -- whole graphs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image_graph(tiny_bundle):
+    def load():
+        model = ir.load(tiny_bundle / "image.onnx")
+        ir.external_data.load_to_model(model)
+        return model
+
+    return load
+
+
+def frame_feeds(size, batch=1, tokens=6, classes=3):
+    rng = np.random.default_rng(7)
+    return {
+        "frames": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),
+        "image_sizes": np.array([[size[0] - 3, size[1] - 5]] * batch),
+        "text_embedding": rng.normal(size=(batch, tokens, 32)).astype(np.float32),
+        "text_mask": np.ones((batch, tokens), np.int64),
+        "class_map": np.full((batch, classes, tokens), 1 / tokens, np.float32),
+    }
+
+
+def assert_same_candidates(ours, expected, atol):
+    """Slots come sorted by score; equal scores may change places."""
+    assert [a.shape for a in ours] == [a.shape for a in expected]
+    assert (expected[1] > 0.05).sum() > 10, "nothing was detected: the comparison would say nothing"
+    np.testing.assert_allclose(np.sort(ours[1]), np.sort(expected[1]), atol=atol)
+    np.testing.assert_allclose(np.sort(ours[0], axis=1), np.sort(expected[0], axis=1), atol=1000 * atol)
+
+
+@pytest.mark.parametrize("size", [(128, 160), (32, 64)], ids=str)
+def test_the_image_branch_in_plain_operators(image_graph, size):
+    model = for_tensorrt(use_native_ops(image_graph()))
+    assert ("", "DeformConv") not in operators(model)
+    feeds = frame_feeds(size, batch=2)
+    assert_same_candidates(run(model, feeds), run(image_graph(), feeds), 1e-5)
+
+
+def test_the_image_branch_with_plugin_nodes(image_graph):
+    original = image_graph()
+    expected = [
+        (dict(node.attributes), [v.name for v in node.inputs])
+        for node in original.graph
+        if node.op_type == "DeformConv"
+    ]
+    model = for_tensorrt(use_plugin(image_graph()))
+    assert model.opset_imports[PLUGIN_DOMAIN] == PLUGIN_VERSION
+    nodes = [node for node in model.graph if (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_OPERATOR)]
+    assert ("", "DeformConv") not in operators(model)
+    assert [
+        ({k: v.as_ints() for k, v in node.attributes.items()}, [v.name for v in node.inputs]) for node in nodes
+    ] == [({k: v.as_ints() for k, v in attributes.items()}, names) for attributes, names in expected]
+    for node in nodes:  # under its standard name ONNX Runtime computes the same
+        node.domain, node.op_type = "", "DeformConv"
+    feeds = frame_feeds((64, 96))
+    assert_same_candidates(run(model, feeds), run(original, feeds), 0)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_plugin_nodes_of_a_half_graph_take_half_data_and_exact_positions(image_graph, precision):
+    model = use_plugin(to_precision(image_graph(), precision))
+    half = HALF if precision == "fp16" else ir.DataType.BFLOAT16
+    nodes = [node for node in model.graph if node.op_type == PLUGIN_OPERATOR]
+    assert nodes
+    for node in nodes:
+        x, weight, offset, bias, mask = node.inputs
+        assert {x.dtype, weight.dtype, bias.dtype, node.outputs[0].dtype} == {half}
+        for value in (offset, mask):
+            assert value.dtype in (FLOAT, None)
+        assert {user.op_type for user, _ in node.outputs[0].uses()} <= {
+            "Cast",
+            "Reshape",
+            "InstanceNormalization",
+            "Shape",
+        }
+
+
+def test_a_half_graph_in_plain_operators_multiplies_in_half(image_graph):
+    original, model = to_precision(image_graph(), "fp16"), use_native_ops(to_precision(image_graph(), "fp16"))
+    samplers = [node for node in model.graph if node.op_type == "GridSample"]
+    products = [node for node in model.graph if node.op_type == "MatMul" and "DeformConv" in node.name]
+    assert len(samplers) == len(products) == sum(node.op_type == "DeformConv" for node in original.graph)
+    assert {node.inputs[0].dtype for node in samplers} == {FLOAT}
+    assert {node.inputs[1].producer().inputs[0].dtype for node in products} == {HALF}
+    feeds = frame_feeds((64, 96))
+    assert_same_candidates(run(model, feeds), run(original, feeds), 4e-3)
+
+
+def test_frames_are_cast_before_anything_else(image_graph):
+    model = for_tensorrt(image_graph())
+    frames = next(value for value in model.graph.inputs if value.name == "frames")
+    assert {user.op_type for user, _ in frames.uses()} == {"Cast"}
+    feeds = frame_feeds((64, 96))
+    assert_same_candidates(run(model, feeds), run(image_graph(), feeds), 0)
