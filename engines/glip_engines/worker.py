@@ -1,0 +1,214 @@
+"""A process of its own for TensorRT: it may abort, run out of memory or be interrupted without taking the user along.
+
+The two sides exchange lines of JSON. The parent sends Settings, then one GraphJob after another; the child answers with
+the environment, then with progress and one result, or an error, for each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from glip_deploy.engine_record import TensorRecord
+from glip_deploy.errors import GlipError
+from glip_engines.trt import BuiltGraph, Flavour, GraphJob, Settings, library_folder
+
+__all__ = ["Environment", "Worker"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the child found."""
+
+    version: str
+    gpu: str | None
+    """Name of this machine's GPU if that is the target."""
+    compute_capability: int
+    has_int64: bool
+    old_parser: bool
+
+
+class Worker:
+    """The parent's side; a context manager, and the child does not outlive it.
+
+    Args:
+        settings: what every engine shares.
+
+    Raises:
+        GlipError: on entering: what `glip_engines.trt.Toolkit` says, or the child's last words if it died.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._child: subprocess.Popen[str]
+        self._folder: Path
+        self._words: IO[bytes]
+        self.environment: Environment
+
+    def __enter__(self) -> Worker:
+        self._folder = Path(tempfile.mkdtemp(prefix="glip-build-"))
+        self._words = (self._folder / "stderr").open("w+b")
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "glip_engines.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._words,
+                text=True,
+                env={**os.environ, **self._library_path()},
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends the child
+            )
+            try:
+                answer = self._ask(asdict(self._settings), lambda fraction, phase: None)
+                self.environment = Environment(**answer)
+            except BaseException:
+                self._end()
+                raise
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._clean()
+
+    def build(self, job: GraphJob, on_progress: Callable[[float, str], None]) -> BuiltGraph:
+        """Build one engine.
+
+        Args:
+            job: what to build.
+            on_progress: called with the done fraction and the name of what goes on.
+
+        Raises:
+            GlipError: the parser or the builder refused, or died.
+            OSError: the engine could not be written.
+        """
+        answer = self._ask(asdict(job), on_progress)
+
+        def tensors(rows: list[dict[str, Any]]) -> tuple[TensorRecord, ...]:
+            return tuple(TensorRecord(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+
+        return BuiltGraph(tensors(answer["inputs"]), tensors(answer["outputs"]), answer["seconds"])
+
+    def _library_path(self) -> dict[str, str]:
+        """With a plugin, tensorrt_rtx's parser opens `libtensorrt_rtx.so`, which its wheel has only with a number.
+
+        It ends the process where it does not find it.
+        """
+        libraries = library_folder(self._settings.flavour)
+        if self._settings.plugin is None or libraries is None:
+            return {}
+        for library in libraries.glob("lib*.so.*"):
+            plain = self._folder / f"{library.name.split('.so.')[0]}.so"
+            if not plain.is_symlink() and not (libraries / plain.name).exists():
+                plain.symlink_to(library.resolve())
+        before = os.environ.get("LD_LIBRARY_PATH")
+        return {"LD_LIBRARY_PATH": os.pathsep.join([str(self._folder), str(libraries), *([before] if before else [])])}
+
+    def _ask(self, question: dict[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        with suppress(BrokenPipeError):  # it died: what it said last follows below
+            self._child.stdin.write(json.dumps(question) + "\n")
+            self._child.stdin.flush()
+        for line in self._child.stdout:
+            answer = json.loads(line)
+            kind = answer.pop("kind")
+            if kind == "progress":
+                on_progress(answer["fraction"], answer["phase"])
+            elif kind == "result":
+                return dict(answer)
+            elif kind == "os error":
+                raise OSError(answer["number"], answer["reason"])
+            else:
+                raise GlipError(answer["message"])
+        raise GlipError(self._last_words())
+
+    def _last_words(self) -> str:
+        status = self._child.wait()
+        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+        self._words.seek(0)
+        lines = [line.strip() for line in self._words.read().decode(errors="replace").splitlines() if line.strip()]
+        what = f": {lines[-1][:300]}" if lines else ""
+        advice = "; the machine may be out of memory" if status == -signal.SIGKILL else ""
+        return f"{self._settings.flavour} ended the build ({how}){what}{advice}; try other shapes or another precision"
+
+    def _end(self) -> None:
+        """Kill rather than ask: an engine in the making cannot be interrupted, and nothing of it is kept."""
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+    def _clean(self) -> None:
+        self._words.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# -- the child's side -----------------------------------------------------------------------------------------------
+
+
+class _Reporter:
+    """Writes lines to the parent; stops the build when the parent is gone."""
+
+    def __init__(self, channel: IO[str]) -> None:
+        self._channel, self._last = channel, 0.0
+
+    def send(self, kind: str, **content: Any) -> None:
+        self._channel.write(json.dumps({"kind": kind, **content}) + "\n")
+        self._channel.flush()
+
+    def progress(self, fraction: float, phase: str) -> bool:
+        now = time.monotonic()
+        if now - self._last > 0.1:
+            self._last = now
+            try:
+                self.send("progress", fraction=fraction, phase=phase)
+            except OSError:
+                return False
+        return True
+
+
+def _serve() -> None:
+    # TensorRT's libraries print where they like: what was stdout becomes stderr, and the parent's channel is apart.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    report = _Reporter(channel)
+    try:
+        from glip_engines.trt import Toolkit
+
+        given = json.loads(sys.stdin.readline())
+        toolkit = Toolkit(Settings(**{**given, "flavour": Flavour(given["flavour"])}))
+        report.send(
+            "result",
+            version=toolkit.version,
+            gpu=None if toolkit.gpu is None else toolkit.gpu.name,
+            compute_capability=toolkit.compute_capability,
+            has_int64=toolkit.has_int64,
+            old_parser=toolkit.old_parser,
+        )
+        for line in sys.stdin:
+            built = toolkit.build(GraphJob(**json.loads(line)), report.progress)
+            report.send("result", **asdict(built))
+    except GlipError as error:
+        report.send("error", message=str(error))
+    except OSError as error:
+        report.send("os error", number=error.errno or 0, reason=error.strerror or str(error))
+
+
+if __name__ == "__main__":
+    _serve()
