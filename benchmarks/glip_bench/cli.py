@@ -22,6 +22,7 @@ examples:
   glip-bench --model glip_t/
   glip-bench --model glip_t/ --frame 1920x1080 --runs 20 --json result.json
   glip-bench --model glip_t/ --shortest-side 320 --prompt "person. dog"
+  glip-bench --model glip_t/ --floor A100
 """
 
 
@@ -30,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         _check_target(args.json)
+        if args.floor is not None:
+            result = _floor(args)
+            if args.json is not None:
+                _write(args.json, result)
+            print(render_floor(result))
+            return 0
         from glip_bench.detection import Settings, run
 
         settings = Settings(
@@ -84,6 +91,62 @@ def render(result: dict[str, Any]) -> str:
         "",
         f"opened in {result['open_seconds']:.1f} s, first frame after {result['first_frame_seconds']:.1f} s more;"
         f" peak resident memory {result['peak_resident_bytes'] / 1e9:.2f} GB",
+    ]
+    return "\n".join(lines)
+
+
+def _floor(args: argparse.Namespace) -> dict[str, Any]:
+    """Count the work of one frame and say how fast a machine could do it."""
+    from dataclasses import asdict
+
+    from glip_bench.floor import Shape, by_stage, count_image_branch, floor_of, hardware, measure_cpu
+    from glip_deploy import Bundle
+    from glip_deploy.image import network_size
+    from glip_deploy.prompt import parse_prompt
+
+    machine = None if args.floor.lower() == "cpu" else hardware(args.floor)  # a wrong name fails before the work
+    bundle = Bundle.open(args.model)
+    prompt = parse_prompt(args.prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
+    frame_height, frame_width = args.frame
+    resized = network_size(frame_height, frame_width, args.shortest_side, args.longest_side or None)
+    height, width = (-(-side // 32) * 32 for side in resized)
+    shape = Shape(height, width, tokens=len(prompt.input_ids), classes=len(prompt))
+    work = count_image_branch(bundle, shape)
+    machine = machine or measure_cpu()
+    precision = "fp32" if machine.name == "cpu" else "fp16"
+    floor = floor_of(work, shape, machine, precision)
+    return {
+        "kind": "floor",
+        "variant": bundle.variant,
+        "shape": asdict(shape),
+        "gmac_by_stage": {stage.value: round(macs / 1e9, 3) for stage, macs in by_stage(work).items()},
+        "weights": sum(one.weights for one in work),
+        "hardware": asdict(machine),
+        "precision": precision,
+        "floor_ms": {name: round(seconds * 1e3, 4) for name, seconds in asdict(floor).items()},
+    }
+
+
+def render_floor(result: dict[str, Any]) -> str:
+    """Return a floor as text for a terminal."""
+    shape, machine, floor = result["shape"], result["hardware"], result["floor_ms"]
+    flops = machine["single_flops" if result["precision"] == "fp32" else "half_flops"]
+    total = sum(result["gmac_by_stage"].values())
+    lines = [
+        f"{result['variant']}, {shape['width']}x{shape['height']}, {shape['tokens']} tokens,"
+        f" {shape['classes']} classes, batch {shape['batch']}:"
+        f" {total:.1f} GMAC, {result['weights'] / 1e6:.1f} M weights",
+        "",
+        f"{'image branch':<46}{'GMAC':>10}{'share':>8}",
+    ]
+    lines += [f"{name:<46}{gmac:>10.2f}{gmac / total:>8.1%}" for name, gmac in result["gmac_by_stage"].items()]
+    lines += [
+        "",
+        f"{machine['name']}, {result['precision']}: {flops / 1e12:.3g} TFLOP/s,"
+        f" {machine['bytes_per_second'] / 1e9:.3g} GB/s",
+        f"{'arithmetic alone':<46}{floor['arithmetic']:>10.3f} ms",
+        f"{'weights and frame read once':<46}{floor['memory']:>10.3f} ms",
+        f"{'each product apart, through memory':<46}{floor['by_product']:>10.3f} ms",
     ]
     return "\n".join(lines)
 
@@ -152,6 +215,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--longest-side", type=int, default=1333, metavar="PIXELS", help="its limit (1333), 0 for none")
     parser.add_argument("--runs", type=_count, default=7, metavar="N", help="timed frames (7)")
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
+    parser.add_argument(
+        "--floor", metavar="NAME", help="time nothing; say what a GPU, or the cpu at hand, could do at best"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
     parser.add_argument("--quiet", action="store_true", help="only the result")
     return parser
