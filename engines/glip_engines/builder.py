@@ -356,7 +356,8 @@ def _rewrite(plan: _Plan, source: str, pinned: Mapping[str, int], file: Path, he
         from glip_export.precision import to_precision
 
         model = to_precision(model, plan.precision)
-    model = for_tensorrt(use_plugin(model) if plan.form == "plugin" else use_native_ops(model))
+    model = use_plugin(model) if plan.form == "plugin" else use_native_ops(model)
+    model = for_tensorrt(model, old_parser=here.old_parser)
     for value in model.graph.inputs:
         value.shape = onnx_ir.Shape([_pin(side, pinned) for side in value.shape or ()])
     onnx_ir.save(model, file, external_data=f"{file.name}.data", size_threshold_bytes=1024)

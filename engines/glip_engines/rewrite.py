@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,8 @@ class _Writer:
         array = np.asarray(value, dtype)
         key = (f"{array.dtype}{array.shape}", array.tobytes())
         if key not in self._constants:
-            tensor = self._ir.tensor(array, name=f"engine_constant_{len(self._constants)}")
+            number = next(i for i in count() if f"engine_constant_{i}" not in self._graph.initializers)
+            tensor = self._ir.tensor(array, name=f"engine_constant_{number}")
             new = self._ir.Value(
                 name=tensor.name,
                 shape=self._ir.Shape(array.shape),
@@ -84,8 +86,7 @@ class _Writer:
 
     def size(self, value: onnx_ir.Value, axis: int) -> onnx_ir.Value:
         """One size of a tensor, int64 of shape (1,)."""
-        bounds = [self._ir.AttrInt64("start", axis), self._ir.AttrInt64("end", axis + 1)]
-        return self.op("Shape", value, attributes=bounds)
+        return self.op("Gather", self.op("Shape", value), self.constant([axis], np.int64))
 
     def vector(self, *sizes: int | onnx_ir.Value) -> onnx_ir.Value:
         """Numbers and sizes as one shape, int64 of shape (n,)."""
@@ -191,7 +192,7 @@ def _put(node: onnx_ir.Node, value: onnx_ir.Value, graph: onnx_ir.Graph) -> None
         user.replace_input_with(index, value)
     for i, output in enumerate(graph.outputs):
         if output is old:
-            name, value.shape = old.name, old.shape
+            name, value.shape, value.type = old.name, old.shape, value.type or old.type
             old.name = f"{name}_replaced"
             value.name = name
             graph.outputs[i] = value
@@ -282,8 +283,8 @@ def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
     offset = writer.cast(parts.offset, single, parts.dtype)
     height, width = (writer.size(offset, axis) for axis in (2, 3))
     grids = [
-        _normalised_positions(writer, parts, offset, axis, count)
-        for axis, count in ((1, width), (0, height))  # GridSample wants x before y
+        _normalised_positions(writer, parts, offset, axis, side)
+        for axis, side in ((1, width), (0, height))  # GridSample wants x before y
     ]
     grid = writer.op("Concat", *grids, attributes=[onnx_ir.AttrInt64("axis", -1)])  # (B, taps, h, w, 2)
     tall = writer.vector(0, -1, width, 2)
@@ -313,7 +314,7 @@ def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
 
 
 def _normalised_positions(
-    writer: _Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, count: onnx_ir.Value
+    writer: _Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
 ) -> onnx_ir.Value:
     """Where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
 
@@ -322,7 +323,7 @@ def _normalised_positions(
         parts: the convolution.
         offset: (B, 2 * taps, h, w) fp32.
         axis: 0 for y, 1 for x.
-        count: h or w.
+        side: h or w.
     """
     import onnx_ir
 
@@ -331,28 +332,34 @@ def _normalised_positions(
     place = tap // parts.kernel[1] if axis == 0 else tap % parts.kernel[1]
     start = (place * parts.dilations[axis] - parts.pads[axis]).reshape(-1, 1, 1)
     zero, one = writer.constant(0, np.int64), writer.constant(1, np.int64)
-    line = writer.op("Range", zero, writer.op("Squeeze", count), one)
+    line = writer.op("Range", zero, writer.op("Squeeze", side), one)
     line = writer.op("Cast", line, attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
     line = writer.op("Mul", line, writer.constant(parts.strides[axis], np.float32))
     line = writer.reshape(line, *((-1, 1) if axis == 0 else (1, -1)))
-    base = writer.op("Add", writer.constant(start, np.float32), line)  # (taps, h, 1) or (taps, 1, w)
+    tap_line = writer.op("Add", writer.constant(start, np.float32), line)  # (taps, h, 1) or (taps, 1, w)
+    size = writer.op("Cast", writer.size(parts.x, 2 + axis), attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
+    # (2 * (tap_line + offset) + 1) / size - 1, of which the large tensor sees one product and one sum.
+    scale = writer.op("Div", writer.constant(2, np.float32), size)
+    half_off = writer.op("Add", tap_line, writer.constant(0.5, np.float32))
+    base = writer.op("Sub", writer.op("Mul", half_off, scale), writer.constant(1, np.float32))
     first, last = writer.constant([axis], np.int64), writer.constant([2 * parts.taps], np.int64)
     along, step = writer.constant([1], np.int64), writer.constant([2], np.int64)
-    position = writer.op("Add", writer.op("Slice", offset, first, last, along, step), base)
-    size = writer.size(parts.x, 2 + axis)
-    size = writer.op("Cast", size, attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
-    doubled = writer.op("Mul", position, writer.constant(2, np.float32))
-    shifted = writer.op("Add", doubled, writer.constant(1, np.float32))
-    grid = writer.op("Sub", writer.op("Div", shifted, size), writer.constant(1, np.float32))
+    grid = writer.op("Add", writer.op("Mul", writer.op("Slice", offset, first, last, along, step), scale), base)
     # Beyond -2 and 2 lies nothing but zeros; clipped, no position is too large for an integer.
     grid = writer.op("Clip", grid, writer.constant(-2, np.float32), writer.constant(2, np.float32))
     return writer.op("Unsqueeze", grid, writer.constant([-1], np.int64))
 
 
-def for_tensorrt(model: onnx_ir.Model) -> onnx_ir.Model:
+def for_tensorrt(model: onnx_ir.Model, *, old_parser: bool = False) -> onnx_ir.Model:
     """Say what TensorRT's parser refuses in other words; the values stay the same.
 
     - uint8 may enter a network and be cast, nothing else: frames are cast first.
+    - TensorRT 8.6 reads opset 17 (`old_parser`): Gelu is written out, GridSample's mode has its former name, and what
+      became inputs of the reductions since are attributes again.
+
+    Args:
+        model: after `use_plugin` or `use_native_ops`.
+        old_parser: whether for TensorRT 8.6.
     """
     import onnx_ir
 
@@ -365,4 +372,42 @@ def for_tensorrt(model: onnx_ir.Model) -> onnx_ir.Model:
             wide = _Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
             for user, index in users:
                 user.replace_input_with(index, wide)
-    return model
+    return _as_opset_17(model) if old_parser else model
+
+
+def _as_opset_17(model: onnx_ir.Model) -> onnx_ir.Model:
+    import onnx_ir
+
+    graph = model.graph
+    constants: _Constants = {}
+    for node in list(graph):
+        if node.op_type == "Gelu":
+            _put(node, _gelu(_Writer(graph, node, constants), node.inputs[0]), graph)
+        elif node.op_type == "GridSample":
+            node.attributes["mode"] = onnx_ir.AttrString("mode", "bilinear")
+        elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.inputs) > 1:
+            axes = node.inputs[1]
+            assert axes is not None
+            assert axes.const_value is not None
+            node.attributes["axes"] = onnx_ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
+            node.resize_inputs(1)
+        elif node.op_type == "Split":
+            node.attributes.pop("num_outputs", None)  # equal parts are what opset 13 makes without being told
+    model.opset_imports[""] = 17
+    for node in graph:
+        if node.domain == "":
+            node.version = None
+    return _clean(model)
+
+
+def _gelu(writer: _Writer, x: onnx_ir.Value | None) -> onnx_ir.Value:
+    """Write out x * (1 + erf(x / sqrt(2))) / 2."""
+    import onnx_ir
+
+    assert x is not None
+    single = onnx_ir.DataType.FLOAT
+    data = x.dtype or single
+    wide = writer.cast(x, single, data)
+    cdf = writer.op("Erf", writer.op("Mul", wide, writer.constant(0.5**0.5, np.float32)))
+    doubled = writer.op("Mul", wide, writer.op("Add", cdf, writer.constant(1, np.float32)))
+    return writer.cast(writer.op("Mul", doubled, writer.constant(0.5, np.float32)), data, single)
