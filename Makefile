@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-full test lint clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -16,6 +16,17 @@ DEMO  := build/demo
 PHOTO := export/glip_export/data/picture.jpg
 
 demo: $(VENV)/.ready
+	@mkdir -p $(DEMO)
+	@echo "== 1. glip-export: GLIP-nano, a small GLIP trained by examples/nano, to two ONNX graphs verified against torch"
+	$(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano --overwrite
+	@echo "== 2. A picture, then a 10-second video whose prompt changes halfway"
+	$(BIN)/python examples/nano/demo.py $(DEMO)/glip_nano $(DEMO)
+	@echo
+	@echo "Look at $(DEMO)/nano_scene.png and $(DEMO)/nano_moving.mp4."
+	@echo "The same at GLIP-T's full size, with stand-in weights (real timings, arbitrary boxes): make demo-full"
+	@echo "With a released checkpoint: glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/"
+
+demo-full: $(VENV)/.ready
 	@mkdir -p $(DEMO)
 	@echo "== 1. A full-size GLIP-T checkpoint in the official format, with stand-in weights"
 	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
@@ -31,8 +42,7 @@ demo: $(VENV)/.ready
 	@echo
 	@echo "Look at $(DEMO)/photograph.jpg and $(DEMO)/pan_annotated.mp4."
 	@echo "THE BOXES ARE ARBITRARY: released weights cannot travel with this repository, so the checkpoint above"
-	@echo "has synthetic ones. The arithmetic and the timings are real. With a released checkpoint:"
-	@echo "  glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/"
+	@echo "has synthetic ones. The arithmetic and the timings are real."
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest

@@ -93,7 +93,9 @@ class Batches(Dataset[Batch]):
         scenes, prompts = [], []
         for i in range(self.batch_size):
             seed = (self.seed, number, i)
-            pool = self.names if captioned or crowded else classes
+            # About a third of what a picture shows is not asked for: it must be told from what is.
+            unasked = [str(name) for name in rng.permutation(self.names)[: len(classes) // 2]]
+            pool = self.names if captioned or crowded else [*classes, *unasked]
             wanted = int(rng.integers(*(CROWDED if crowded else THINGS)))
             style = CROWDED_STYLE if crowded else self.style
             scene = make_scene(seed, _repeated(rng, pool, wanted), size, style=style)

@@ -1,10 +1,12 @@
-"""Measure GLIP-nano on fresh scenes: AP of trained and of held-out objects, recall@1 of phrases in captions.
+r"""Measure GLIP-nano on fresh scenes: AP of trained and of held-out objects, recall@1 of phrases in captions.
 
-    python examples/nano/evaluate.py examples/nano/glip_nano.pth build/nano/bundle --output results.json
+    python examples/nano/evaluate.py examples/nano/glip_nano.pth build/demo/glip_nano --rounded fp16 \
+        --output examples/nano/results.json
 
-A `.pth` runs in torch, a folder is a bundle and runs through `glip_deploy.Detector`. Scenes, photographs under them
-and captions are none that training has seen. Every scene is asked for all names of its set, in prompts of at most 30
-names; the best 100 detections count, as in COCO.
+A `.pth` runs in torch, a folder is a bundle and runs through `glip_deploy.Detector`; with `--rounded fp16` every bundle
+also runs with each half-precision value rounded. Scenes, photographs under them
+and captions are none that training has seen. Every scene is asked twice: with a short prompt, the names that occur and
+as many others; and for all names of its set, in prompts of at most 30 names. The best 100 detections count, as in COCO.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,10 +48,15 @@ class Report:
     scenes: int
     trained_ap: float
     trained_ap50: float
+    trained_short_ap: float
+    """Under a short prompt: the names that occur, and as many others."""
+    trained_short_ap50: float
     held_out_ap: float
     held_out_ap50: float
     held_out_ap50_chance: float
     """The same boxes under shuffled names: what finding things without knowing them would give."""
+    held_out_short_ap: float
+    held_out_short_ap50: float
     recall_at_1: float
     phrases: int
 
@@ -84,14 +92,33 @@ def detect_all(subject: Subject, image: NDArray[np.uint8], prompts: Sequence[lis
     return Found(np.concatenate(boxes)[best], tuple(names[i] for i in best), every[best])
 
 
-def evaluate_objects(subject: Subject, names: Sequence[str], count: int, salt: int, at_most: int = NAMES_A_PROMPT):  # noqa: ANN201
-    """Return (precision, precision under shuffled names) on `count` scenes."""
+def short_prompt(names: Sequence[str], scene: Scene, number: int) -> list[str]:
+    """The names that occur in a scene, and as many that do not, in alphabetical order."""
+    present = {thing.name for thing in scene.things}
+    others = [str(n) for n in np.random.default_rng([FRESH, number]).permutation(names) if n not in present]
+    return sorted({*present, *others[: len(present)]})
+
+
+def evaluate_objects(  # noqa: ANN201
+    subject: Subject, names: Sequence[str], count: int, salt: int, at_most: int = NAMES_A_PROMPT, *, short: bool = False
+):
+    """Return (precision, precision under shuffled names) on `count` scenes.
+
+    Args:
+        subject: what detects.
+        names: what occurs in the scenes.
+        count: number of scenes.
+        salt: which scenes.
+        at_most: every scene is asked for all names, in prompts of at most so many.
+        short: ask every scene for the names that occur and as many others instead.
+    """
     from nano.average_precision import Found, average_precision
 
     prompts = prompts_of(names, at_most)
     detected, truth = [], []
-    for scene in fresh_scenes(names, count, salt):
-        detected.append(detect_all(subject, scene.image, prompts))
+    for i, scene in enumerate(fresh_scenes(names, count, salt)):
+        asked = [short_prompt(names, scene, i)] if short else prompts
+        detected.append(detect_all(subject, scene.image, asked))
         boxes = np.array([thing.box for thing in scene.things], float).reshape(-1, 4)
         truth.append(Found(boxes, tuple(thing.name for thing in scene.things), np.ones(len(boxes))))
     shuffled = dict(zip(names, np.roll(np.array(names), len(names) // 2), strict=True))
@@ -126,22 +153,38 @@ def evaluate(subject: Subject, label: str, scenes: int) -> Report:
 
     split = split_catalogue()
     trained, _ = evaluate_objects(subject, split.trained, scenes, salt=1)
+    trained_short, _ = evaluate_objects(subject, split.trained, scenes, salt=1, short=True)
     held_out, chance = evaluate_objects(subject, split.held_out, scenes, salt=2)
+    held_out_short, _ = evaluate_objects(subject, split.held_out, scenes, salt=2, short=True)
     recall, phrases = evaluate_captions(subject, split.trained, scenes)
-    figures = (trained.ap, trained.ap50, held_out.ap, held_out.ap50, chance.ap50, recall)
-    a, b, c, d, e, f = (round(figure, 2) for figure in figures)
-    return Report(label, scenes, a, b, c, d, e, f, phrases)
+    return Report(
+        subject=label,
+        scenes=scenes,
+        trained_ap=round(trained.ap, 2),
+        trained_ap50=round(trained.ap50, 2),
+        trained_short_ap=round(trained_short.ap, 2),
+        trained_short_ap50=round(trained_short.ap50, 2),
+        held_out_ap=round(held_out.ap, 2),
+        held_out_ap50=round(held_out.ap50, 2),
+        held_out_ap50_chance=round(chance.ap50, 2),
+        held_out_short_ap=round(held_out_short.ap, 2),
+        held_out_short_ap50=round(held_out_short.ap50, 2),
+        recall_at_1=round(recall, 2),
+        phrases=phrases,
+    )
 
 
 def table(reports: Sequence[Report]) -> str:
-    """Return the figures as a Markdown table."""
+    """Return the figures as a Markdown table, AP / AP50."""
     rows = [
-        "| subject | trained AP | trained AP50 | held-out AP | held-out AP50 | (names shuffled) | recall@1 |",
+        "| AP / AP50 | trained, short prompt | trained, all names | held out, short prompt | held out, all names "
+        "| (names shuffled) | recall@1 |",
         "|---|---|---|---|---|---|---|",
     ]
     rows += [
-        f"| {r.subject} | {r.trained_ap:.1f} | {r.trained_ap50:.1f} | {r.held_out_ap:.1f} | {r.held_out_ap50:.1f} "
-        f"| {r.held_out_ap50_chance:.1f} | {r.recall_at_1:.1f} |"
+        f"| {r.subject} | {r.trained_short_ap:.1f} / {r.trained_short_ap50:.1f} "
+        f"| {r.trained_ap:.1f} / {r.trained_ap50:.1f} | {r.held_out_short_ap:.1f} / {r.held_out_short_ap50:.1f} "
+        f"| {r.held_out_ap:.1f} / {r.held_out_ap50:.1f} | AP50 {r.held_out_ap50_chance:.1f} | {r.recall_at_1:.1f} |"
         for r in reports
     ]
     return "\n".join(rows)
@@ -151,17 +194,23 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         from nano.model import SIDE
-        from nano.subjects import BundleSubject, TorchSubject
+        from nano.subjects import BundleSubject, TorchSubject, rounded_copy
 
         reports = []
-        for path in args.subjects:
-            if path.is_dir():
-                subject: Subject = BundleSubject(path, SIDE)
-                label = f"ONNX Runtime, {path.name}"
-            else:
-                subject, label = TorchSubject.open(path, SIDE), f"torch, {path.name}"
-            reports.append(evaluate(subject, label, args.scenes))
-            print(f"{label}: done", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as scratch:
+            subjects: list[tuple[str, Subject]] = []
+            for i, path in enumerate(args.subjects):
+                if not path.is_dir():
+                    subjects.append((f"torch, {path.name}", TorchSubject.open(path, SIDE)))
+                    continue
+                subjects.append((f"ONNX Runtime, {path.name}", BundleSubject(path, SIDE)))
+                if args.rounded:
+                    copy = rounded_copy(path, args.rounded, Path(scratch) / str(i))
+                    label = f"{path.name}, every value rounded to {args.rounded}"
+                    subjects.append((label, BundleSubject(copy, SIDE)))
+            for label, subject in subjects:
+                reports.append(evaluate(subject, label, args.scenes))
+                print(f"{label}: done", file=sys.stderr)
     except GlipError as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 1
@@ -183,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", type=Path, nargs="+", metavar="PTH|BUNDLE")
     parser.add_argument("--scenes", type=int, default=200, help="of every kind (default 200)")
+    parser.add_argument("--rounded", choices=("fp16", "bf16"), help="also run the bundles in this precision")
     parser.add_argument("--output", type=Path, metavar="JSON", help="also write the figures there")
     return parser
 

@@ -27,7 +27,8 @@ PICTURE_NAMES = (
     "red apple", "dog", "traffic light",
 )  # fmt: skip
 VIDEO_NAMES = ("dog", "red apple", "bus", "penguin", "guitar", "sunflower", "pizza", "red apple", "owl")
-FRAME_SIZE = (336, 448)
+PICTURE_SIZE = (448, 576)
+FRAME_SIZE = (336, 432)
 FRAMES_PER_SECOND = 15
 
 
@@ -94,7 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=MEDIA)
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=20)
     args = parser.parse_args()
     try:
         from glip_deploy.detections import Detections
@@ -103,8 +104,8 @@ def main() -> int:
         from nano.scenes import SceneStyle, make_scene
 
         args.output.mkdir(parents=True, exist_ok=True)
-        style = SceneStyle(smallest=70, largest=150, turned=0.05, overlap=0.2)
-        scene = make_scene((args.seed,), PICTURE_NAMES, (480, 640), fresh=True, style=style)
+        style = SceneStyle(smallest=80, largest=160, turned=0.0, overlap=0.12)
+        scene = make_scene((args.seed,), PICTURE_NAMES, PICTURE_SIZE, fresh=True, style=style)
         Image.fromarray(scene.image).save(args.output / "scene.jpg", quality=90)
         with VideoSink(args.output / "moving.mp4", fps=FRAMES_PER_SECOND) as sink:
             for i, frame in enumerate(moving_frames(args.seed, args.seconds)):

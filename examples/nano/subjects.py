@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from glip_export.model.glip import Glip
 
-__all__ = ["BundleSubject", "Subject", "TorchSubject"]
+__all__ = ["BundleSubject", "Subject", "TorchSubject", "rounded_copy"]
 
 LONGEST_SIDE = 1333
 
@@ -87,13 +87,38 @@ class TorchSubject:
 class BundleSubject:
     """An exported bundle run by `glip_deploy.Detector`."""
 
-    def __init__(self, bundle: Path, shortest_side: int, backend: str = "onnxruntime") -> None:
+    def __init__(self, bundle: Path, shortest_side: int) -> None:
         from glip_deploy import Detector
 
-        self.detector = Detector.open(
-            bundle, backend=backend, shortest_side=shortest_side, longest_side=LONGEST_SIDE, cache_dir=None
-        )
+        self.detector = Detector.open(bundle, shortest_side=shortest_side, longest_side=LONGEST_SIDE, cache_dir=None)
 
     def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
         """See `Subject`."""
         return self.detector.detect(image, prompt, threshold=0.0, color="rgb")
+
+
+def rounded_copy(bundle: Path, precision: str, target: Path) -> Path:
+    """Copy an fp32 bundle and let its graphs round every half-precision value.
+
+    ONNX Runtime's CPU keeps more than half precision where it can; this shows what an engine would give at worst. The
+    copy is for measuring only: it runs no faster.
+    """
+    import json
+    import shutil
+
+    import onnx_ir
+    from glip_export.precision import to_precision
+
+    from glip_deploy.bundle import IMAGE_GRAPH, MANIFEST, TEXT_GRAPH, TOKENIZER, sha256_of
+
+    target.mkdir(parents=True)
+    shutil.copy(bundle / TOKENIZER, target)
+    for graph in (TEXT_GRAPH, IMAGE_GRAPH):
+        model = to_precision(onnx_ir.load(bundle / graph), precision, rounded=True)
+        onnx_ir.save(model, target / graph, external_data=f"{graph}.data")
+    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"] = {
+        file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in target.iterdir()
+    }
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return target
