@@ -39,7 +39,8 @@ __all__ = [
 PRECISIONS = ("fp32", "fp16", "bf16")
 FORMS = ("native", "plugin")
 BUCKETS = (16, 32, 64, 128, 256)
-"""Prompts are padded to the next of these lengths, each an optimisation profile of its own."""
+"""Prompt lengths that suit `BuildOptions.tokens`: prompts are padded to the next one. Each is an optimisation profile
+of its own, with kernels of its own: quicker to run than one range, and as many times slower to build."""
 GRAPHS = ("text", "image")
 CELL = 32
 """Sides of a canvas are multiples of this."""
@@ -79,6 +80,7 @@ class BuildOptions:
     height: Range | None = None
     width: Range | None = None
     tokens: tuple[Range, ...] | None = None
+    """One optimisation profile each: fixed lengths (`BUCKETS`), or one range."""
     classes: Range | None = None
     batch: Range = Range(1, 1, 1)
     workspace: int | None = None
@@ -144,8 +146,8 @@ def build_engines(
     """Build the text and the image engine of a bundle.
 
     Defaults: the flavour that is installed; fp16, or the bundle's own precision if it was exported in half; native
-    operators unless a plugin library is given; canvases of every size the bundle's resizing rule makes; the buckets of
-    BUCKETS the bundle's prompts need; 1 to 128 classes; one picture at a time; this machine's GPU.
+    operators unless a plugin library is given; canvases of every size the bundle's resizing rule makes; prompts of
+    every length; 1 to 128 classes; one picture at a time; this machine's GPU.
 
     Args:
         bundle_path: an exported bundle; engines go into its folder `engines`.
@@ -243,7 +245,7 @@ class _Plan:
                 raise GlipError(
                     f"{name} is {axis.least} at least, {axis.best} at best, {axis.most} at most; put them in order"
                 )
-        tokens = options.tokens or tuple(Range.fixed(n) for n in _buckets(bundle.max_tokens))
+        tokens = options.tokens or (Range(1, min(BUCKETS[0], bundle.max_tokens), bundle.max_tokens),)
         for bucket in tokens:
             if bucket.most > bundle.max_tokens:
                 raise GlipError(f"--tokens is {bucket}; this bundle's prompts have {bundle.max_tokens} tokens at most")
@@ -291,11 +293,6 @@ def _precision(bundle: Bundle, wanted: str | None) -> str:
             f" leave out --precision, or export again with --precision fp32"
         )
     return own
-
-
-def _buckets(max_tokens: int) -> tuple[int, ...]:
-    """The buckets below the longest prompt, and the longest prompt."""
-    return (*(bucket for bucket in BUCKETS if bucket < max_tokens), max_tokens)
 
 
 # -- one graph ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ examples:
   glip-build glip_t/ --plugin build/engines/libglip_deform.so  deformable convolution by our kernels
 
 Engines go to BUNDLE/engines/; the folder's name is printed. They belong to the GPU type and the TensorRT version they
-were built for. A prompt longer than every bucket of --tokens cannot be run by them.
+were built for. Prompts are padded to the next length of --tokens; none longer than the last can be run.
 """
 
 
@@ -191,7 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument("--size", metavar="HxW", help="one canvas, sides multiples of 32")
     for option, meaning in (("min", "smallest"), ("opt", "best"), ("max", "largest")):
         shapes.add_argument(f"--{option}", metavar="HxW", help=f"{meaning} canvas (default: as the bundle resizes)")
-    shapes.add_argument("--tokens", metavar="N,N", help="prompt lengths, or one range (default: 16,32,64,128,256)")
+    shapes.add_argument(
+        "--tokens",
+        metavar="N,N",
+        help="prompt lengths, 16,32,64 say, or one range (default: 1:16:256)",
+    )
     shapes.add_argument("--classes", metavar="N", help="classes of a prompt (default: 1:8:128)")
     shapes.add_argument("--batch", metavar="N", default="1", help="pictures at a time (default: 1)")
     builder = parser.add_argument_group("builder")

@@ -257,11 +257,15 @@ class Toolkit:
         before = len(self._creators())
         handle: Any = None
         try:
-            handle = trt.get_plugin_registry().load_library(library)
+            registry = trt.get_plugin_registry()
+            # Without load_library the library registers its creators itself when it is opened.
+            load = getattr(registry, "load_library", ctypes.CDLL)
+            handle = load(library)
         except Exception as error:  # bindings raise what they like for a library that is none
             self._log.errors.append(str(error))
         if handle is None or len(self._creators()) == before:
-            raise GlipError(f"plugin library {library} was refused ({self._reason()}); build it for {self.flavour}")
+            why = self._reason("it holds no TensorRT plugin")
+            raise GlipError(f"plugin library {library} was refused ({why}); build it for {self.flavour} {self.version}")
 
     def _creators(self) -> Sequence[Any]:
         registry = self._trt.get_plugin_registry()
