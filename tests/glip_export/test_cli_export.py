@@ -17,7 +17,7 @@ from glip_export import bundle_writer
 from glip_export.cli import _Progress
 from glip_export.onnx_export import RAW_OUTPUTS
 
-STEPS = len(bundle_writer.STEPS)
+STEPS = len(bundle_writer.steps("fp32"))
 PROGRAM = [sys.executable, "-m", "glip_export.cli"]
 
 
