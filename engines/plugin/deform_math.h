@@ -24,6 +24,9 @@ constexpr int kVector = 8;
 constexpr GLIP_BOTH int round_up(int value, int step) { return (value + step - 1) / step * step; }
 constexpr GLIP_BOTH int ceil_div(int value, int step) { return (value + step - 1) / step; }
 
+// Stages of weights in shared memory: asynchronous copies (8.0) look two steps ahead, others one.
+constexpr GLIP_BOTH int weight_stages(int capability) { return capability >= 80 ? 3 : 2; }
+
 // Everything a kernel is told, by value.
 struct Launch {
   GlipDeformLevel levels[GLIP_DEFORM_MAX_LEVELS];  // x channels last, no batch stride left at 0

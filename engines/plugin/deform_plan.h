@@ -118,9 +118,6 @@ inline bool has_tensor_cores(int data_type, int capability) {
   return data_type == GLIP_DEFORM_F16 ? capability >= 70 : data_type == GLIP_DEFORM_BF16 && capability >= 80;
 }
 
-// Stages of weights in shared memory: asynchronous copies (8.0) look two steps ahead, others one.
-constexpr GLIP_BOTH int weight_stages(int capability) { return capability >= 80 ? 3 : 2; }
-
 // Dynamic shared memory of a block; the kernels lay it out by the same numbers.
 inline int shared_bytes(const TileShape& tile, int data_type, int capability) {
   const int table = GLIP_DEFORM_MAX_TAPS * tile.pixels * 24;
@@ -130,7 +127,7 @@ inline int shared_bytes(const TileShape& tile, int data_type, int capability) {
   int work = 2 * tile.depth * (tile.pixels + 4) * 4 + 2 * tile.depth * tile.channels * 4;
   if (has_tensor_cores(data_type, capability)) {
     work = 2 * tile.pixels * (tile.depth + 8) * 2 + weight_stages(capability) * tile.depth * (tile.channels + 8) * 2;
-    if (capability < 75) finish += tile.threads / 32 * 1024;  // opaque fragments go through a patch of a warp's own
+    finish += tile.threads / 32 * 1024;  // opaque fragments (7.0) go through a patch of a warp's own
   }
   return table + work > finish ? table + work : finish;
 }

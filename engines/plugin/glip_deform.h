@@ -65,6 +65,8 @@ typedef struct GlipDeformProblem {
   const void* bias;   /* (out_channels,) or null */
 } GlipDeformProblem;
 
+#if !defined(__CUDACC_RTC__) /* NVRTC knows device functions only */
+
 /* What is wrong with a problem, in one line, or null. Pointers are not looked at. */
 GLIP_DEFORM_API const char* glip_deform_problem_error(const GlipDeformProblem* problem);
 
@@ -85,6 +87,8 @@ GLIP_DEFORM_API unsigned long long glip_deform_workspace_bytes(const GlipDeformP
  * a workspace or a misaligned buffer. */
 GLIP_DEFORM_API int glip_deform_launch(const GlipDeformProblem* problem, void* workspace,
                                        unsigned long long workspace_bytes, void* stream);
+
+#endif
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,162 @@
+"""The kernels compile for every GPU they promise, the plugin against TensorRT's headers; what is missing is said."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from glip_engines import compile as deform
+from glip_engines.compile import ARCHITECTURES, Nvcc, build_cubin, build_library, find_nvcc, find_nvrtc
+
+from glip_deploy.errors import GlipError
+
+KERNELS = [
+    *(f"glip_deform_{data}_{tile}" for data in ("f16", "bf16") for tile in ("wide", "medium", "small", "scalar")),
+    "glip_deform_f32_scalar",
+    *(f"glip_deform_{job}_{data}" for job in ("pack", "transpose") for data in ("f32", "f16", "bf16")),
+]
+
+
+def missing(*finders):
+    """Why a test cannot run here, or nothing."""
+    for finder in finders:
+        try:
+            finder()
+        except GlipError as error:
+            return str(error)
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def compiler_for(arch):
+    return find_nvcc if not missing(find_nvcc) and arch >= find_nvcc().oldest else lambda: find_nvrtc(arch)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_kernels_compile(arch):
+    reason = missing(compiler_for(arch))
+    if reason:
+        pytest.skip(reason)
+    cubin = build_cubin(arch).read_bytes()
+    assert cubin.startswith(b"\x7fELF")
+    assert [name for name in KERNELS if f".text.{name}\0".encode() not in cubin] == []
+
+
+def test_kernels_compile_where_there_is_no_nvcc(monkeypatch):
+    """NVRTC has no header but ours."""
+    reason = missing(lambda: find_nvrtc(80))
+    if reason:
+        pytest.skip(reason)
+
+    def no_nvcc():
+        raise GlipError("hidden")
+
+    monkeypatch.setattr(deform, "find_nvcc", no_nvcc)
+    assert build_cubin(80).read_bytes().startswith(b"\x7fELF")
+
+
+def test_library_exports_the_interface_and_nothing_else():
+    reason = missing(find_nvcc, deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    library = ctypes.CDLL(str(build_library([80])))
+    for name in ("problem_error", "packed_weight_bytes", "pack_weights", "workspace_bytes", "launch"):
+        assert getattr(library, f"glip_deform_{name}")
+    assert not hasattr(library, "cudaMalloc")
+
+
+def test_a_second_build_is_the_first_one(cache):
+    reason = missing(deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    first = deform.build_host_library()
+    stamp = first.stat().st_mtime_ns
+    assert deform.build_host_library() == first
+    assert first.stat().st_mtime_ns == stamp
+    assert [path.name for path in cache.iterdir()] == [first.name]
+
+
+def test_other_options_are_another_file():
+    reason = missing(deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    assert deform.build_host_library() != deform.build_host_library(defines=["UNUSED=1"])
+
+
+def test_a_failed_build_leaves_nothing(cache, monkeypatch):
+    reason = missing(deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    with pytest.raises(GlipError, match="refuses the plugin's sources") as caught:
+        deform.build_host_library("host/deform_emulated.cpp", ["GLIP_DEFORM_EMULATED=nonsense("])
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    reason = missing(deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GLIP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(GlipError, match=r"\$GLIP_CACHE"):
+        deform.build_host_library()
+
+
+def hide_compilers(monkeypatch, tmp_path):
+    monkeypatch.setattr(deform, "_package_folders", lambda: iter([]))
+    monkeypatch.setattr(deform, "SYSTEM_CUDA", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_missing_compilers_say_what_to_install(monkeypatch, tmp_path):
+    hide_compilers(monkeypatch, tmp_path)
+    with pytest.raises(GlipError, match="pip install nvidia-cuda-nvcc"):
+        find_nvcc()
+    with pytest.raises(GlipError, match=r"apt-get install g\+\+"):
+        deform.find_host_compiler()
+
+
+@pytest.mark.parametrize(("arch", "package"), [(60, "nvidia-cuda-nvrtc-cu12"), (90, "nvidia-cuda-nvrtc$")])
+def test_missing_nvrtc_names_the_package_that_has_it(monkeypatch, tmp_path, arch, package):
+    hide_compilers(monkeypatch, tmp_path)
+
+    def no_library(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(deform.ctypes, "CDLL", no_library)
+    with pytest.raises(GlipError, match=package):
+        find_nvrtc(arch)
+
+
+def test_cuda_home_comes_first(monkeypatch, tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.1'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert find_nvcc() == Nvcc(nvcc, "12.4")
+    assert find_nvcc().oldest < 60
+
+
+def test_architectures_nvcc_does_not_know(monkeypatch):
+    monkeypatch.setattr(deform, "find_nvcc", lambda: Nvcc(Path("nvcc"), "13.0"))
+    with pytest.raises(GlipError, match=r"compute capability 7\.5 and up, not 6\.0"):
+        build_library([60, 80])
+
+
+def test_importing_starts_no_compiler():
+    code = "import glip_engines.compile, sys; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    environment = {**os.environ, "PATH": ""}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
