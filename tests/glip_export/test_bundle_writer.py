@@ -103,7 +103,7 @@ def test_the_path_is_on_stdout_and_the_table_on_stderr(tmp_path, capsys, tiny_ch
     shown = capsys.readouterr()
     assert shown.out == f"{target}\n"
     assert re.search(r"text_embedding\s+1.0e-06\s+1.0e-06\s+1e-04", shown.err)
-    assert shown.err.count("[") >= len(bundle_writer.STEPS)
+    assert shown.err.count("[") >= len(bundle_writer.steps("fp32"))
 
 
 def test_quiet_leaves_only_the_files(tmp_path, capsys, tiny_checkpoint, no_tracing):
@@ -368,5 +368,5 @@ def test_a_terminal_gets_a_bar(tmp_path, capsys, tiny_checkpoint, no_tracing, mo
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().err
-    assert "\r" in shown and bundle_writer.STEPS[-1] in shown
-    assert f"/{len(bundle_writer.STEPS)} |" in shown and "[1/" not in shown
+    assert "\r" in shown and bundle_writer.steps("fp32")[-1] in shown
+    assert f"/{len(bundle_writer.steps("fp32"))} |" in shown and "[1/" not in shown

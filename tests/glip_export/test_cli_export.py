@@ -44,7 +44,7 @@ def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{target}\n"
     lines = done.stderr.splitlines()
-    assert lines[:STEPS] == [f"[{i}/{STEPS}] {step}" for i, step in enumerate(bundle_writer.STEPS, 1)]
+    assert lines[:STEPS] == [f"[{i}/{STEPS}] {step}" for i, step in enumerate(bundle_writer.steps("fp32"), 1)]
     rows = [line for line in lines[STEPS:] if re.match(r"(text|image)\.onnx +\S.* \d\.\de[+-]\d\d", line)]
     manifest = json.loads((target / "manifest.json").read_text())
     assert len(rows) == len(manifest["parity"]) == 7
