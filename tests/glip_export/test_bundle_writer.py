@@ -369,4 +369,4 @@ def test_a_terminal_gets_a_bar(tmp_path, capsys, tiny_checkpoint, no_tracing, mo
     assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().err
     assert "\r" in shown and bundle_writer.steps("fp32")[-1] in shown
-    assert f"/{len(bundle_writer.steps("fp32"))} |" in shown and "[1/" not in shown
+    assert f"/{len(bundle_writer.steps('fp32'))} |" in shown and "[1/" not in shown
