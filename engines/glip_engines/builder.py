@@ -347,6 +347,7 @@ def _rewrite(plan: _Plan, source: str, pinned: Mapping[str, int], file: Path, he
     import onnx_ir
 
     from glip_engines.rewrite import for_tensorrt, use_native_ops, use_plugin
+    from glip_engines.turing import products_as_sums
 
     model = onnx_ir.load(plan.bundle.path / source)
     if plan.precision != plan.bundle.manifest.get("precision", "fp32"):
@@ -355,6 +356,8 @@ def _rewrite(plan: _Plan, source: str, pinned: Mapping[str, int], file: Path, he
         model = to_precision(model, plan.precision)
     model = use_plugin(model) if plan.form == "plugin" else use_native_ops(model)
     model = for_tensorrt(model, old_parser=here.old_parser)
+    if here.multiplies_half_only:
+        model = products_as_sums(model)
     for value in model.graph.inputs:
         value.shape = onnx_ir.Shape([_pin(side, pinned) for side in value.shape or ()])
     onnx_ir.save(model, file, external_data=f"{file.name}.data", size_threshold_bytes=1024)

@@ -10,88 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glip_deploy.errors import GlipError
+from glip_engines.graph import Writer, before_widening, clean, replace
 
 if TYPE_CHECKING:
     import onnx_ir
-    from numpy.typing import ArrayLike, DTypeLike
 
-    _Constants = dict[tuple[str, bytes], onnx_ir.Value]
+    from glip_engines.graph import Constants
 
 __all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "for_tensorrt", "use_native_ops", "use_plugin"]
 
 PLUGIN_DOMAIN = "glip"
 PLUGIN_OPERATOR = "ModulatedDeformConv"
 PLUGIN_VERSION = 1
-
-
-class _Writer:
-    """Adds nodes in front of one node, named after it."""
-
-    def __init__(self, graph: onnx_ir.Graph, anchor: onnx_ir.Node, constants: _Constants) -> None:
-        import onnx_ir
-
-        self._ir, self._graph, self._anchor, self._constants = onnx_ir, graph, anchor, constants
-        self._prefix = anchor.name or anchor.outputs[0].name or anchor.op_type
-        self._count = 0
-
-    def constant(self, value: ArrayLike, dtype: DTypeLike) -> onnx_ir.Value:
-        """An initializer, the same one for the same number."""
-        array = np.asarray(value, dtype)
-        key = (f"{array.dtype}{array.shape}", array.tobytes())
-        if key not in self._constants:
-            number = next(i for i in count() if f"engine_constant_{i}" not in self._graph.initializers)
-            tensor = self._ir.tensor(array, name=f"engine_constant_{number}")
-            new = self._ir.Value(
-                name=tensor.name,
-                shape=self._ir.Shape(array.shape),
-                type=self._ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self._graph.register_initializer(new)
-            self._constants[key] = new
-        return self._constants[key]
-
-    def op(
-        self,
-        operator: str,
-        *inputs: onnx_ir.Value,
-        attributes: Sequence[onnx_ir.Attr] = (),
-        dtype: onnx_ir.DataType | None = None,
-    ) -> onnx_ir.Value:
-        """A node with one output."""
-        name = f"{self._prefix}/{operator}_{self._count}"
-        self._count += 1
-        output = self._ir.Value(name=f"{name}_output", type=None if dtype is None else self._ir.TensorType(dtype))
-        node = self._ir.Node("", operator, list(inputs), list(attributes), outputs=[output], name=name)
-        self._graph.insert_before(self._anchor, node)
-        return output
-
-    def cast(
-        self, value: onnx_ir.Value, dtype: onnx_ir.DataType, known: onnx_ir.DataType | None = None
-    ) -> onnx_ir.Value:
-        """The value in another type, or itself; `known` is its type where the graph does not say."""
-        if (value.dtype or known) == dtype:
-            return value
-        return self.op("Cast", value, attributes=[self._ir.AttrInt64("to", dtype)], dtype=dtype)
-
-    def reshape(self, value: onnx_ir.Value, *shape: int, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
-        """Reshape to numbers; 0 keeps an axis, -1 is the rest."""
-        return self.op("Reshape", value, self.constant(shape, np.int64), dtype=dtype)
-
-    def size(self, value: onnx_ir.Value, axis: int) -> onnx_ir.Value:
-        """One size of a tensor, int64 of shape (1,)."""
-        return self.op("Gather", self.op("Shape", value), self.constant([axis], np.int64))
-
-    def vector(self, *sizes: int | onnx_ir.Value) -> onnx_ir.Value:
-        """Numbers and sizes as one shape, int64 of shape (n,)."""
-        parts = [self.constant([size], np.int64) if isinstance(size, int) else size for size in sizes]
-        return self.op("Concat", *parts, attributes=[self._ir.AttrInt64("axis", 0)])
 
 
 @dataclass(frozen=True)
@@ -151,7 +86,7 @@ class _Deformable:
             )
         dtype = x.dtype or onnx_ir.DataType.FLOAT
         data = dtype
-        narrow_x, narrow_weight = _before_widening(x), _before_widening(weight)
+        narrow_x, narrow_weight = before_widening(x), before_widening(weight)
         if narrow_x.dtype is not None and narrow_x.dtype == narrow_weight.dtype:
             x, weight, data = narrow_x, narrow_weight, narrow_x.dtype
         return cls(
@@ -169,51 +104,8 @@ class _Deformable:
         )
 
 
-def _before_widening(value: onnx_ir.Value) -> onnx_ir.Value:
-    """What a cast from half to single precision was given, or the value itself."""
-    import onnx_ir
-
-    node = value.producer()
-    if node is None or node.op_type != "Cast" or node.attributes["to"].as_int() != onnx_ir.DataType.FLOAT:
-        return value
-    source = node.inputs[0]
-    assert source is not None
-    return source if source.dtype in (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16) else value
-
-
 def _deformable_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:
     return [node for node in model.graph if node.op_type == "DeformConv" and node.domain == ""]
-
-
-def _put(node: onnx_ir.Node, value: onnx_ir.Value, graph: onnx_ir.Graph) -> None:
-    """Let `value` stand where the node's output stood; the graph's own outputs keep their names."""
-    old = node.outputs[0]
-    for user, index in list(old.uses()):
-        user.replace_input_with(index, value)
-    for i, output in enumerate(graph.outputs):
-        if output is old:
-            name, value.shape, value.type = old.name, old.shape, value.type or old.type
-            old.name = f"{name}_replaced"
-            value.name = name
-            graph.outputs[i] = value
-    graph.remove(node, safe=True)
-
-
-def _clean(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Drop what nothing uses any more, and casts to single precision that are taken back at once."""
-    from onnx_ir.passes import common
-
-    outputs = set(model.graph.outputs)
-    for node in model.graph:
-        if node.op_type == "Cast" and node.outputs[0] not in outputs:
-            widened = node.inputs[0]
-            assert widened is not None
-            narrow = _before_widening(widened)
-            if narrow is not widened and narrow.dtype == node.attributes["to"].as_int():
-                for user, index in list(node.outputs[0].uses()):
-                    user.replace_input_with(index, narrow)
-    cleaned: onnx_ir.Model = common.RemoveUnusedNodesPass()(model).model
-    return cleaned
 
 
 def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -228,9 +120,9 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
     import onnx_ir
 
     graph = model.graph
-    constants: _Constants = {}
+    constants: Constants = {}
     for node in _deformable_nodes(model):
-        parts, writer = _Deformable.of(node), _Writer(graph, node, constants)
+        parts, writer = _Deformable.of(node), Writer(graph, node, constants)
         bias = None if parts.bias is None else writer.cast(parts.bias, parts.data, parts.dtype)
         position = [
             None if value is None else writer.cast(value, onnx_ir.DataType.FLOAT, parts.dtype)
@@ -251,9 +143,9 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
             version=PLUGIN_VERSION,
         )
         graph.insert_before(node, plugin)
-        _put(node, writer.cast(output, parts.dtype), graph)
+        replace(node, writer.cast(output, parts.dtype), graph)
     model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
-    return _clean(model)
+    return clean(model)
 
 
 def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -268,14 +160,14 @@ def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
         GlipError: an attribute no engine is built with.
     """
     graph = model.graph
-    constants: _Constants = {}
+    constants: Constants = {}
     for node in _deformable_nodes(model):
-        writer = _Writer(graph, node, constants)
-        _put(node, _sample_and_multiply(writer, _Deformable.of(node)), graph)
-    return _clean(model)
+        writer = Writer(graph, node, constants)
+        replace(node, _sample_and_multiply(writer, _Deformable.of(node)), graph)
+    return clean(model)
 
 
-def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
+def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
     """(B, Cin, H, W) to (B, Cout, h, w): the nodes that stand for one deformable convolution."""
     import onnx_ir
 
@@ -303,9 +195,11 @@ def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
         sampled = writer.op("Mul", sampled, writer.op("Reshape", mask, writer.vector(0, 1, -1, width)))
     sampled = writer.cast(sampled, parts.data, single)
     # Channel-major, tap-minor: the weight's own order.
-    columns = writer.op("Reshape", sampled, writer.vector(0, -1, writer.op("Mul", height, width)))
-    product = writer.op("MatMul", writer.reshape(parts.weight, 0, -1), columns)  # (B, Cout, h * w)
-    product = writer.op("Reshape", product, writer.vector(0, 0, height, width))
+    shape = writer.vector(0, -1, writer.op("Mul", height, width))
+    columns = writer.op("Reshape", sampled, shape, dtype=parts.data)
+    weight = writer.reshape(parts.weight, 0, -1, dtype=parts.data)
+    product = writer.op("MatMul", weight, columns, dtype=parts.data)  # (B, Cout, h * w)
+    product = writer.op("Reshape", product, writer.vector(0, 0, height, width), dtype=parts.data)
     product = writer.cast(product, single, parts.data)
     if parts.bias is not None:
         bias = writer.cast(parts.bias, single, parts.dtype)
@@ -314,7 +208,7 @@ def _sample_and_multiply(writer: _Writer, parts: _Deformable) -> onnx_ir.Value:
 
 
 def _normalised_positions(
-    writer: _Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
+    writer: Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
 ) -> onnx_ir.Value:
     """Where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
 
@@ -364,12 +258,12 @@ def for_tensorrt(model: onnx_ir.Model, *, old_parser: bool = False) -> onnx_ir.M
     import onnx_ir
 
     graph = model.graph
-    constants: _Constants = {}
+    constants: Constants = {}
     for value in graph.inputs:
         users = list(value.uses())
         if value.dtype == onnx_ir.DataType.UINT8 and users:
             first = min((user for user, _ in users), key=list(graph).index)
-            wide = _Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
+            wide = Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
             for user, index in users:
                 user.replace_input_with(index, wide)
     return _as_opset_17(model) if old_parser else model
@@ -379,10 +273,10 @@ def _as_opset_17(model: onnx_ir.Model) -> onnx_ir.Model:
     import onnx_ir
 
     graph = model.graph
-    constants: _Constants = {}
+    constants: Constants = {}
     for node in list(graph):
         if node.op_type == "Gelu":
-            _put(node, _gelu(_Writer(graph, node, constants), node.inputs[0]), graph)
+            replace(node, _gelu(Writer(graph, node, constants), node.inputs[0]), graph)
         elif node.op_type == "GridSample":
             node.attributes["mode"] = onnx_ir.AttrString("mode", "bilinear")
         elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.inputs) > 1:
@@ -397,10 +291,10 @@ def _as_opset_17(model: onnx_ir.Model) -> onnx_ir.Model:
     for node in graph:
         if node.domain == "":
             node.version = None
-    return _clean(model)
+    return clean(model)
 
 
-def _gelu(writer: _Writer, x: onnx_ir.Value | None) -> onnx_ir.Value:
+def _gelu(writer: Writer, x: onnx_ir.Value | None) -> onnx_ir.Value:
     """Write out x * (1 + erf(x / sqrt(2))) / 2."""
     import onnx_ir
 

@@ -209,6 +209,10 @@ class Toolkit:
         if settings.precision == "bf16" and not self.strongly_typed:
             raise GlipError(f"{flavour} {version} has no bf16; use --precision fp16")
         self.gpu, self.compute_capability = self._target(settings.arch)
+        if self.multiplies_half_only and settings.precision != "fp16":
+            raise GlipError(
+                f"{flavour} builds for SM75 in fp16 only, not in {settings.precision}; use --precision fp16"
+            )
         self._log = _logger(module, flavour)
         if settings.plugin is not None:
             self._load_plugin(settings.plugin)
@@ -222,6 +226,11 @@ class Toolkit:
     def old_parser(self) -> bool:
         """Whether the parser knows opset 17 only (TensorRT 8.6)."""
         return self.flavour is Flavour.TENSORRT and self._major < 10
+
+    @property
+    def multiplies_half_only(self) -> bool:
+        """Whether matrices are multiplied in fp16 alone, and bf16 is unknown (see `glip_engines.turing`)."""
+        return self.flavour is Flavour.RTX and self.compute_capability == 75
 
     def architectures(self) -> dict[str, int]:
         """Targets a build may name, as this version lists them; none for the full TensorRT."""

@@ -37,6 +37,7 @@ class Environment:
     compute_capability: int
     has_int64: bool
     old_parser: bool
+    multiplies_half_only: bool
 
 
 class Worker:
@@ -200,6 +201,7 @@ def _serve() -> None:
             compute_capability=toolkit.compute_capability,
             has_int64=toolkit.has_int64,
             old_parser=toolkit.old_parser,
+            multiplies_half_only=toolkit.multiplies_half_only,
         )
         for line in sys.stdin:
             built = toolkit.build(GraphJob(**json.loads(line)), report.progress)

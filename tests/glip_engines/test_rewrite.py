@@ -14,6 +14,7 @@ from glip_engines.rewrite import (
     use_native_ops,
     use_plugin,
 )
+from glip_engines.turing import products_as_sums
 from glip_export.precision import to_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -285,3 +286,22 @@ def test_the_old_parser_gets_valid_opset_17(image_graph, tiny_bundle, precision)
     ids = {"input_ids": np.arange(5, 12)[None], "attention_mask": np.ones((1, 7), np.int64)}
     ours = run(for_tensorrt(to_precision(text_graph(), precision), old_parser=True), ids)[0]
     np.testing.assert_allclose(ours, run(text_graph(), ids)[0], atol=1e-5 if precision == "fp32" else 2e-2)
+
+
+def test_products_in_fp32_become_sums_for_turing(image_graph):
+    original = use_native_ops(to_precision(image_graph(), "fp16"))
+    model = products_as_sums(use_native_ops(to_precision(image_graph(), "fp16")))
+    products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+    assert products
+    assert all(any(value.dtype == HALF for value in node.inputs) for node in products)
+    feeds = frame_feeds((64, 96), batch=2)
+    feeds["text_embedding"][-1] *= 0.5  # pictures that differ, so that mixing them shows
+    assert_same_candidates(run(model, feeds), run(original, feeds), 1e-4)
+
+
+def test_turing_knows_linear_layers_only():
+    values = [ir.Value(name=n, shape=ir.Shape([4, 4]), type=ir.TensorType(FLOAT)) for n in ("a", "b", "y")]
+    node = ir.Node("", "Gemm", values[:2], [ir.AttrFloat32("alpha", 2.0)], outputs=[values[2]], name="/odd")
+    graph = ir.Graph(values[:2], values[2:], nodes=[node], opset_imports={"": 20}, name="g")
+    with pytest.raises(GlipError, match="Gemm /odd is no linear layer"):
+        products_as_sums(ir.Model(graph, ir_version=9))

@@ -1,0 +1,74 @@
+"""tensorrt_rtx on Turing (SM75) multiplies matrices in half precision only.
+
+Symptom: "Cannot compile operation ... for Turing (SM75): FP32 GEMM is not supported". The products of the fp32 islands
+are small (the classifiers of DyReLU, the alignment of tokens and locations, class scores), so they are written as a
+broadcast product and a sum, still in fp32. The builder fuses the two: the broadcast product takes no memory (seen in
+the activation memory of an engine for 128 tokens and 16,800 locations: that of the output alone).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+from glip_engines.graph import Writer, clean, replace
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from glip_engines.graph import Constants
+
+__all__ = ["products_as_sums"]
+
+
+def products_as_sums(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Turn every fp32 MatMul and Gemm into Mul and ReduceSum.
+
+    Args:
+        model: a graph in fp16, lowered and rewritten; changed.
+
+    Raises:
+        GlipError: a Gemm that is no linear layer.
+    """
+    import onnx_ir
+
+    graph = model.graph
+    constants: Constants = {}
+    halves = (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+    for node in list(graph):
+        if node.op_type not in ("MatMul", "Gemm") or any(v is not None and v.dtype in halves for v in node.inputs):
+            continue
+        writer = Writer(graph, node, constants)
+        left, right = node.inputs[:2]
+        assert left is not None
+        assert right is not None
+        if node.op_type == "Gemm":
+            product = _linear(writer, node, left, right)
+        elif right.is_initializer() and right.shape is not None and right.shape.rank() == 1:  # (..., K) by (K,)
+            product = _sum(writer, left, right, -1)
+        else:  # (..., M, K) by (..., K, N)
+            wide = writer.op("Unsqueeze", left, writer.constant([-1], np.int64))
+            tall = writer.op("Unsqueeze", right, writer.constant([-3], np.int64))
+            product = _sum(writer, wide, tall, -2)
+        replace(node, product, graph)
+    return clean(model)
+
+
+def _sum(writer: Writer, left: onnx_ir.Value, right: onnx_ir.Value, axis: int) -> onnx_ir.Value:
+    import onnx_ir
+
+    keep = onnx_ir.AttrInt64("keepdims", 0)
+    return writer.op("ReduceSum", writer.op("Mul", left, right), writer.constant([axis], np.int64), attributes=[keep])
+
+
+def _linear(writer: Writer, node: onnx_ir.Node, x: onnx_ir.Value, weight: onnx_ir.Value) -> onnx_ir.Value:
+    """Gemm as the exporter writes a linear layer: (M, K) by (N, K), plus (N,)."""
+    standard = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    given = {**standard, **{name: attribute.value for name, attribute in node.attributes.items()}}
+    if given != {**standard, "transB": 1}:
+        raise GlipError(f"Gemm {node.name} is no linear layer; export the bundle with glip-export")
+    product = _sum(writer, writer.op("Unsqueeze", x, writer.constant([1], np.int64)), weight, -1)
+    bias = [value for value in node.inputs[2:] if value is not None]
+    return writer.op("Add", product, *bias) if bias else product

@@ -1,0 +1,314 @@
+"""Real engines of a tiny GLIP, built without a GPU, and what happens when a build cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from glip_engines.builder import BuildOptions, Range, build_engines, parse_range, parse_size
+from glip_engines.trt import Flavour, GraphJob, Settings, choose_flavour, installed
+from glip_engines.worker import Worker
+
+from glip_deploy.bundle import MANIFEST, Bundle, sha256_of
+from glip_deploy.engine_record import EngineRecord, Machine
+from glip_deploy.errors import GlipError
+
+needs_rtx = pytest.mark.skipif(
+    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
+)
+slow = [pytest.mark.slow, pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="minutes: GLIP_SLOW=1 runs it")]
+PLUGIN = os.environ.get("GLIP_PLUGIN")
+"""The plugin's library, built from engines/ for tensorrt-rtx."""
+needs_plugin = pytest.mark.skipif(PLUGIN is None, reason="GLIP_PLUGIN does not name the plugin's library")
+
+SMALL = {"height": Range.fixed(128), "width": Range.fixed(160), "tokens": (Range.fixed(16),)}
+OPEN = {"height": Range(64, 128, 256), "width": Range(64, 160, 256)}
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    """A bundle of one's own."""
+    shutil.copytree(tiny_bundle, tmp_path / "glip")
+    return tmp_path / "glip"
+
+
+def build(bundle, arch="SM80", **options):
+    return build_engines(bundle, BuildOptions(flavour="tensorrt-rtx", arch=arch, **{**SMALL, **options}))
+
+
+def contents(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# -- real engines ---------------------------------------------------------------------------------------------------
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("SM75", {"precision": "fp16"}),
+        ("SM80", {"precision": "fp32"}),
+        *(
+            pytest.param(arch, options, marks=[*slow, *([needs_plugin] if options.get("form") == "plugin" else [])])
+            for arch in ("SM75", "SM80", "SM86", "SM89", "SM120")
+            for options in (
+                {"precision": "fp16"},
+                {"precision": "bf16"},
+                {"precision": "fp16", "form": "plugin", "plugin": PLUGIN and Path(PLUGIN)},
+            )
+            if (arch, options["precision"]) != ("SM75", "bf16")
+        ),
+        pytest.param("SM80", {**OPEN, "tokens": (Range(1, 16, 64),), "batch": Range(1, 1, 2)}, marks=slow),
+        pytest.param("SM80", {**OPEN, "tokens": (Range.fixed(16), Range.fixed(64))}, marks=slow),
+        pytest.param(
+            "SM80",
+            {**OPEN, "precision": "fp16", "form": "plugin", "plugin": PLUGIN and Path(PLUGIN)},
+            marks=[*slow, needs_plugin],
+        ),
+    ],
+    ids=str,
+)
+def test_both_branches_build(bundle, arch, options):
+    before = contents(bundle)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    steps = []
+    result = build_engines(
+        bundle,
+        BuildOptions(flavour="tensorrt-rtx", arch=arch, **{**SMALL, **options}),
+        lambda step, fraction, phase: steps.append((step, fraction)),
+    )
+    precision, form = options.get("precision", "fp16"), options.get("form", "native")
+    folder = result.path
+    assert folder.parent == bundle.resolve() / "engines"
+    assert folder.name.startswith(f"{arch.lower()}-tensorrt-rtx-")
+    assert folder.name.endswith(f"-{precision}-{form}")
+    assert contents(folder) == ["build.json", "image.plan", "text.plan"]
+    assert [name for name in contents(bundle) if not name.startswith("engines")] == before
+    record = EngineRecord.read(folder)
+    assert record == result.record
+    assert (record.compute_capability, record.gpu, record.precision) == (int(arch[2:]), None, precision)
+    assert record.manifest_sha256 == sha256_of(bundle / MANIFEST)
+    shapes = {**SMALL, **options}
+    for graph in ("text", "image"):
+        engine = record.engines[f"{graph}.plan"]
+        assert (folder / f"{graph}.plan").stat().st_size == engine.size > 100_000
+        for built, rows in ((engine.inputs, "inputs"), (engine.outputs, "outputs")):
+            promised = manifest["io"][graph][rows]
+            assert [(t.name, t.dtype, len(t.shape)) for t in built] == [
+                (row["name"], row["dtype"], len(row["shape"])) for row in promised
+            ]
+        assert len(engine.profiles) == len(shapes["tokens"])
+        for profile, bucket in zip(engine.profiles, shapes["tokens"], strict=True):
+            mask = profile["attention_mask" if graph == "text" else "text_mask"]
+            assert [shape[1] for shape in mask] == [bucket.least, bucket.best, bucket.most]
+    frames = record.engines["image.plan"].inputs[0]
+    assert frames.shape == (
+        1 if options.get("batch", Range.fixed(1)).is_fixed else -1,
+        *((128, 160) if shapes["height"].is_fixed else (-1, -1)),
+        3,
+    )
+    assert {step for step, _ in steps} == {"text engine", "image engine"}
+    assert all(0 <= fraction <= 1 for _, fraction in steps)
+    plugin = options.get("plugin")
+    machine = Machine("tensorrt-rtx", record.version, "any", record.compute_capability)
+    record.check(folder, Bundle.open(bundle), machine, plugin)
+
+
+@pytest.fixture(scope="module")
+def only_text(tiny_bundle, tmp_path_factory):
+    """A bundle whose image graph is its text graph: engines in a second."""
+    folder = tmp_path_factory.mktemp("text") / "glip"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["io"]["image"] = manifest["io"]["text"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@needs_rtx
+def test_engines_are_replaced_only_when_asked(only_text):
+    first = build(only_text, precision="fp16", name="mine")
+    with pytest.raises(GlipError, match="exist; add --overwrite, or another --name"):
+        build(only_text, precision="fp16", name="mine")
+    kept = first.record.engines["text.plan"]
+    second = build(only_text, precision="fp32", name="mine", overwrite=True)
+    assert second.path == first.path
+    assert second.record.engines["text.plan"].sha256 != kept.sha256
+    assert contents(only_text / "engines") == ["mine", "mine/build.json", "mine/image.plan", "mine/text.plan"]
+
+
+@needs_rtx
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_manifest_that_says_otherwise_is_an_error(bundle, side):
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["io"]["text"][side][0]["dtype"] = "int32"
+    name = manifest["io"]["text"][side][0]["name"]
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(GlipError, match=rf"the text engine has {name} .* where the manifest says {name} int32"):
+        build(bundle)
+    assert not (bundle / "engines").exists()
+
+
+@needs_rtx
+def test_an_unwritable_bundle(bundle, monkeypatch):
+    """As root every folder is writable, so a file stands where the folder should be."""
+    (bundle / "engines").write_text("in the way")
+    with pytest.raises(GlipError, match="writing failed"):
+        build(bundle)
+    assert (bundle / "engines").read_text() == "in the way"
+
+
+# -- the process that builds ----------------------------------------------------------------------------------------
+
+
+def text_job(bundle, tmp_path, least=1, best=16, most=32):
+    shapes = dict.fromkeys(("input_ids", "attention_mask"), ((1, least), (1, best), (1, most)))
+    return GraphJob(str(bundle / "text.onnx"), str(tmp_path / "text.plan"), (shapes,))
+
+
+@needs_rtx
+def test_what_the_parser_refuses_is_named(tmp_path):
+    value = ir.Value(name="x", shape=ir.Shape([1, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    output = ir.Value(name="y", shape=ir.Shape([1, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("glip", "Nonsense", [value], outputs=[output], name="/head/odd")
+    model = ir.Model(
+        ir.Graph([value], [output], nodes=[node], opset_imports={"": 20, "glip": 1}, name="g"), ir_version=9
+    )
+    ir.save(model, tmp_path / "odd.onnx")
+    settings = Settings(Flavour.RTX, "fp32", "SM80")
+    with Worker(settings) as worker:
+        job = GraphJob(str(tmp_path / "odd.onnx"), str(tmp_path / "odd.plan"), ({"x": ((1, 4),) * 3},))
+        with pytest.raises(GlipError, match=r"refuses odd\.onnx: node /head/odd \(Nonsense\): ") as caught:
+            worker.build(job, lambda fraction, phase: None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "odd.plan").exists()
+
+
+@needs_rtx
+def test_a_profile_the_builder_refuses(tiny_bundle, tmp_path):
+    with (
+        Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker,
+        pytest.raises(GlipError, match=r"tensorrt-rtx .*text") as caught,
+    ):
+        worker.build(text_job(tiny_bundle, tmp_path, least=32, best=16, most=8), lambda fraction, phase: None)
+    assert "\n" not in str(caught.value)
+
+
+@needs_rtx
+def test_a_worker_that_dies_says_so(tiny_bundle, tmp_path):
+    with Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker:
+        os.kill(worker._child.pid, signal.SIGABRT)
+        with pytest.raises(GlipError, match=r"tensorrt-rtx ended the build \(SIGABRT\).*; try other shapes"):
+            worker.build(text_job(tiny_bundle, tmp_path), lambda fraction, phase: None)
+
+
+@needs_rtx
+def test_an_interrupt_ends_the_worker_and_leaves_nothing(bundle):
+    pids = []
+    original = Worker.build
+
+    def interrupt(step, fraction, phase):
+        if step == "image engine" and fraction > 0:
+            raise KeyboardInterrupt
+
+    def spy(self, job, on_progress):
+        pids.append(self._child.pid)
+        return original(self, job, on_progress)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Worker, "build", spy)
+        build_engines(bundle, BuildOptions(flavour="tensorrt-rtx", arch="SM80", **SMALL), interrupt)
+    assert not (bundle / "engines").exists()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@needs_rtx
+def test_the_unnumbered_library_is_offered_to_the_parser_of_plugins(tmp_path):
+    """Without it tensorrt_rtx aborts the process as soon as a plugin is registered."""
+    worker = Worker(Settings(Flavour.RTX, "fp16", "SM80", plugin="/some/lib.so"))
+    worker._folder = tmp_path
+    first = worker._library_path()["LD_LIBRARY_PATH"].split(os.pathsep)[0]
+    link = Path(first) / "libtensorrt_rtx.so"
+    assert link.is_symlink()
+    assert link.resolve().name.startswith("libtensorrt_rtx.so.")
+    assert Worker(Settings(Flavour.RTX, "fp16", "SM80"))._library_path() == {}
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", Range(1, 1, 1)), ("1:8:80", Range(1, 8, 80))])
+def test_ranges(text, expected):
+    assert parse_range(text, "--x") == expected
+    assert parse_range(str(expected), "--x") == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "-1", "0", "3:2:1", "1:9:8", "1.5", "99999999999"])
+def test_bad_ranges(text):
+    with pytest.raises(GlipError, match=r"^--x is .*(MIN:BEST:MAX|smallest is 1)"):
+        parse_range(text, "--x")
+
+
+def test_sizes():
+    assert parse_size("800x1344", "--size") == (800, 1344)
+
+
+@pytest.mark.parametrize("text", ["", "800", "800x", "0x32", "801x1344", "800x1333", "16x32", "8224x32", "-32x32"])
+def test_bad_sizes(text):
+    with pytest.raises(GlipError, match=r"^--size is .*(HEIGHTxWIDTH|multiples of 32 from 32 to 8192; \d+ is next to)"):
+        parse_size(text, "--size")
+
+
+def test_flavours_that_are_not_here(monkeypatch):
+    monkeypatch.setattr("glip_engines.trt.installed", lambda flavour: False)
+    with pytest.raises(GlipError, match=r"neither tensorrt nor tensorrt-rtx is installed; pip install"):
+        choose_flavour(None)
+    with pytest.raises(GlipError, match=r"tensorrt is not installed; pip install 'glip-deploy\[tensorrt\]'"):
+        choose_flavour("tensorrt")
+    with pytest.raises(GlipError, match=r'flavour is "onnx"; legal is tensorrt or tensorrt-rtx'):
+        choose_flavour("onnx")
+
+
+def test_type_stubs_are_no_tensorrt(tmp_path, monkeypatch):
+    """The package tensorrt-stubs leaves a folder that imports as an empty package."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.pyi").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    if not installed(Flavour.TENSORRT):
+        return
+    import tensorrt
+
+    assert tensorrt.__file__ is not None
+
+
+@needs_rtx
+def test_a_bundle_in_half_is_not_built_in_single(bundle):
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["precision"] = "fp16"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(GlipError, match=r"was exported in fp16 and cannot be built in fp32; .*export again"):
+        build(bundle, precision="fp32")
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_turing_is_for_fp16(bundle, precision):
+    with pytest.raises(GlipError, match=rf"builds for SM75 in fp16 only, not in {precision}; use --precision fp16"):
+        build(bundle, arch="sm75", precision=precision)
+
+
+@needs_rtx
+def test_starting_and_refusing_is_quick(bundle):
+    started = time.process_time()
+    with pytest.raises(GlipError, match="SM75, SM80"):
+        build(bundle, arch="SM90")
+    assert time.process_time() - started < 5
