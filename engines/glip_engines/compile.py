@@ -255,7 +255,7 @@ def build_library(arches: Sequence[int], tensorrt: bool = False) -> Path:
     flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in arches]
     if tensorrt:
         files.append(str(sources / "adapter_v3.cpp"))
-        flags += ["-isystem", str(find_tensorrt_headers())]
+        flags += ["-isystem", str(find_tensorrt_headers()), "-ldl"]
 
     def build(target: Path) -> None:
         _run([str(nvcc.path), *flags, "-o", str(target), *files])

@@ -160,3 +160,111 @@ def test_importing_starts_no_compiler():
     code = "import glip_engines.compile, sys; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     environment = {**os.environ, "PATH": ""}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+# -- TensorRT -------------------------------------------------------------------------------------------------------
+
+GOOD = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The IPluginV3 library, for one architecture."""
+    reason = missing(find_nvcc, deform.find_tensorrt_headers, deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLIP_CACHE", str(tmp_path_factory.mktemp("plugin")))
+        return build_library([80], tensorrt=True)
+
+
+def test_plugin_exports_what_tensorrt_looks_for(plugin):
+    library = ctypes.CDLL(str(plugin))
+    for name in ("getCreators", "setLoggerFinder", "glip_deform_launch"):
+        assert getattr(library, name)
+    count = ctypes.c_int32()
+    library.getCreators.restype = ctypes.POINTER(ctypes.c_void_p)
+    assert library.getCreators(ctypes.byref(count))[0]
+    assert count.value == 1
+
+
+def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, inputs="xwobm"):
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    kind, array = {"fp16": (TensorProto.FLOAT16, np.float16), "fp32": (TensorProto.FLOAT, np.float32)}[data]
+    node = helper.make_node("ModulatedDeformConv", list(inputs), ["y0"], domain="glip", name="dcn", **attributes)
+    sides = ["height", "width"]
+    values = [
+        helper.make_tensor_value_info(name, of, [1, size, *sides])
+        for name, of, size in (
+            ("x0", kind, channels[0]),
+            ("o", TensorProto.FLOAT, offsets),
+            ("m", TensorProto.FLOAT, 9),
+            ("y", kind, channels[1]),
+        )
+    ]
+    weights = [
+        numpy_helper.from_array(np.ones((channels[1], channels[0], 3, 3), array), "w"),
+        numpy_helper.from_array(np.ones(channels[1], array), "b"),
+    ]
+    around = [helper.make_node("Relu", ["x0"], ["x"]), node, helper.make_node("Relu", ["y0"], ["y"])]
+    used = [value for value in values[:3] if value.name == "x0" or value.name in inputs]
+    graph = helper.make_graph(around, "one", used, values[3:], [w for w in weights if w.name in inputs])
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 1)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return {
+        value.name: tuple(
+            (1, value.type.tensor_type.shape.dim[1].dim_value, *hw) for hw in ((8, 8), (20, 24), (99, 99))
+        )
+        for value in used
+    }
+
+
+def build_engine(plugin, folder, **node):
+    from glip_engines.trt import Flavour, GraphJob, Settings, installed
+    from glip_engines.worker import Worker
+
+    if not installed(Flavour.RTX):
+        pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")
+    profile = one_node(folder / "one.onnx", node.pop("attributes", GOOD), **node)
+    with Worker(Settings(Flavour.RTX, node.get("data", "fp16"), "SM80", str(plugin))) as worker:
+        job = GraphJob(str(folder / "one.onnx"), str(folder / "one.plan"), (profile,))
+        return worker.build(job, lambda fraction, phase: None)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {},
+        {"data": "fp32"},
+        {"attributes": {}},
+        {"inputs": "xwo"},
+        {"inputs": "xwob"},
+        {"channels": (12, 10)},
+        {"attributes": {**GOOD, "strides": [2, 2], "dilations": [1, 1], "group": 1, "offset_group": 1}},
+    ],
+    ids=str,
+)
+def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
+    built = build_engine(plugin, tmp_path, **node)
+    assert built.outputs[0].shape == (1, node.get("channels", (32, 24))[1], -1, -1)
+    assert built.outputs[0].dtype == {"fp32": "float32"}.get(node.get("data"), "float16")
+    assert b"ModulatedDeformConv" in (tmp_path / "one.plan").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"attributes": {**GOOD, "group": 2}},
+        {"attributes": {**GOOD, "offset_group": 2}},
+        {"attributes": {**GOOD, "kernel_shape": [5, 5]}},
+        {"attributes": {**GOOD, "strides": [0, 1]}},
+        {"attributes": {**GOOD, "pads": [1, 1, -1, 1]}},
+        {"offsets": 20},
+    ],
+    ids=str,
+)
+def test_tensorrt_refuses_what_the_plugin_has_not(plugin, tmp_path, node):
+    with pytest.raises(GlipError):
+        build_engine(plugin, tmp_path, **node)

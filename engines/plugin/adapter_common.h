@@ -1,0 +1,271 @@
+// What both TensorRT adapters share: attributes from fields, problems from tensor descriptions, running them, messages.
+#pragma once
+
+#include <NvInfer.h>
+#include <dlfcn.h>
+#include <link.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "glip_deform.h"
+
+namespace glip {
+
+constexpr char kName[] = "ModulatedDeformConv";
+constexpr char kVersion[] = "1";
+constexpr char kNamespace[] = "glip";
+
+// Inputs, in the order of ONNX DeformConv. Bias and mask may be left out from the end.
+enum Input { kX = 0, kWeight = 1, kOffset = 2, kBias = 3, kMask = 4 };
+constexpr int kMinInputs = 3, kMaxInputs = 5;
+
+// -- messages -------------------------------------------------------------------------------------------------------
+
+inline nvinfer1::ILoggerFinder*& logger_finder() {
+  static nvinfer1::ILoggerFinder* finder = nullptr;
+  return finder;
+}
+
+// The logger of the TensorRT that is loaded. What a finder finds may be null while a graph is parsed, and getLogger()
+// cannot be linked against without choosing one of TensorRT's libraries.
+inline nvinfer1::ILogger* loaded_logger() {
+  std::string path;
+  dl_iterate_phdr(
+      [](dl_phdr_info* library, std::size_t, void* found) {
+        const char* name = library->dlpi_name ? library->dlpi_name : "";
+        if (!std::strstr(name, "libnvinfer.so") && !std::strstr(name, "libtensorrt_rtx.so")) return 0;
+        *static_cast<std::string*>(found) = name;
+        return 1;
+      },
+      &path);
+  void* library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (!library) return nullptr;
+  auto* get = reinterpret_cast<nvinfer1::ILogger* (*)() noexcept>(dlsym(library, "getLogger"));
+  nvinfer1::ILogger* logger = get ? get() : nullptr;
+  dlclose(library);  // it stays: RTLD_NOLOAD only counted
+  return logger;
+}
+
+inline void log_error(const std::string& message) {
+  const std::string line = std::string(kNamespace) + "::" + kName + ": " + message;
+  nvinfer1::ILogger* logger = logger_finder() ? logger_finder()->findLogger() : nullptr;
+  if (logger) {
+    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+    return;
+  }
+  // TensorRT-RTX 1.7 has a getLogger() that swallows what it is told: say it once more where it is not lost.
+  logger = loaded_logger();
+  if (logger) logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+  std::fprintf(stderr, "%s\n", line.c_str());
+}
+
+// -- attributes -----------------------------------------------------------------------------------------------------
+
+// The attributes of ONNX DeformConv, by the names they have there.
+struct Attributes {
+  int kernel_shape[2] = {0, 0};  // 0: the weights' own
+  int strides[2] = {1, 1};
+  int pads[4] = {0, 0, 0, 0};  // top, left, bottom, right
+  int dilations[2] = {1, 1};
+  int group = 1;
+  int offset_group = 1;
+
+  struct Slot {
+    const char* name;
+    int* values;
+    int count;
+  };
+  std::vector<Slot> slots() {
+    return {{"kernel_shape", kernel_shape, 2}, {"strides", strides, 2}, {"pads", pads, 4},
+            {"dilations", dilations, 2},       {"group", &group, 1},    {"offset_group", &offset_group, 1}};
+  }
+};
+
+inline bool read_integers(const nvinfer1::PluginField& field, int* values) {
+  for (int i = 0; i < field.length; ++i) {
+    if (field.type == nvinfer1::PluginFieldType::kINT32)
+      values[i] = static_cast<const std::int32_t*>(field.data)[i];
+#if NV_TENSORRT_MAJOR >= 10
+    else if (field.type == nvinfer1::PluginFieldType::kINT64)
+      values[i] = static_cast<int>(static_cast<const std::int64_t*>(field.data)[i]);
+#endif
+    else
+      return false;
+  }
+  return true;
+}
+
+// What is wrong with attributes, or nothing.
+inline std::string attribute_error(const Attributes& a) {
+  if (a.group != 1) return "group is " + std::to_string(a.group) + "; only 1 is supported";
+  if (a.offset_group != 1) return "offset_group is " + std::to_string(a.offset_group) + "; only 1 is supported";
+  for (int i = 0; i < 2; ++i) {
+    if (a.strides[i] < 1) return "strides has " + std::to_string(a.strides[i]) + "; at least 1 is supported";
+    if (a.dilations[i] < 1) return "dilations has " + std::to_string(a.dilations[i]) + "; at least 1 is supported";
+  }
+  for (const int pad : a.pads)
+    if (pad < 0) return "pads has " + std::to_string(pad) + "; at least 0 is supported";
+  if (a.kernel_shape[0] && a.kernel_shape[0] * a.kernel_shape[1] > GLIP_DEFORM_MAX_TAPS)
+    return "kernel_shape is " + std::to_string(a.kernel_shape[0]) + "x" + std::to_string(a.kernel_shape[1]) +
+           "; at most 9 taps are supported";
+  return "";
+}
+
+// Reads fields; absent ones keep their defaults, unknown ones are passed over. Returns what is wrong, or nothing.
+inline std::string parse_attributes(const nvinfer1::PluginFieldCollection* fields, Attributes* attributes) {
+  for (int i = 0; fields && i < fields->nbFields; ++i) {
+    const nvinfer1::PluginField& field = fields->fields[i];
+    for (const Attributes::Slot& slot : attributes->slots()) {
+      if (!field.name || std::strcmp(field.name, slot.name)) continue;
+      if (field.length == 0) continue;
+      if (field.length != slot.count || !field.data || !read_integers(field, slot.values))
+        return std::string(slot.name) + " is not " + std::to_string(slot.count) + " integers";
+    }
+  }
+  return attribute_error(*attributes);
+}
+
+// The same as fields, for a creator's list of names and for serialisation. Owns what it points at.
+struct Fields {
+  Attributes attributes;
+  std::vector<nvinfer1::PluginField> list;
+  nvinfer1::PluginFieldCollection collection{};
+
+  explicit Fields(const Attributes& given) : attributes(given) {
+    for (const Attributes::Slot& slot : attributes.slots())
+      list.emplace_back(slot.name, slot.values, nvinfer1::PluginFieldType::kINT32, slot.count);
+    collection.nbFields = static_cast<int>(list.size());
+    collection.fields = list.data();
+  }
+  Fields(const Fields&) = delete;
+  Fields& operator=(const Fields&) = delete;
+};
+
+// -- formats --------------------------------------------------------------------------------------------------------
+
+// The library's number for a data type, or -1.
+inline int data_type(nvinfer1::DataType type) {
+  switch (type) {
+    case nvinfer1::DataType::kFLOAT: return GLIP_DEFORM_F32;
+    case nvinfer1::DataType::kHALF: return GLIP_DEFORM_F16;
+#if NV_TENSORRT_MAJOR >= 10
+    case nvinfer1::DataType::kBF16: return GLIP_DEFORM_BF16;
+#endif
+    default: return -1;
+  }
+}
+
+// Whether tensor `position` of inputs then output may have its type and layout, given those before it.
+inline bool format_is_supported(int position, const nvinfer1::PluginTensorDesc* tensors, int inputs) {
+  const nvinfer1::PluginTensorDesc& here = tensors[position];
+  const nvinfer1::DataType data = tensors[kX].type;
+  const bool linear = here.format == nvinfer1::TensorFormat::kLINEAR;
+  // Channels-last pixels that need no padding; what a padded channel holds nobody promises.
+  const bool last = here.format == nvinfer1::TensorFormat::kHWC8 && data_type(data) > GLIP_DEFORM_F32 &&
+                    here.dims.nbDims == 4 && here.dims.d[1] > 0 && here.dims.d[1] % 8 == 0;
+  if (position == kX) return data_type(data) >= 0 && (linear || last);
+  if (position == inputs) return here.type == data && (linear || last);
+  if (position == kOffset) return linear && (here.type == data || here.type == nvinfer1::DataType::kFLOAT);
+  if (position == kMask) return linear && here.type == tensors[kOffset].type;
+  return linear && here.type == data;
+}
+
+// -- running --------------------------------------------------------------------------------------------------------
+
+inline std::string dims_text(const nvinfer1::Dims& dims) {
+  std::string text;
+  for (int i = 0; i < dims.nbDims; ++i) text += (i ? "x" : "") + std::to_string(dims.d[i]);
+  return text;
+}
+
+// What is wrong with the shapes of a node's inputs, as far as they are known (-1 is not), or nothing.
+inline std::string shape_error(const Attributes& a, const nvinfer1::Dims* dims, int inputs) {
+  if (inputs < kMinInputs || inputs > kMaxInputs)
+    return std::to_string(inputs) + " inputs; X, W, offset and at most B, mask are supported";
+  for (const int i : {kX, kWeight, kOffset})
+    if (dims[i].nbDims != 4)
+      return "input " + std::to_string(i) + " has shape " + dims_text(dims[i]) + ", not four sides";
+  const nvinfer1::Dims& w = dims[kWeight];
+  if (w.d[0] < 1 || w.d[1] < 1 || w.d[2] < 1 || w.d[3] < 1) return "W has shape " + dims_text(w) + ", not a known one";
+  const auto taps = w.d[2] * w.d[3];
+  if (taps > GLIP_DEFORM_MAX_TAPS) return "W has shape " + dims_text(w) + "; at most 9 taps are supported";
+  if (a.kernel_shape[0] && (a.kernel_shape[0] != w.d[2] || a.kernel_shape[1] != w.d[3]))
+    return "kernel_shape is not that of W, " + dims_text(w);
+  const auto differs = [](auto given, auto wanted) { return given >= 0 && given != wanted; };
+  if (differs(dims[kX].d[1], w.d[1]))
+    return "X has shape " + dims_text(dims[kX]) + ", W " + dims_text(w) + "; group 1 only";
+  if (differs(dims[kOffset].d[1], 2 * taps))
+    return "offset has shape " + dims_text(dims[kOffset]) + "; channels are 2 x taps, offset_group 1 only";
+  if (inputs > kBias && (dims[kBias].nbDims != 1 || differs(dims[kBias].d[0], w.d[0])))
+    return "B has shape " + dims_text(dims[kBias]) + ", not one number for each output channel of W";
+  if (inputs > kMask && (dims[kMask].nbDims != 4 || differs(dims[kMask].d[1], taps)))
+    return "mask has shape " + dims_text(dims[kMask]) + "; channels are taps, offset_group 1 only";
+  return "";
+}
+
+// A node's problem without its buffers. All sides are known.
+inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::PluginTensorDesc* in,
+                                      const nvinfer1::PluginTensorDesc& out) {
+  const auto side = [](const nvinfer1::PluginTensorDesc& tensor, int i) { return static_cast<int>(tensor.dims.d[i]); };
+  const auto layout = [](const nvinfer1::PluginTensorDesc& tensor) {
+    return tensor.format == nvinfer1::TensorFormat::kLINEAR ? GLIP_DEFORM_NCHW : GLIP_DEFORM_NHWC;
+  };
+  GlipDeformProblem p{};
+  p.batch = side(in[kX], 0);
+  p.in_channels = side(in[kX], 1);
+  p.out_channels = side(in[kWeight], 0);
+  p.kernel_height = side(in[kWeight], 2);
+  p.kernel_width = side(in[kWeight], 3);
+  p.stride_height = a.strides[0];
+  p.stride_width = a.strides[1];
+  p.pad_top = a.pads[0];
+  p.pad_left = a.pads[1];
+  p.dilation_height = a.dilations[0];
+  p.dilation_width = a.dilations[1];
+  p.data_type = data_type(in[kX].type);
+  p.position_type = data_type(in[kOffset].type);
+  p.x_layout = layout(in[kX]);
+  p.y_layout = layout(out);
+  p.num_levels = 1;
+  p.levels[0].height = side(in[kX], 2);
+  p.levels[0].width = side(in[kX], 3);
+  p.levels[0].out_height = side(in[kOffset], 2);
+  p.levels[0].out_width = side(in[kOffset], 3);
+  return p;
+}
+
+// Weights are an input like any other to TensorRT, so they are packed into the workspace at every call.
+inline std::size_t packed_bytes(const GlipDeformProblem& p) {
+  return (glip_deform_packed_weight_bytes(&p) + 255) / 256 * 256;
+}
+
+inline std::size_t workspace_bytes(const GlipDeformProblem& p) {
+  return packed_bytes(p) + glip_deform_workspace_bytes(&p);
+}
+
+// Enqueues a node; 0 if that went well.
+inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs,
+               const nvinfer1::PluginTensorDesc& out, const void* const* buffers, void* result, void* workspace,
+               void* stream) {
+  GlipDeformProblem p = make_problem(a, in, out);
+  if (const char* error = glip_deform_problem_error(&p)) {
+    log_error(error);
+    return 1;
+  }
+  auto* rest = static_cast<unsigned char*>(workspace) + packed_bytes(p);
+  p.weight = workspace;
+  p.bias = inputs > kBias ? buffers[kBias] : nullptr;
+  p.levels[0].x = buffers[kX];
+  p.levels[0].offset = buffers[kOffset];
+  p.levels[0].mask = inputs > kMask ? buffers[kMask] : nullptr;
+  p.levels[0].y = result;
+  int status = glip_deform_pack_weights(&p, buffers[kWeight], workspace, stream);
+  if (!status) status = glip_deform_launch(&p, rest, glip_deform_workspace_bytes(&p), stream);
+  if (status) log_error("the kernel could not be launched, CUDA error " + std::to_string(status));
+  return status;
+}
+
+}  // namespace glip

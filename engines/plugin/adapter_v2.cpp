@@ -1,0 +1,149 @@
+// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 1 as IPluginV2DynamicExt.
+//
+// Load it with registry.load_library; it links against no TensorRT library.
+#include <memory>
+#include <new>
+
+#include "adapter_common.h"
+
+namespace {
+
+using namespace nvinfer1;  // the interface repeats these names in every line
+
+constexpr std::int32_t kIntegers = 13;  // serialised: the attributes, and how many inputs there are
+
+class DeformPlugin final : public IPluginV2DynamicExt {
+ public:
+  explicit DeformPlugin(const glip::Attributes& attributes) : attributes_(attributes) {}
+
+  // IPluginV2
+  AsciiChar const* getPluginType() const noexcept override { return glip::kName; }
+  AsciiChar const* getPluginVersion() const noexcept override { return glip::kVersion; }
+  AsciiChar const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
+  void setPluginNamespace(AsciiChar const* name) noexcept override { namespace_ = name; }
+  int32_t getNbOutputs() const noexcept override { return 1; }
+  int32_t initialize() noexcept override { return 0; }
+  void terminate() noexcept override {}
+  void destroy() noexcept override { delete this; }
+
+  size_t getSerializationSize() const noexcept override { return kIntegers * sizeof(std::int32_t); }
+  void serialize(void* buffer) const noexcept override {
+    glip::Attributes copy = attributes_;
+    auto* to = static_cast<unsigned char*>(buffer);
+    for (const auto& slot : copy.slots()) {
+      std::memcpy(to, slot.values, slot.count * sizeof(int));
+      to += slot.count * sizeof(int);
+    }
+    std::memcpy(to, &inputs_, sizeof(int));
+  }
+
+  // IPluginV2Ext
+  DataType getOutputDataType(int32_t, DataType const* inputTypes, int32_t) const noexcept override {
+    return inputTypes[glip::kX];
+  }
+
+  // IPluginV2DynamicExt
+  IPluginV2DynamicExt* clone() const noexcept override {
+    auto* plugin = new (std::nothrow) DeformPlugin(attributes_);
+    if (!plugin) return nullptr;
+    plugin->namespace_ = namespace_;
+    plugin->inputs_ = inputs_;
+    return plugin;
+  }
+
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* inputs, int32_t, IExprBuilder&) noexcept override {
+    DimsExprs output;
+    output.nbDims = 4;
+    output.d[0] = inputs[glip::kX].d[0];
+    output.d[1] = inputs[glip::kWeight].d[0];
+    output.d[2] = inputs[glip::kOffset].d[2];
+    output.d[3] = inputs[glip::kOffset].d[3];
+    return output;
+  }
+
+  bool supportsFormatCombination(int32_t pos, PluginTensorDesc const* inOut, int32_t nbInputs,
+                                 int32_t nbOutputs) noexcept override {
+    if (nbInputs < glip::kMinInputs || nbInputs > glip::kMaxInputs || nbOutputs != 1) return false;
+    return glip::format_is_supported(pos, inOut, nbInputs);
+  }
+
+  // Cannot fail by its signature: a shape that is wrong is said here, and stops the build at the workspace's size.
+  void configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*,
+                       int32_t) noexcept override {
+    Dims dims[glip::kMaxInputs]{};
+    for (int i = 0; i < nbInputs && i < glip::kMaxInputs; ++i) dims[i] = in[i].desc.dims;
+    inputs_ = nbInputs;
+    const std::string error = glip::shape_error(attributes_, dims, nbInputs);
+    wrong_ = !error.empty();
+    if (wrong_) glip::log_error(error);
+  }
+
+  size_t getWorkspaceSize(PluginTensorDesc const* inputs, int32_t, PluginTensorDesc const* outputs,
+                          int32_t) const noexcept override {
+    if (wrong_) return static_cast<size_t>(-1) / 2;
+    return glip::workspace_bytes(glip::make_problem(attributes_, inputs, outputs[0]));
+  }
+
+  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc, void const* const* inputs,
+                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+    return glip::run(attributes_, inputDesc, inputs_, outputDesc[0], inputs, outputs[0], workspace, stream);
+  }
+
+ private:
+  friend class DeformCreator;
+
+  glip::Attributes attributes_;
+  std::string namespace_ = glip::kNamespace;
+  int inputs_ = glip::kMaxInputs;  // enqueue is not told
+  bool wrong_ = false;
+};
+
+class DeformCreator final : public IPluginCreator {
+ public:
+  AsciiChar const* getPluginName() const noexcept override { return glip::kName; }
+  AsciiChar const* getPluginVersion() const noexcept override { return glip::kVersion; }
+  AsciiChar const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
+  void setPluginNamespace(AsciiChar const* name) noexcept override { namespace_ = name; }
+  PluginFieldCollection const* getFieldNames() noexcept override { return &fields_.collection; }
+
+  IPluginV2* createPlugin(AsciiChar const* name, PluginFieldCollection const* fc) noexcept override {
+    glip::Attributes attributes;
+    const std::string error = glip::parse_attributes(fc, &attributes);
+    return finish(name, error, attributes);
+  }
+
+  IPluginV2* deserializePlugin(AsciiChar const* name, void const* data, size_t length) noexcept override {
+    glip::Attributes attributes;
+    if (length != kIntegers * sizeof(std::int32_t))
+      return finish(name, "serialised by another version, build the engine again", attributes);
+    auto* from = static_cast<const unsigned char*>(data);
+    for (const auto& slot : attributes.slots()) {
+      std::memcpy(slot.values, from, slot.count * sizeof(int));
+      from += slot.count * sizeof(int);
+    }
+    auto* plugin = finish(name, glip::attribute_error(attributes), attributes);
+    if (plugin) std::memcpy(&plugin->inputs_, from, sizeof(int));
+    return plugin;
+  }
+
+ private:
+  DeformPlugin* finish(AsciiChar const* name, const std::string& error, const glip::Attributes& attributes) {
+    if (error.empty()) return new (std::nothrow) DeformPlugin(attributes);
+    glip::log_error(std::string("node ") + (name ? name : "?") + ": " + error);
+    return nullptr;
+  }
+
+  std::string namespace_ = glip::kNamespace;
+  glip::Fields fields_{glip::Attributes{}};
+};
+
+}  // namespace
+
+extern "C" GLIP_DEFORM_API nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& nbCreators) {
+  static DeformCreator creator;
+  static nvinfer1::IPluginCreator* const creators[] = {&creator};
+  nbCreators = 1;
+  return creators;
+}
+
+extern "C" GLIP_DEFORM_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { glip::logger_finder() = finder; }

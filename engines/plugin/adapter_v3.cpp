@@ -1,0 +1,148 @@
+// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 1 as IPluginV3.
+//
+// Load it with registry.load_library; it links against no TensorRT library.
+#include <exception>
+#include <memory>
+
+#include "adapter_common.h"
+
+namespace {
+
+using namespace nvinfer1;  // the interface repeats these names in every line
+
+class DeformPlugin final : public IPluginV3,
+                           public IPluginV3OneCore,
+                           public IPluginV3OneBuild,
+                           public IPluginV3OneRuntime {
+ public:
+  explicit DeformPlugin(const glip::Attributes& attributes) : fields_(attributes) {}
+
+  // IPluginV3
+  IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
+    switch (type) {
+      case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+      case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
+      case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+  }
+  IPluginV3* clone() noexcept override { return copy(); }
+
+  // IPluginV3OneCore
+  AsciiChar const* getPluginName() const noexcept override { return glip::kName; }
+  AsciiChar const* getPluginVersion() const noexcept override { return glip::kVersion; }
+  AsciiChar const* getPluginNamespace() const noexcept override { return glip::kNamespace; }
+
+  // IPluginV3OneBuild
+  int32_t getNbOutputs() const noexcept override { return 1; }
+
+  int32_t getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes,
+                             int32_t nbInputs) const noexcept override {
+    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W and offset are needed, and one output");
+    outputTypes[0] = inputTypes[glip::kX];
+    return 0;
+  }
+
+  int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
+                          int32_t nbOutputs, IExprBuilder&) noexcept override {
+    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W and offset are needed, and one output");
+    for (const int i : {glip::kX, glip::kWeight, glip::kOffset})
+      if (inputs[i].nbDims != 4) return fail("X, W and offset have four sides each");
+    outputs[0].nbDims = 4;
+    outputs[0].d[0] = inputs[glip::kX].d[0];
+    outputs[0].d[1] = inputs[glip::kWeight].d[0];
+    outputs[0].d[2] = inputs[glip::kOffset].d[2];
+    outputs[0].d[3] = inputs[glip::kOffset].d[3];
+    return 0;
+  }
+
+  bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
+                                 int32_t nbOutputs) noexcept override {
+    if (nbInputs < glip::kMinInputs || nbInputs > glip::kMaxInputs || nbOutputs != 1) return false;
+    PluginTensorDesc tensors[glip::kMaxInputs + 1]{};
+    for (int i = 0; i <= pos; ++i) tensors[i] = inOut[i].desc;
+    return glip::format_is_supported(pos, tensors, nbInputs);
+  }
+
+  int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*,
+                          int32_t) noexcept override {
+    Dims dims[glip::kMaxInputs]{};
+    for (int i = 0; i < nbInputs && i < glip::kMaxInputs; ++i) dims[i] = in[i].desc.dims;
+    const std::string error = glip::shape_error(fields_.attributes, dims, nbInputs);
+    return error.empty() ? 0 : fail(error);
+  }
+
+  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+                          DynamicPluginTensorDesc const* outputs, int32_t) const noexcept override {
+    PluginTensorDesc largest[glip::kMaxInputs]{};
+    for (int i = 0; i < nbInputs && i < glip::kMaxInputs; ++i) {
+      largest[i] = inputs[i].desc;
+      largest[i].dims = inputs[i].max;
+    }
+    return glip::workspace_bytes(glip::make_problem(fields_.attributes, largest, outputs[0].desc));
+  }
+
+  // IPluginV3OneRuntime
+  int32_t onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*,
+                        int32_t) noexcept override {
+    Dims dims[glip::kMaxInputs]{};
+    for (int i = 0; i < nbInputs && i < glip::kMaxInputs; ++i) dims[i] = in[i].dims;
+    inputs_ = nbInputs;
+    const std::string error = glip::shape_error(fields_.attributes, dims, nbInputs);
+    return error.empty() ? 0 : fail(error);
+  }
+
+  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc, void const* const* inputs,
+                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
+    return glip::run(fields_.attributes, inputDesc, inputs_, outputDesc[0], inputs, outputs[0], workspace, stream);
+  }
+
+  IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return copy(); }
+  PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &fields_.collection; }
+
+ private:
+  static int32_t fail(const std::string& message) {
+    glip::log_error(message);
+    return -1;
+  }
+
+  DeformPlugin* copy() const noexcept {
+    auto* plugin = new (std::nothrow) DeformPlugin(fields_.attributes);
+    if (plugin) plugin->inputs_ = inputs_;
+    return plugin;
+  }
+
+  glip::Fields fields_;
+  int inputs_ = glip::kMaxInputs;  // enqueue is not told
+};
+
+class DeformCreator final : public IPluginCreatorV3One {
+ public:
+  IPluginV3* createPlugin(AsciiChar const* name, PluginFieldCollection const* fc, TensorRTPhase) noexcept override {
+    glip::Attributes attributes;
+    const std::string error = glip::parse_attributes(fc, &attributes);
+    if (!error.empty()) {
+      glip::log_error(std::string("node ") + (name ? name : "?") + ": " + error);
+      return nullptr;
+    }
+    return new (std::nothrow) DeformPlugin(attributes);
+  }
+  PluginFieldCollection const* getFieldNames() noexcept override { return &fields_.collection; }
+  AsciiChar const* getPluginName() const noexcept override { return glip::kName; }
+  AsciiChar const* getPluginVersion() const noexcept override { return glip::kVersion; }
+  AsciiChar const* getPluginNamespace() const noexcept override { return glip::kNamespace; }
+
+ private:
+  glip::Fields fields_{glip::Attributes{}};
+};
+
+}  // namespace
+
+extern "C" GLIP_DEFORM_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& nbCreators) {
+  static DeformCreator creator;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
+  nbCreators = 1;
+  return creators;
+}
+
+extern "C" GLIP_DEFORM_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { glip::logger_finder() = finder; }
