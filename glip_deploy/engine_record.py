@@ -2,6 +2,7 @@
 
     glip_t/engines/sm80-tensorrt-rtx-1.7.1.116-fp16-native/
       text.plan, image.plan
+      libglip_deform.so  the plugin, if they need it
       build.json        what they were built from, by what, for what, and how to build them again
 
 A TensorRT engine belongs to one GPU type, one TensorRT version and one bundle. Loaded elsewhere it fails late or,
@@ -64,7 +65,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class PluginRecord:
-    """The library an engine cannot be loaded without."""
+    """The library an engine cannot be loaded without; it lies beside the engines."""
 
     file: str
     sha256: str
@@ -172,16 +173,13 @@ class EngineRecord:
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         (folder / BUILD_FILE).write_text(text, encoding="utf-8")
 
-    def check(
-        self, folder: Path, bundle: Bundle, machine: Machine, plugin: Path | None = None, *, verify: bool = True
-    ) -> None:
+    def check(self, folder: Path, bundle: Bundle, machine: Machine, *, verify: bool = True) -> None:
         """Raise unless these engines may run here.
 
         Args:
             folder: where the record was read.
             bundle: the bundle they are to serve.
             machine: what is here.
-            plugin: the plugin library that would be loaded; None where there is none.
             verify: hash the engines and the plugin (about a second a gigabyte); without it the engines' sizes and the
                 bundle's manifest are checked.
 
@@ -194,13 +192,11 @@ class EngineRecord:
         if sha256_of(bundle.path / MANIFEST) != self.manifest_sha256:
             raise GlipError(f"engines {folder} were built from another export than {bundle.path}; {again}")
         if self.plugin is not None:
-            if plugin is None or not plugin.is_file():
-                missing = "is not here" if plugin is None else f"is not at {plugin}"
-                raise GlipError(
-                    f"engines {folder} need the plugin library {self.plugin.file}, which {missing}; {again}"
-                )
-            if verify and sha256_of(plugin) != self.plugin.sha256:
-                raise GlipError(f"engines {folder} were built with another plugin library than {plugin}; {again}")
+            library = folder / self.plugin.file
+            if Path(self.plugin.file).name != self.plugin.file or not library.is_file():
+                raise GlipError(f"engines {folder} lack their plugin library {self.plugin.file}; {again}")
+            if verify and sha256_of(library) != self.plugin.sha256:
+                raise GlipError(f"plugin library {library} is not the one these engines were built with; {again}")
         for name, engine in self.engines.items():
             file = folder / name
             if Path(name).name != name or not file.is_file():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glip_deploy.bundle import MANIFEST, Bundle, sha256_of
 from glip_deploy.engine_record import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
 from glip_deploy.errors import GlipError
-from glip_engines.trt import GraphJob, Settings, choose_flavour
+from glip_engines.trt import GraphJob, Settings, choose_flavour, target_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -45,6 +45,8 @@ GRAPHS = ("text", "image")
 CELL = 32
 """Sides of a canvas are multiples of this."""
 MAX_SIDE = 8192
+PLUGIN_FILE = "libglip_deform.so"
+"""The plugin's library in a folder of engines."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,9 @@ def build_engines(
 ) -> BuildResult:
     """Build the text and the image engine of a bundle.
 
+    In the plugin's form its library is compiled for the target, once per machine, unless one is given; a copy travels
+    in the folder of engines, which then needs nothing else.
+
     Defaults: the flavour that is installed; fp16, or the bundle's own precision if it was exported in half; native
     operators unless a plugin library is given; canvases of every size the bundle's resizing rule makes; prompts of
     every length; 1 to 128 classes; one picture at a time; this machine's GPU.
@@ -163,11 +168,14 @@ def build_engines(
     flavour = choose_flavour(options.flavour)
     bundle = Bundle.open(bundle_path)
     plan = _Plan.of(bundle, options, flavour)
+    library = plan.plugin
+    if plan.form == "plugin" and library is None:
+        library = _compile_plugin(flavour, options.arch, on_progress)
     settings = Settings(
         flavour,
         plan.precision,
         options.arch,
-        None if plan.plugin is None else str(plan.plugin),
+        None if library is None else str(library),
         options.workspace,
         None if options.timing_cache is None else str(options.timing_cache),
         options.optimization_level,
@@ -177,6 +185,10 @@ def build_engines(
         with _temporary_sibling(target) as folder:
             engines = {f"{graph}.plan": _build_graph(worker, plan, graph, folder, on_progress) for graph in GRAPHS}
             here = worker.environment
+            plugin = None
+            if library is not None:
+                plugin = PluginRecord(PLUGIN_FILE, sha256_of(library))
+                shutil.copyfile(library, folder / PLUGIN_FILE)
             record = EngineRecord(
                 flavour=flavour.value,
                 version=here.version,
@@ -184,7 +196,7 @@ def build_engines(
                 gpu=here.gpu,
                 precision=plan.precision,
                 form=plan.form,
-                plugin=None if plan.plugin is None else PluginRecord(plan.plugin.name, sha256_of(plan.plugin)),
+                plugin=plugin,
                 manifest_sha256=sha256_of(bundle.path / MANIFEST),
                 options=plan.command_options(),
                 engines=engines,
@@ -220,12 +232,10 @@ class _Plan:
         form = options.form or ("native" if plugin is None else "plugin")
         if form not in FORMS:
             raise GlipError(f'form is "{form}"; legal is {" or ".join(FORMS)}')
-        if form == "plugin" and plugin is None:
-            raise GlipError("--form plugin needs the plugin's library; name it with --plugin, or use --form native")
         if form == "native" and plugin is not None:
             raise GlipError("--form native uses no plugin; leave out --plugin, or use --form plugin")
         if plugin is not None and not plugin.is_file():
-            raise GlipError(f"--plugin {options.plugin} is not a file; build it with cmake -S engines -B build/engines")
+            raise GlipError(f"--plugin {options.plugin} is not a file; leave it out and --form plugin compiles one")
         if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
             raise GlipError(f"--optimization-level is {options.optimization_level}; legal is 0 to 5")
         if options.workspace is not None and options.workspace < 1:
@@ -293,6 +303,26 @@ def _precision(bundle: Bundle, wanted: str | None) -> str:
             f" leave out --precision, or export again with --precision fp32"
         )
     return own
+
+
+def _compile_plugin(flavour: Flavour, arch: str | None, on_progress: Callable[[str, float, str], None]) -> Path:
+    """The plugin for a named target, or for this machine's GPU.
+
+    Raises:
+        GlipError: no GPU and none named, a GPU the kernels are not written for, no compiler.
+    """
+    from glip_engines.compile import ARCHITECTURES, build_library
+
+    target = target_of(flavour, arch)
+    # Machine code runs on its own generation and the later members of it.
+    fitting = [known for known in ARCHITECTURES if known // 10 == target // 10 and known <= target]
+    if not fitting:
+        known = ", ".join(f"SM{known}" for known in ARCHITECTURES)
+        raise GlipError(f"the plugin has no kernels for SM{target}; it has them for {known}; use --form native")
+    on_progress("plugin", 0.0, "compiling")
+    library = build_library([fitting[-1]], tensorrt=True)
+    on_progress("plugin", 1.0, "done")
+    return library
 
 
 # -- one graph ------------------------------------------------------------------------------------------------------

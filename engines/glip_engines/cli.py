@@ -23,7 +23,7 @@ examples:
   glip-build glip_t/                                          any picture, fp16, for this machine's GPU
   glip-build glip_t/ --size 800x1344 --tokens 16,32           one canvas, two prompt lengths: fastest
   glip-build glip_t/ --flavour tensorrt-rtx --arch SM86       on a machine without a GPU
-  glip-build glip_t/ --plugin build/engines/libglip_deform.so  deformable convolution by our kernels
+  glip-build glip_t/ --form plugin                            deformable convolution by our kernels (needs nvcc)
 
 Engines go to BUNDLE/engines/; the folder's name is printed. They belong to the GPU type and the TensorRT version they
 were built for. Prompts are padded to the next length of --tokens; none longer than the last can be run.
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     graph = parser.add_argument_group("graph")
     graph.add_argument("--precision", metavar="P", help="fp32, fp16 or bf16 (default: fp16)")
     graph.add_argument("--form", metavar="F", help="of deformable convolution: native operators or plugin")
-    graph.add_argument("--plugin", type=Path, metavar="LIB", help="the plugin's library; implies --form plugin")
+    graph.add_argument("--plugin", type=Path, metavar="LIB", help="its library, if not to be compiled here")
     shapes = parser.add_argument_group("shapes", "one number, or MIN:BEST:MAX")
     shapes.add_argument("--size", metavar="HxW", help="one canvas, sides multiples of 32")
     for option, meaning in (("min", "smallest"), ("opt", "best"), ("max", "largest")):

@@ -237,7 +237,7 @@ def build_library(arches: Sequence[int], tensorrt: bool = False) -> Path:
 
     Args:
         arches: compute capabilities, 80 for 8.0.
-        tensorrt: with the IPluginV3 adapter.
+        tensorrt: with the adapter for the TensorRT whose headers are found: IPluginV3, or IPluginV2 for 8.6.
 
     Raises:
         GlipError: no nvcc or one that is too new for an architecture, no TensorRT headers, or it refuses.
@@ -254,14 +254,25 @@ def build_library(arches: Sequence[int], tensorrt: bool = False) -> Path:
     flags = [*COMMON, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
     flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in arches]
     if tensorrt:
-        files.append(str(sources / "adapter_v3.cpp"))
-        flags += ["-isystem", str(find_tensorrt_headers()), "-ldl"]
+        headers = find_tensorrt_headers()
+        files.append(str(sources / ("adapter_v3.cpp" if _headers_major(headers) >= 10 else "adapter_v2.cpp")))
+        flags += ["-isystem", str(headers), "-ldl"]
 
     def build(target: Path) -> None:
         _run([str(nvcc.path), *flags, "-o", str(target), *files])
 
     name = "libglip_deform_tensorrt" if tensorrt else "libglip_deform"
     return _cached(name, ".so", ["nvcc", nvcc.version, *flags], build)
+
+
+def _headers_major(folder: Path) -> int:
+    """TensorRT's major version, as NvInferVersion.h has it (under another name from 10.13 on)."""
+    text = (folder / "NvInferVersion.h").read_text(encoding="utf-8", errors="replace")
+    for name in ("TRT_MAJOR_ENTERPRISE", "NV_TENSORRT_MAJOR"):
+        found = re.search(rf"^#define {name} (\d+)", text, re.MULTILINE)
+        if found is not None:
+            return int(found[1])
+    raise GlipError(f"{folder}/NvInferVersion.h names no version; point $TENSORRT_HOME at a TensorRT 8.6 or newer")
 
 
 def _cubin_by_nvrtc(arch: int, nvrtc: Nvrtc) -> Path:

@@ -42,6 +42,7 @@ __all__ = [
     "current_gpu",
     "installed",
     "library_folder",
+    "target_of",
 ]
 
 
@@ -155,6 +156,24 @@ def current_gpu() -> Gpu | None:
     except (OSError, AttributeError):
         return None
     return None if any(calls) else Gpu(name.value.decode(errors="replace"), 10 * major.value + minor.value)
+
+
+def target_of(flavour: Flavour, arch: str | None) -> int:
+    """The compute capability a build is for, without loading TensorRT; `Toolkit` checks that it can be.
+
+    Raises:
+        GlipError: not an SM and a number, or none named and no GPU here.
+    """
+    if arch is not None:
+        match = re.fullmatch(r"SM(\d{2,3})", arch.upper())
+        if match is None:
+            raise GlipError(f'--arch is "{arch}"; write SM and a compute capability, SM80 say')
+        return int(match[1])
+    gpu = current_gpu()
+    if gpu is None:
+        instead = "name one with --arch, SM80 say" if flavour is Flavour.RTX else "build on the target machine"
+        raise GlipError(f"there is no NVIDIA GPU or driver here to build for; {instead}")
+    return gpu.compute_capability
 
 
 _LOGGERS: dict[Flavour, Any] = {}
