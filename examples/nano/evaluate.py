@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
                 subjects.append((f"ONNX Runtime, {path.name}", BundleSubject(path, SIDE)))
                 if args.rounded:
                     copy = rounded_copy(path, args.rounded, Path(scratch) / str(i))
-                    label = f"{path.name}, every value rounded to {args.rounded}"
+                    label = f"ONNX Runtime, {path.name}, every value rounded to {args.rounded}"
                     subjects.append((label, BundleSubject(copy, SIDE)))
             for label, subject in subjects:
                 reports.append(evaluate(subject, label, args.scenes))
