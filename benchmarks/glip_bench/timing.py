@@ -19,7 +19,9 @@ class Timing:
     runs: int
     median: float
     mean: float
+    p90: float
     p95: float
+    p99: float
     minimum: float
     maximum: float
 
@@ -37,10 +39,17 @@ class Timing:
             runs=len(ms),
             median=float(np.median(ms)),
             mean=float(ms.mean()),
+            p90=float(np.percentile(ms, 90)),
             p95=float(np.percentile(ms, 95)),
+            p99=float(np.percentile(ms, 99)),
             minimum=float(ms.min()),
             maximum=float(ms.max()),
         )
+
+    @property
+    def fps(self) -> float:
+        """Runs a second at the mean duration: what a long run of them delivers."""
+        return 1e3 / self.mean if self.mean else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file; milliseconds, to the microsecond."""

@@ -1,0 +1,223 @@
+"""The exported graphs in an inference engine: the runtime's own way from frame to boxes, timed piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_bench.stages import Stage, profile_image_branch
+from glip_bench.subjects import Options, Piece, Stopwatch, SubjectName
+from glip_deploy import image
+from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH, Bundle
+from glip_deploy.detections import Detections, select
+from glip_deploy.errors import GlipError
+from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from glip_deploy.backends import Backend
+
+__all__ = ["BundleSubject", "open_onnx_subject", "provider_absence", "select_all"]
+
+PROVIDERS = {
+    SubjectName.ONNXRUNTIME_CPU: "CPUExecutionProvider",
+    SubjectName.ONNXRUNTIME_CUDA: "CUDAExecutionProvider",
+    SubjectName.ONNXRUNTIME_TENSORRT: "TensorrtExecutionProvider",
+}
+
+
+def provider_absence(name: SubjectName) -> str | None:
+    """Say why ONNX Runtime cannot run a subject; None where it can."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'"
+    if PROVIDERS[name] in onnxruntime.get_available_providers():
+        return None
+    return f"onnxruntime has no {PROVIDERS[name]} here; it comes with onnxruntime-gpu"
+
+
+def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> BundleSubject:
+    """Load a bundle in ONNX Runtime.
+
+    Raises:
+        GlipError: a graph cannot be loaded, or the provider fell back to the CPU.
+    """
+    if name is SubjectName.ONNXRUNTIME_CPU:
+        from glip_deploy.backends import open_backend
+
+        return BundleSubject(name, options, bundle, open_backend("onnxruntime", bundle, options.threads), "cpu")
+    return BundleSubject(name, options, bundle, _ProviderBackend(bundle, PROVIDERS[name]), "cuda")
+
+
+class BundleSubject:
+    """A bundle in a backend; the text embedding is computed once per prompt. See `Subject`."""
+
+    def __init__(self, name: SubjectName, options: Options, bundle: Bundle, backend: Backend, device: str) -> None:
+        self.name = name
+        self.options = options
+        self.stages: Mapping[Piece, float] = {}
+        self._bundle, self._backend, self._device = bundle, backend, device
+        self._tokenizer = bundle.tokenizer()
+        self._prompt: Prompt | None = None
+        self._embedding: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+
+    def prepare(self, prompt: PromptText | Prompt) -> None:
+        """See `Subject`."""
+        if not isinstance(prompt, Prompt):
+            prompt = parse_prompt(prompt, self._tokenizer, max_tokens=self._bundle.max_tokens)
+        self._embedding = self._backend.encode_text(prompt.input_ids)
+        self._prompt = prompt
+
+    def run(self, frame: NDArray[np.uint8]) -> Detections:
+        """See `Subject`."""
+        return self.run_batch([frame])[0]
+
+    def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """See `Subject`."""
+        watch, prompt = Stopwatch(), self._ready()
+        with watch(Piece.RESIZE):
+            canvas = _canvas(frames, self.options)
+        with watch(Piece.IMAGE):  # to the device and back included, where there is one
+            found = self._backend.detect(**self._feed(canvas, prompt))
+        with watch(Piece.SELECT):
+            detections = select_all(found, canvas, prompt, self.options.threshold, self._bundle)
+        self.stages = watch.seconds
+        return detections
+
+    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[Stage, float] | None:
+        """See `Subject`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
+        if self.name is not SubjectName.ONNXRUNTIME_CPU:
+            return None
+        feed = self._feed(_canvas([frame], self.options), self._ready())
+        return profile_image_branch(self._bundle, feed, runs, self.options.threads)
+
+    def describe(self) -> Mapping[str, Any]:
+        """See `Subject`."""
+        return {
+            "device": self._device,
+            "precision": str(self._bundle.manifest.get("precision", "fp32")),
+            "tokens": int(self._embedding.shape[0]),
+        }
+
+    def close(self) -> None:
+        """See `Subject`."""
+        self._backend.close()
+
+    def _ready(self) -> Prompt:
+        if self._prompt is None:
+            raise GlipError(f"{self.name} has no prompt yet; call prepare first")
+        return self._prompt
+
+    def _feed(self, canvas: image.Canvas, prompt: Prompt) -> dict[str, NDArray[Any]]:
+        batch = len(canvas)
+
+        def repeat(array: NDArray[Any]) -> NDArray[Any]:
+            return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
+
+        return {
+            "frames": canvas.frames,
+            "image_sizes": canvas.image_sizes,
+            "text_embedding": repeat(self._embedding),
+            "text_mask": np.ones((batch, self._embedding.shape[0]), np.int64),
+            "class_map": repeat(prompt.class_map),
+        }
+
+
+def _canvas(frames: Sequence[NDArray[np.uint8]], options: Options) -> image.Canvas:
+    return image.canvas(frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side)
+
+
+def select_all(
+    found: Sequence[NDArray[Any]], canvas: image.Canvas, prompt: Prompt, threshold: float, bundle: Bundle
+) -> list[Detections]:
+    """Turn the candidates of a batch into detections, as `Detector` does.
+
+    Args:
+        found: boxes (B, K, 4), scores (B, K), labels (B, K).
+        canvas: what they were found in.
+        prompt: what was looked for.
+        threshold: scores must exceed it.
+        bundle: its limits for NMS.
+    """
+    limits = thresholds(prompt, threshold)
+    boxes, scores, labels = found
+    return [
+        select(
+            boxes[i],
+            scores[i],
+            labels[i],
+            thresholds=limits,
+            phrases=prompt.phrases,
+            image_size=(int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1])),
+            original_size=(int(canvas.original_sizes[i][0]), int(canvas.original_sizes[i][1])),
+            nms_threshold=bundle.nms_iou,
+            max_detections=bundle.max_detections,
+        )
+        for i in range(len(canvas))
+    ]
+
+
+class _ProviderBackend:
+    """The two graphs under one of ONNX Runtime's GPU providers. See `glip_deploy.backends.Backend`."""
+
+    def __init__(self, bundle: Bundle, provider: str) -> None:
+        self._bundle, self._provider = bundle, provider
+        self._image: Any = self._session(IMAGE_GRAPH)
+        self._text: Any = None
+
+    def _session(self, graph: str) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # TensorRT leaves what it does not take to CUDA, CUDA to the CPU.
+        chain = [self._provider, *(["CUDAExecutionProvider"] if "Tensorrt" in self._provider else [])]
+        path = self._bundle.path / graph
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=[*chain, "CPUExecutionProvider"])
+        except Exception as error:  # the library's own exception types are not public
+            raise GlipError(f"ONNX Runtime cannot load {path} with {self._provider}: {_line(error)}") from None
+        if self._provider not in session.get_providers():
+            raise GlipError(f"ONNX Runtime fell back from {self._provider}; check that CUDA's libraries can be found")
+        return session
+
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._text = self._text or self._session(TEXT_GRAPH)
+        feed = {"input_ids": input_ids[None], "attention_mask": np.ones_like(input_ids)[None]}
+        embedding: NDArray[np.float32] = self._run(self._text, ["text_embedding"], feed)[0][0]
+        return embedding
+
+    def detect(
+        self,
+        frames: NDArray[np.uint8],
+        image_sizes: NDArray[np.int64],
+        text_embedding: NDArray[np.float32],
+        text_mask: NDArray[np.int64],
+        class_map: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        feed = {
+            "frames": frames,
+            "image_sizes": image_sizes,
+            "text_embedding": text_embedding,
+            "text_mask": text_mask,
+            "class_map": class_map,
+        }
+        boxes, scores, labels = self._run(self._image, ["boxes", "scores", "labels"], feed)
+        return boxes, scores, labels
+
+    def _run(self, session: Any, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
+        try:
+            return list(session.run(outputs, feed))
+        except Exception as error:  # the library's own exception types are not public
+            raise GlipError(f"ONNX Runtime failed with {self._provider}: {_line(error)}") from None
+
+    def close(self) -> None:
+        self._image = self._text = None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
