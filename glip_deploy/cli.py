@@ -103,6 +103,7 @@ def _detect(parser: argparse.ArgumentParser, args: argparse.Namespace, log: _Log
         with Detector.open(
             args.model,
             backend=args.backend,
+            engines=args.engines,
             shortest_side=args.shortest_side,
             longest_side=args.longest_side or None,
             resize=args.resize,
@@ -381,7 +382,8 @@ def _parser() -> argparse.ArgumentParser:
         default="exact",
         help="exact, as GLIP was evaluated; fast is quicker and changes results a little (default exact)",
     )
-    how.add_argument("--backend", default="onnxruntime", help="inference engine (default onnxruntime)")
+    how.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or tensorrt")
+    how.add_argument("--engines", metavar="DIR", help="tensorrt: folder of engines (default: the first that fit)")
     how.add_argument("--threads", type=_whole(1), metavar="N", help="CPU threads (default: one a core)")
     how.add_argument("--no-verify", action="store_true", help="do not check the bundle's hashes")
     cache = how.add_mutually_exclusive_group()

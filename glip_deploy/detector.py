@@ -81,6 +81,7 @@ class Detector:
         path: str | Path,
         *,
         backend: str = "onnxruntime",
+        engines: str | Path | None = None,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
         resize: str | image.Resize = image.Resize.EXACT,
@@ -92,7 +93,8 @@ class Detector:
 
         Args:
             path: directory that `glip-export` wrote.
-            backend: "onnxruntime".
+            backend: "onnxruntime", or "tensorrt" for engines that `glip-build` made (TensorRT or TensorRT-RTX).
+            engines: their folder or its name in the bundle; None takes the first that fit this machine.
             shortest_side: pixels; frames are resized to it before the network.
             longest_side: pixels; the other side's limit, None for no limit (as in the official demo).
             resize: "exact" (as GLIP was evaluated) or "fast".
@@ -117,12 +119,28 @@ class Detector:
         bundle = Bundle.open(path, verify=verify)
         return cls(
             bundle,
-            open_backend(backend, bundle, threads),
+            open_backend(backend, bundle, threads, None if engines is None else Path(engines)),
             shortest_side=shortest_side,
             longest_side=longest_side,
             resize=method,
             cache_dir=None if directory is None else Path(directory),
         )
+
+    def clone(self) -> Detector:
+        """Another detector for another stream of frames.
+
+        It shares the engines' weights and the known prompts; with TensorRT it has a CUDA stream and buffers of
+        its own, so that two cameras do not wait for each other.
+        """
+        twin = Detector(
+            self.bundle,
+            self.backend.clone(),
+            shortest_side=self.shortest_side,
+            longest_side=self.longest_side,
+            resize=self.resize,
+        )
+        twin._cache = self._cache
+        return twin
 
     def encode(self, text: PromptText | Prompt) -> EncodedPrompt:
         """Encode a prompt; the text branch runs only if neither memory nor disk knows it.

@@ -372,6 +372,9 @@ class Toolkit:
         if settings.precision == "fp16" and not self.strongly_typed:
             config.set_flag(self._flags["FP16"])
             config.set_flag(self._flags["OBEY_PRECISION_CONSTRAINTS"])
+        previews = getattr(getattr(trt_module, "PreviewFeature", None), "__members__", {})
+        if "PROFILE_SHARING_0806" in previews:  # 8.6: several contexts may use one profile; always so later
+            config.set_preview_feature(previews["PROFILE_SHARING_0806"], True)
         if settings.precision == "fp32" and "TF32" in self._flags:
             config.clear_flag(self._flags["TF32"])  # fp32 is asked for to compare with fp32
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Backend", "open_backend"]
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "tensorrt")
 
 
 class Backend(Protocol):
@@ -39,13 +41,23 @@ class Backend(Protocol):
         """
         ...
 
+    def clone(self) -> Backend:
+        """Another backend on the same engines, for frames that should not wait for this one's."""
+        ...
+
     def close(self) -> None:
         """Free the engine's memory."""
         ...
 
 
-def open_backend(name: str, bundle: Bundle, threads: int | None) -> Backend:
+def open_backend(name: str, bundle: Bundle, threads: int | None, engines: Path | None = None) -> Backend:
     """Open a bundle in the engine called `name`.
+
+    Args:
+        name: one of `BACKENDS`.
+        bundle: the bundle.
+        threads: CPU threads, for ONNX Runtime.
+        engines: folder of engines that `glip-build` made, or its name in the bundle; None takes the first that fit.
 
     Raises:
         GlipError: unknown engine, one that is not installed, or a graph that it cannot load.
@@ -54,4 +66,8 @@ def open_backend(name: str, bundle: Bundle, threads: int | None) -> Backend:
         from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(bundle, threads)
+    if name == "tensorrt":
+        from glip_deploy.backends.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, engines)
     raise GlipError(f'backend "{name}" is unknown; legal is {", ".join(BACKENDS)}')

@@ -90,6 +90,16 @@ class OnnxRuntimeBackend:
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
             raise GlipError(f"ONNX Runtime failed on {shapes}: {_first_line(error)}") from None
 
+    def clone(self) -> OnnxRuntimeBackend:
+        """See `Backend.clone`. A session runs calls of several threads side by side, so it is shared."""
+        if self._closed:
+            raise GlipError("this detector is closed; open it again with Detector.open")
+        twin = object.__new__(OnnxRuntimeBackend)
+        twin._bundle, twin._threads = self._bundle, self._threads
+        twin._lock, twin._closed = threading.Lock(), False
+        twin._text, twin._image = self._text, self._image
+        return twin
+
     def close(self) -> None:
         """See `Backend.close`."""
         with self._lock:

@@ -37,6 +37,7 @@ class FakeDetector:
         path,
         *,
         backend="onnxruntime",
+        engines=None,
         shortest_side=800,
         longest_side=1333,
         resize="exact",
@@ -258,6 +259,7 @@ def test_options_reach_the_detector(here, detector, capsys):
     assert detector.opened == {
         "path": "bundle",
         "backend": "onnxruntime",
+        "engines": None,
         "shortest_side": 800,
         "longest_side": 1333,
         "resize": "exact",
@@ -265,11 +267,13 @@ def test_options_reach_the_detector(here, detector, capsys):
         "cache_dir": "the default",
         "verify": True,
     }
-    options = "--shortest-side 480 --longest-side 0 --resize fast --threads 2 --no-verify --cache-dir c --backend x"
+    options = "--shortest-side 480 --longest-side 0 --resize fast --threads 2 --no-verify --cache-dir c"
+    options += " --backend x --engines e"
     assert detect("--source", "a.jpg", *options.split()) == 0
     assert detector.opened == {
         "path": "bundle",
         "backend": "x",
+        "engines": "e",
         "shortest_side": 480,
         "longest_side": None,
         "resize": "fast",

@@ -1,0 +1,374 @@
+"""TensorRT and TensorRT-RTX: engines that `glip-build` made, on the GPU they were made for.
+
+Frames go through page-locked memory on a stream of the backend's own. The first frame of a shape runs plainly, the
+second is recorded as a CUDA graph, later ones replay it: upload, network and download are one launch. What belongs to
+the prompt is uploaded when it changes, which no engine has to be built for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_deploy.engine_record import ENGINES, EngineRecord, Machine, find_engines
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from glip_deploy.backends.cuda import Cuda
+    from glip_deploy.bundle import Bundle
+
+__all__ = ["TensorRTBackend", "choose_engines"]
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+SHAPES_KEPT = 4
+"""Frame shapes and prompt lengths that keep their buffers and CUDA graph; the one unused for longest gives way."""
+PER_FRAME = ("frames", "image_sizes")
+
+
+@dataclass
+class _Bound:
+    """Buffers of one shape, bound to an execution context of their own."""
+
+    context: Any
+    staging: dict[str, NDArray[Any]]
+    """Page-locked, by input and output."""
+    device: dict[str, int]
+    inputs: tuple[str, ...]
+    runs: int = 0
+    graph: Any = None
+    stale: set[str] = field(default_factory=set)
+    """Inputs whose staging is newer than the device's copy."""
+
+
+class _Engine:
+    """One deserialised engine, shared by clones; each has its own contexts, made here."""
+
+    def __init__(self, trt: Any, runtime: Any, file: Path, record: Any) -> None:
+        self.trt, self.file, self.record = trt, file, record
+        self.engine = runtime.deserialize_cuda_engine(file.read_bytes())
+        if self.engine is None:
+            raise GlipError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        reads = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self.inputs = tuple(name for name in names if reads[name])
+        self.outputs = tuple(name for name in names if not reads[name])
+        self.dtypes = {name: np.dtype(trt.nptype(self.engine.get_tensor_dtype(name))) for name in names}
+
+    @property
+    def profiles(self) -> tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]:
+        """Legal shapes, by optimisation profile and input."""
+        profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...] = self.record.profiles
+        return profiles
+
+
+class TensorRTBackend:
+    """A `Backend` on a folder of engines.
+
+    Args:
+        bundle: the bundle the engines belong to.
+        folder: the engines; None chooses among the bundle's.
+        cuda: the GPU.
+        trt: the module `tensorrt` or `tensorrt_rtx`; None imports the one the engines were built by.
+
+    Raises:
+        GlipError: no engines, none for this machine (with the command that builds them), TensorRT not installed, no
+            GPU, not enough memory.
+    """
+
+    def __init__(
+        self, bundle: Bundle, folder: Path | None = None, *, cuda: Cuda | None = None, trt: Any = None
+    ) -> None:
+        if cuda is None:
+            from glip_deploy.backends.cuda import Cuda
+
+            if folder is None and not find_engines(bundle.path):
+                raise GlipError(_no_engines(bundle))  # before the GPU is asked for
+            cuda = Cuda()
+        self._cuda = cuda
+        self._bundle = bundle
+        self._lock = threading.Lock()
+        self._closed = False
+        self._bound: OrderedDict[tuple[Any, ...], _Bound] = OrderedDict()
+        folder, record, module = choose_engines(bundle, folder, cuda, trt)
+        self._record = record
+        self._rebuild = f"glip-build {bundle.path} --flavour {record.flavour}"
+        with cuda.active():
+            runtime = _runtime(module, folder / record.plugin.file if record.plugin is not None else None)
+            self._engines = {
+                graph: _Engine(module, runtime, folder / f"{graph}.plan", record.engines[f"{graph}.plan"])
+                for graph in ("text", "image")
+            }
+            self._stream = cuda.stream()
+
+    def clone(self) -> TensorRTBackend:
+        """Another backend for another stream of frames: it shares the engines, and nothing it waits for."""
+        self._check_open()
+        twin = object.__new__(TensorRTBackend)
+        twin._cuda, twin._bundle, twin._record, twin._rebuild = self._cuda, self._bundle, self._record, self._rebuild
+        twin._engines = self._engines
+        twin._lock, twin._closed, twin._bound = threading.Lock(), False, OrderedDict()
+        with self._cuda.active():
+            twin._stream = self._cuda.stream()
+        return twin
+
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Backend.encode_text`."""
+        count = len(input_ids)
+        index, tokens = self._bucket("text", "input_ids", count)
+        feed = {
+            "input_ids": _pad(input_ids[None], {1: tokens}),
+            "attention_mask": _pad(np.ones((1, count), np.int64), {1: tokens}),
+        }
+        (embedding,) = self._run("text", index, feed, ("text_embedding",))
+        return np.ascontiguousarray(embedding[0, :count], np.float32)
+
+    def detect(
+        self,
+        frames: NDArray[np.uint8],
+        image_sizes: NDArray[np.int64],
+        text_embedding: NDArray[np.float32],
+        text_mask: NDArray[np.int64],
+        class_map: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """See `Backend.detect`. What an engine's shapes are too large for is padded, as GLIP pads.
+
+        Raises:
+            GlipError: a frame, prompt or number of classes larger than the engine was built for.
+        """
+        index, tokens = self._bucket("image", "text_mask", text_mask.shape[1])
+        profile = self._engines["image"].profiles[index]
+        least, _, most = profile["frames"]
+        for side, axis in (("height", 1), ("width", 2)):
+            if frames.shape[axis] > most[axis]:
+                raise GlipError(
+                    f"the frame's canvas is {frames.shape[axis]} pixels in {side}, the engine takes up to {most[axis]};"
+                    f" lower --shortest-side or build with a larger --max: {self._rebuild}"
+                )
+        least_classes, _, most_classes = (shape[1] for shape in profile["class_map"])
+        classes = class_map.shape[1]
+        if classes > most_classes:
+            raise GlipError(
+                f"the prompt has {classes} classes, the engine takes up to {most_classes};"
+                f" build again: {self._rebuild} --classes 1:8:{classes}"
+            )
+        if len(frames) > most[0]:  # more frames than fit go one after the other
+            results = [
+                self.detect(frames[part], image_sizes[part], text_embedding[part], text_mask[part], class_map[part])
+                for part in (slice(start, start + most[0]) for start in range(0, len(frames), most[0]))
+            ]
+            boxes, scores, labels = zip(*results, strict=True)
+            return np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+        batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
+        classes = max(classes, least_classes)
+        feed = {
+            "frames": _pad(frames, {0: batch, 1: height, 2: width}),
+            "image_sizes": _pad(image_sizes, {0: batch}, value=1),
+            "text_embedding": _pad(text_embedding, {0: batch, 1: tokens}),
+            "text_mask": _pad(text_mask, {0: batch, 1: tokens}),
+            "class_map": _pad(class_map, {0: batch, 1: classes, 2: tokens}),
+        }
+        found = self._run("image", index, feed, ("boxes", "scores", "labels"))
+        count = len(frames)
+        return found[0][:count], found[1][:count], found[2][:count].astype(np.int64, copy=False)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with self._cuda.active():
+                self._cuda.synchronize(self._stream)
+                for bound in self._bound.values():
+                    self._free(bound)
+                self._bound.clear()
+                self._cuda.free_stream(self._stream)
+            self._engines = {}
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+
+    def _bucket(self, graph: str, tensor: str, count: int) -> tuple[int, int]:
+        """The first optimisation profile a prompt of `count` tokens fits, and the length to pad it to."""
+        self._check_open()
+        ranges = [(profile[tensor][0][1], profile[tensor][2][1]) for profile in self._engines[graph].profiles]
+        for index, (least, most) in enumerate(ranges):
+            if count <= most:
+                return index, max(count, least)
+        raise GlipError(
+            f"the prompt has {count} tokens, the engine takes up to {max(most for _, most in ranges)};"
+            f" shorten it, or build again: {self._rebuild} --tokens 1:16:{self._bundle.max_tokens}"
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GlipError("this detector is closed; open it again with Detector.open")
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def _run(self, graph: str, index: int, feed: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[Any]:
+        """Run an engine; returns copies of its outputs."""
+        key = (graph, index, *(array.shape for array in feed.values()))
+        with self._lock:
+            self._check_open()
+            with self._cuda.active():
+                bound = self._bound.get(key)
+                if bound is None:
+                    while len(self._bound) >= SHAPES_KEPT:
+                        self._free(self._bound.popitem(last=False)[1])
+                    bound = self._bound[key] = self._bind(self._engines[graph], index, feed)
+                self._bound.move_to_end(key)
+                self._stage(bound, feed)
+                self._enqueue(bound)
+                self._cuda.synchronize(self._stream)
+                bound.runs += 1
+                return [bound.staging[name].copy() for name in outputs]
+
+    def _bind(self, engine: _Engine, index: int, feed: Mapping[str, NDArray[Any]]) -> _Bound:
+        """Make a context for these shapes, with buffers."""
+        context = engine.engine.create_execution_context()
+        if context is None:
+            raise GlipError(f"{engine.file.name}: the GPU has not enough free memory; close other programs")
+        bound = _Bound(context, {}, {}, engine.inputs)
+        try:
+            context.set_optimization_profile_async(index, self._stream)
+            for name in engine.inputs:
+                if not context.set_input_shape(name, feed[name].shape):
+                    raise GlipError(f"{engine.file.name} refuses {name} of shape {feed[name].shape}; {self._rebuild}")
+            unknown = context.infer_shapes()
+            if unknown:
+                raise GlipError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
+            for name in (*engine.inputs, *engine.outputs):
+                array = self._cuda.pinned(tuple(context.get_tensor_shape(name)), engine.dtypes[name])
+                bound.staging[name] = array
+                bound.device[name] = self._cuda.allocate(array.nbytes)
+                context.set_tensor_address(name, bound.device[name])
+            self._cuda.synchronize(self._stream)
+        except BaseException:
+            self._free(bound)
+            raise
+        bound.stale.update(engine.inputs)
+        return bound
+
+    def _stage(self, bound: _Bound, feed: Mapping[str, NDArray[Any]]) -> None:
+        """Bring the inputs into page-locked memory; a prompt that is the last one is not uploaded again."""
+        for name in bound.inputs:
+            staging = bound.staging[name]
+            if name in PER_FRAME:
+                np.copyto(staging, feed[name], casting="same_kind")
+            elif bound.runs == 0 or not np.array_equal(staging, feed[name]):
+                np.copyto(staging, feed[name], casting="same_kind")
+                bound.stale.add(name)
+        for name in sorted(bound.stale.difference(PER_FRAME)):
+            self._cuda.upload(bound.device[name], bound.staging[name], self._stream)
+        bound.stale.clear()
+
+    def _enqueue(self, bound: _Bound) -> None:
+        def frame() -> None:
+            for name in bound.inputs:
+                if name in PER_FRAME:
+                    self._cuda.upload(bound.device[name], bound.staging[name], self._stream)
+            if not bound.context.execute_async_v3(self._stream):
+                raise GlipError(f"{self._record.flavour} could not run the engine; {self._rebuild} --overwrite")
+            for name in bound.staging:
+                if name not in bound.inputs:
+                    self._cuda.download(bound.staging[name], bound.device[name], self._stream)
+
+        if bound.runs == 1:
+            bound.graph = self._cuda.capture(self._stream, frame)
+        if bound.graph is None:
+            frame()
+        else:
+            self._cuda.launch(bound.graph, self._stream)
+
+    def _free(self, bound: _Bound) -> None:
+        if bound.graph is not None:
+            self._cuda.free_graph(bound.graph)
+        bound.context = None
+        for address in bound.device.values():
+            self._cuda.free(address)
+        for array in bound.staging.values():
+            self._cuda.free_pinned(array)
+
+
+def choose_engines(bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = None) -> tuple[Path, EngineRecord, Any]:
+    """Find engines of a bundle that may run here, fully checked, and the TensorRT that runs them.
+
+    Args:
+        bundle: the bundle.
+        folder: the engines, or their name below the bundle's `engines`; None takes the first that fit.
+        cuda: the GPU.
+        trt: see `TensorRTBackend`.
+
+    Raises:
+        GlipError: none, or why the only (or the last) ones cannot run here.
+    """
+    if folder is not None and not folder.is_dir() and (bundle.path / ENGINES / folder).is_dir():
+        folder = bundle.path / ENGINES / folder
+    folders = [folder] if folder is not None else find_engines(bundle.path)
+    refused = GlipError(_no_engines(bundle))
+    for candidate in folders:
+        try:
+            record = EngineRecord.read(candidate)
+            module = trt if trt is not None else _module(record.flavour)
+            machine = Machine(record.flavour, str(module.__version__), cuda.gpu, cuda.compute_capability)
+            record.check(candidate, bundle, machine)
+        except GlipError as error:
+            refused = error
+            continue
+        return candidate, record, module
+    raise refused
+
+
+def _no_engines(bundle: Bundle) -> str:
+    return f"bundle {bundle.path} has no engines; build them with glip-build {bundle.path}"
+
+
+def _module(flavour: str) -> Any:
+    import importlib
+
+    try:
+        module = importlib.import_module(MODULES[flavour])
+        module.__version__  # noqa: B018  # type stubs alone make an empty package
+    except (ImportError, OSError, AttributeError):
+        raise GlipError(f"{flavour} is not installed; pip install 'glip-deploy[{flavour}]'") from None
+    except KeyError:
+        raise GlipError(f'engines of "{flavour}" are unknown; upgrade with pip install -U glip-deploy') from None
+    return module
+
+
+_RUNTIMES: dict[str, tuple[Any, Any]] = {}
+"""By module: logger and runtime. TensorRT keeps the first logger of a process, and engines need their runtime."""
+_PLUGINS: set[tuple[str, str]] = set()
+"""Libraries already registered, by module and content."""
+_REGISTRY = threading.Lock()
+
+
+def _runtime(trt: Any, plugin: Path | None) -> Any:
+    """The runtime of a TensorRT module, with the plugin's creators registered, once a process."""
+    from glip_deploy.bundle import sha256_of
+
+    with _REGISTRY:
+        if trt.__name__ not in _RUNTIMES:
+            logger = trt.Logger(trt.Logger.ERROR)
+            trt.init_libnvinfer_plugins(logger, "")
+            _RUNTIMES[trt.__name__] = logger, trt.Runtime(logger)
+        if plugin is not None and (trt.__name__, digest := sha256_of(plugin)) not in _PLUGINS:
+            registry = trt.get_plugin_registry()
+            if registry.load_library(str(plugin)) is None:
+                raise GlipError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
+            _PLUGINS.add((trt.__name__, digest))
+        return _RUNTIMES[trt.__name__][1]
+
+
+def _pad(array: NDArray[Any], sizes: Mapping[int, int], value: int = 0) -> NDArray[Any]:
+    """Pad axes at their end to these sizes."""
+    widths = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(array.shape)]
+    return array if not any(after for _, after in widths) else np.pad(array, widths, constant_values=value)

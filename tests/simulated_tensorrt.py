@@ -1,0 +1,243 @@
+"""A CUDA and a TensorRT that run on the CPU: device memory is host memory, an engine is its ONNX graph.
+
+What a backend does with them is real: it allocates, copies by address, binds, sets shapes, captures and launches. What
+they would do differently on a GPU is not simulated.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+from glip_deploy.bundle import MANIFEST, sha256_of
+from glip_deploy.engine_record import EngineFile, EngineRecord
+from glip_deploy.errors import GlipError
+
+VERSION = "10.9.0"
+
+
+class SimulatedCuda:
+    """`glip_deploy.backends.cuda.Cuda`, in host memory."""
+
+    gpu, compute_capability = "Simulated GPU", 80
+
+    def __init__(self, graphs=True):
+        self.graphs = graphs
+        self.memory, self.arrays, self.streams, self.live_graphs = {}, {}, set(), set()
+        self.log = []
+        self.recording = None
+        self.depth = 0
+
+    @contextmanager
+    def active(self):
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+    def stream(self):
+        assert self.depth
+        self.streams.add(max(self.streams, default=0) + 1)
+        return max(self.streams)
+
+    def free_stream(self, stream):
+        self.streams.remove(stream)
+
+    def synchronize(self, stream):
+        assert stream in self.streams
+        assert self.recording is None
+
+    def allocate(self, size):
+        assert self.depth
+        assert self.recording is None
+        buffer = (ctypes.c_uint8 * max(size, 1))()
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    def free(self, address):
+        del self.memory[address]
+
+    def pinned(self, shape, dtype):
+        array = np.full(shape, 7, dtype)
+        self.arrays[array.ctypes.data] = array
+        return array
+
+    def free_pinned(self, array):
+        del self.arrays[array.ctypes.data]
+
+    def _do(self, name, work):
+        if self.recording is not None:
+            self.recording.append((name, work))
+        else:
+            self.log.append(name)
+            work()
+
+    def upload(self, target, source, stream):
+        assert stream in self.streams
+        assert source.ctypes.data in self.arrays
+        self._do("upload", lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
+
+    def download(self, target, source, stream):
+        assert target.ctypes.data in self.arrays
+        self._do("download", lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
+
+    def capture(self, stream, work):
+        self.recording = []
+        try:
+            work()
+            graph = tuple(self.recording)
+        except GlipError:
+            graph = None
+        finally:
+            self.recording = None
+        if not self.graphs or graph is None:
+            return None
+        self.live_graphs.add(graph)
+        return graph
+
+    def launch(self, graph, stream):
+        self.log.append("launch")
+        for _, work in graph:
+            work()
+
+    def free_graph(self, graph):
+        self.live_graphs.remove(graph)
+
+
+class SimulatedContext:
+    def __init__(self, engine):
+        self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, 0
+
+    def set_optimization_profile_async(self, index, stream):
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name, shape):
+        least, _, most = self.engine.profiles[self.profile][name]
+        legal = all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True))
+        if legal:
+            self.shapes[name] = tuple(shape)
+        return legal
+
+    def infer_shapes(self):
+        feed = {
+            row.name: np.zeros(self.shapes[row.name], self.engine.dtypes[row.name])
+            for row in self.engine.session.get_inputs()
+        }
+        if "image_sizes" in feed:
+            feed["image_sizes"][:] = feed["frames"].shape[1:3]
+        for (name, _), array in zip(self.engine.outputs.items(), self.engine.session.run(None, feed), strict=True):
+            self.shapes[name] = array.shape
+        return []
+
+    def get_tensor_shape(self, name):
+        return self.shapes[name]
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        def work():
+            feed = {}
+            for row in self.engine.session.get_inputs():
+                dtype, shape = self.engine.dtypes[row.name], self.shapes[row.name]
+                size = int(np.prod(shape)) * dtype.itemsize
+                feed[row.name] = np.frombuffer(ctypes.string_at(self.addresses[row.name], size), dtype).reshape(shape)
+            for name, array in zip(self.engine.outputs, self.engine.session.run(None, feed), strict=True):
+                ctypes.memmove(self.addresses[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
+
+        self.engine.cuda._do("execute", work)
+        return True
+
+
+class SimulatedEngine:
+    def __init__(self, cuda, graph, profiles):
+        import onnxruntime
+
+        kinds = {"tensor(uint8)": "u1", "tensor(int64)": "i8", "tensor(float)": "f4"}
+        self.cuda, self.profiles = cuda, profiles
+        self.session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        self.outputs = {row.name: row for row in self.session.get_outputs()}
+        rows = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.names = [row.name for row in rows]
+        self.dtypes = {row.name: np.dtype(kinds[row.type]) for row in rows}
+        self.num_io_tensors = len(rows)
+
+    def get_tensor_name(self, i):
+        return self.names[i]
+
+    def get_tensor_mode(self, name):
+        return "output" if name in self.outputs else "input"
+
+    def get_tensor_dtype(self, name):
+        return self.dtypes[name]
+
+    def create_execution_context(self):
+        return SimulatedContext(self)
+
+
+def simulated_tensorrt(cuda):
+    """A module like `tensorrt`; a plan file of `write_engines` names its graph."""
+    trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=VERSION, loaded=[])
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, plan):
+            profiles, graph = eval(plan.decode())  # written by write_engines
+            return SimulatedEngine(cuda, graph, profiles)
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, level):
+            pass
+
+    trt.Logger, trt.Runtime = Logger, Runtime
+    trt.TensorIOMode = SimpleNamespace(INPUT="input")
+    trt.nptype = lambda dtype: dtype
+    trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    trt.get_plugin_registry = lambda: SimpleNamespace(load_library=lambda path: trt.loaded.append(path) or 1)
+    return trt
+
+
+def write_engines(bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 256),) * 2, classes=(1, 4, 16), batch=1):
+    """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
+    folder = bundle.path / "engines" / name
+    folder.mkdir(parents=True)
+    axes = {"batch": (1, 1, batch), "height": sizes[0], "width": sizes[1], "classes": classes}
+    engines = {}
+    for graph in ("text", "image"):
+        rows = bundle.manifest["io"][graph]["inputs"]
+        profiles = []
+        for bucket in tokens:
+            ranges = {**axes, "tokens": bucket, **({"batch": (1, 1, 1)} if graph == "text" else {})}
+            profiles.append(
+                {
+                    row["name"]: tuple(
+                        tuple(side if isinstance(side, int) else ranges[side][i] for side in row["shape"])
+                        for i in range(3)
+                    )
+                    for row in rows
+                }
+            )
+        file = folder / f"{graph}.plan"
+        file.write_text(repr((tuple(profiles), str(bundle.path / f"{graph}.onnx"))))
+        engines[file.name] = EngineFile(sha256_of(file), file.stat().st_size, 1.0, (), (), tuple(profiles))
+    EngineRecord(
+        flavour="tensorrt",
+        version=VERSION,
+        compute_capability=80,
+        gpu="Simulated GPU",
+        precision="fp32",
+        form="native",
+        plugin=None,
+        manifest_sha256=sha256_of(bundle.path / MANIFEST),
+        options="--precision fp32",
+        engines=engines,
+    ).write(folder)
+    return folder
