@@ -16,7 +16,7 @@ from glip_deploy.errors import GlipError
 if TYPE_CHECKING:
     from glip_engines.builder import BuildOptions, BuildResult, Range
 
-__all__ = ["main"]
+__all__ = ["check_options", "main"]
 
 EXAMPLES = """\
 examples:
@@ -56,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(result, time.perf_counter() - started)
     print(result.path)
     return 0
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Read what `glip-build BUNDLE` would be given, before there is a bundle.
+
+    Raises:
+        GlipError: an option out of range, or TensorRT is not installed.
+        SystemExit: an option that does not exist (argparse has said so).
+    """
+    from glip_engines.trt import choose_flavour
+
+    choose_flavour(_options(_parser().parse_args(["BUNDLE", *options])).flavour)
 
 
 def _report(result: BuildResult, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ EXAMPLES = """\
 examples:
   glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/
   glip-export --model glip_large_model.pth --output glip_l/ --config configs/pretrain/glip_Swin_L.yaml
+  glip-export --model glip_t.pth --engine="--size 800x1344 --tokens 16,32"
 
 The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognised from the file. Every graph is
 compared with torch on a real picture before the bundle is delivered.
@@ -32,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.perf_counter()
     try:
+        if args.engine is not None:  # a mistake is said now, not after the export
+            from glip_engines.cli import check_options
+
+            check_options(_words(args.engine))
         from glip_export.bundle_writer import export_bundle, steps
 
         with _Progress(len(steps(args.precision)), args.quiet) as progress:
@@ -59,7 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if not args.quiet:
         _report(result, time.perf_counter() - started)
-    return 0
+    return 0 if args.engine is None else _build_engines(result.path, args)
+
+
+def _build_engines(bundle: Path, args: argparse.Namespace) -> int:
+    """Go on as `glip-build BUNDLE` would; the bundle is whole whatever comes of it."""
+    from glip_engines.cli import main as build
+
+    options = ["--quiet"] if args.quiet else []
+    return build([str(bundle), *_words(args.engine), *options])
+
+
+def _words(options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise GlipError(f"--engine is {options!r} ({error}); close the quotation mark") from None
 
 
 def _report(result: ExportResult, seconds: float) -> None:
@@ -146,6 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--raw-outputs", action="store_true", help="let the image graph also give logits, deltas and centerness"
+    )
+    parser.add_argument(
+        "--engine",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="then build TensorRT engines, with these options of glip-build (see glip-build --help)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--quiet", action="store_true", help="only errors")

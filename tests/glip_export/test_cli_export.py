@@ -57,6 +57,31 @@ def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
     assert [output.name for output in session.get_outputs()] == promised
 
 
+def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
+    from glip_engines.trt import Flavour, installed
+
+    target = tmp_path / "glip"
+    command = [*PROGRAM, "--model", tiny_checkpoint, "--output", target, "--quiet", "--engine"]
+    bad = subprocess.run([*command, "--flavour tensorrt-rt"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert bad.stderr.startswith('glip-export: error: flavour is "tensorrt-rt"; legal is tensorrt or tensorrt-rtx')
+    bad = subprocess.run([*command, "--size '64x64"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert "close the quotation mark" in bad.stderr
+    assert not target.exists()
+    if not installed(Flavour.RTX):
+        pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")
+    options = "--flavour tensorrt-rtx --arch SM80 --size 64x64 --tokens 16 --name here"
+    done = subprocess.run([*command, options], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{target / 'engines' / 'here'}\n"
+    assert sorted(file.name for file in (target / "engines" / "here").iterdir()) == [
+        "build.json",
+        "image.plan",
+        "text.plan",
+    ]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("step", [2, 3])
 def test_ctrl_c_leaves_nothing(tmp_path, tiny_checkpoint, step):
