@@ -1,6 +1,6 @@
 r"""Measure GLIP-nano on fresh scenes: AP of trained and of held-out objects, recall@1 of phrases in captions.
 
-    python examples/nano/evaluate.py examples/nano/glip_nano.pth build/demo/glip_nano --rounded fp16 \
+    python examples/nano/evaluate.py examples/nano/glip_nano.pth build/demo/glip_nano --rounded fp16 --scenes 60 \
         --output examples/nano/results.json
 
 A `.pth` runs in torch, a folder is a bundle and runs through `glip_deploy.Detector`; with `--rounded fp16` every bundle
