@@ -1,223 +1,267 @@
-"""Everything between a frame and its boxes, timed piece by piece on one backend."""
+"""One measurement: the same frames and prompt through every subject in turn, saved after every round."""
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from glip_bench.machine import describe_machine, versions
-from glip_bench.memory import peak_resident_bytes
-from glip_bench.stages import profile_image_branch
-from glip_bench.timing import measure_interleaved
+from glip_bench.agreement import compare_boxes
+from glip_bench.details import crop_to, time_prompts, time_resizing
+from glip_bench.gpu import describe_gpus
+from glip_bench.machine import describe_machine, processor, versions
+from glip_bench.memory import measure_peak
+from glip_bench.pace import follow
+from glip_bench.results import SCHEMA
+from glip_bench.subjects import Options, Piece, Subject, SubjectName, choose, open_subjects
+from glip_bench.timing import Timing
 from glip_deploy import image
-from glip_deploy.detections import select
-from glip_deploy.detector import Detector, EncodedPrompt
-from glip_deploy.prompt import thresholds
+from glip_deploy.bundle import Bundle
+from glip_deploy.errors import GlipError
+from glip_deploy.prompt import parse_prompt
+from glip_deploy.sources import open_source
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SCHEMA", "Settings", "crop_to", "run"]
+    from glip_deploy.detections import Detections
 
-SCHEMA = 1
-SECOND_PROMPT = ["forklift", "hard hat", "safety vest"]
+__all__ = ["Settings", "read_frames", "run"]
+
+FRAMES = 8
+PAUSE = 0.02  # seconds; threads that spin for more work after a run must not slow the next subject down
+PACED_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is measured."""
 
-    bundle: Path
-    picture: Path
+    options: Options
+    frames: str
+    """A picture, folder, glob or video; the first eight frames of it."""
     prompt: str | list[str]
+    subjects: tuple[str, ...] | None = None
+    """None for every one that can run."""
     frame_size: tuple[int, int] = (960, 1600)
-    """(height, width) of the frame, in pixels; 960x1600 is resized to 800x1333, a canvas of 800x1344."""
-    shortest_side: int = 800
-    longest_side: int | None = 1333
-    threshold: float = 0.5
-    runs: int = 7
-    threads: int | None = None
+    """(height, width) of the frames, in pixels; 960x1600 is resized to 800x1333, a canvas of 800x1344."""
+    rounds: int = 7
+    budget: float | None = None
+    """Seconds after which no further round begins; None for no limit."""
+    frame_rate: float | None = None
+    memory: bool = True
+    details: bool = True
+    """Blocks of the image branch, cost of prompts, resizing."""
 
 
-def crop_to(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Crop a picture's middle to the proportions of `size` (height, width) and resize it to that."""
-    height, width = picture.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    crop_h, crop_w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    top, left = (height - crop_h) // 2, (width - crop_w) // 2
-    return image.resize(np.ascontiguousarray(picture[top : top + crop_h, left : left + crop_w]), size)
+@dataclass
+class _Progress:
+    """What was measured of one subject."""
+
+    subject: Subject
+    found: Detections
+    """In the first frame."""
+    facts: dict[str, Any]
+    """For the result file."""
+    samples: dict[Piece, list[float]]
+    """Milliseconds of each piece, one a round."""
 
 
-def run(settings: Settings, on_step: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
-    """Measure and return a result file's content.
+def read_frames(spec: str, size: tuple[int, int], count: int = FRAMES) -> list[NDArray[np.uint8]]:
+    """Read the first frames of a source, each cropped and resized to (height, width).
 
     Raises:
-        GlipError: whatever `Detector` raises for its arguments; an unreadable picture.
+        GlipError: there is no such source, or not one frame in it.
     """
-    on_step("open the bundle")
-    frame = crop_to(image.load_image(settings.picture), settings.frame_size)
+    with open_source(spec, max_frames=count) as source:
+        frames = [crop_to(frame.image, size) for frame in source]
+    if not frames:
+        raise GlipError(f"{spec} gave no frames; name a picture, a folder of pictures or a video")
+    return frames
 
-    def open_detector(verify: bool) -> Detector:
-        return Detector.open(
-            settings.bundle,
-            shortest_side=settings.shortest_side,
-            longest_side=settings.longest_side,
-            threads=settings.threads,
-            cache_dir=cache,
-            verify=verify,
-        )
 
-    with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        detector = open_detector(verify=True)
-        opened = time.perf_counter() - start
-        on_step("encode prompts")
-        prompts, encoded = _prompts(detector, settings)
-        again = open_detector(verify=False)
-        start = time.perf_counter()
-        again.encode(settings.prompt)
-        prompts["known from an earlier run (disk)"] = time.perf_counter() - start
-        again.close()
-    on_step("first frame")
-    start = time.perf_counter()
-    detections = detector.detect(frame, encoded, settings.threshold, color="rgb")
-    first = time.perf_counter() - start
-    on_step(f"detection, {settings.runs} frames")
-    pieces, feed = _pieces(detector, frame, encoded, settings)
-    timings = measure_interleaved(pieces, settings.runs)
-    detector.close()
-    on_step("image branch by stage")
-    stages = profile_image_branch(detector.bundle, feed, max(2, settings.runs // 2), settings.threads)
-    on_step("resizing")
-    resizing = _resizing(settings)
-    on_step("peak memory")
-    peak = peak_resident_bytes(
-        settings.bundle,
-        settings.prompt,
-        settings.frame_size,
-        settings.shortest_side,
-        settings.longest_side,
-        settings.threads,
+def run(
+    settings: Settings,
+    save: Callable[[Mapping[str, Any]], None] = lambda result: None,
+    on_step: Callable[[str], None] = lambda step: None,
+    previous: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure and return a result file's content.
+
+    Args:
+        settings: see `Settings`.
+        save: given the result so far after every round and every later step.
+        on_step: told what begins.
+        previous: an interrupted run of the same settings, to be gone on with.
+
+    Raises:
+        GlipError: no frames, a subject unknown or absent, whatever a subject raises; `previous` is of other settings.
+    """
+    names, absent = choose(settings.subjects, settings.options)
+    frames = read_frames(settings.frames, settings.frame_size)
+    result = _header(settings, frames, names, absent)
+    if previous is not None:
+        _check_same(previous, result)
+        result["rounds_done"] = previous["rounds_done"]
+        result["subjects"] = previous["subjects"]
+        result |= {key: previous[key] for key in ("prompt_ms", "resize") if key in previous}
+    everyone: list[_Progress] = []
+    try:
+        for subject, seconds in open_subjects(names, settings.options, on_step):
+            known = result["subjects"].get(str(subject.name), {})
+            everyone.append(_begin(subject, seconds, frames[0], settings, known))
+            first = everyone[0]
+            agreement = compare_boxes(first.found, everyone[-1].found)
+            everyone[-1].facts["agreement"] = {"with": str(first.subject.name), **agreement.to_dict()}
+        _rounds(everyone, frames, settings, result, save, on_step)
+        for progress in everyone:
+            _finish(progress, frames, settings, on_step)
+            save(result)
+    finally:
+        for progress in everyone:
+            progress.subject.close()
+    for progress in everyone:  # closed by now: the processes have the machine to themselves
+        _memory(progress, settings, on_step)
+        save(result)
+    if settings.details and "prompt_ms" not in result:
+        on_step("prompts and resizing")
+        result["prompt_ms"] = time_prompts(settings.options, settings.prompt)
+        result["resize"] = time_resizing(frames[0], settings.options, settings.rounds)
+    result["complete"] = True
+    save(result)
+    return result
+
+
+def _header(
+    settings: Settings, frames: list[NDArray[np.uint8]], names: list[SubjectName], absent: dict[str, str]
+) -> dict[str, Any]:
+    bundle, options = Bundle.open(settings.options.bundle), settings.options
+    prompt = parse_prompt(settings.prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
+    canvas = image.canvas(
+        frames[:1], color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
     )
-    canvas = feed["frames"].shape
     return {
         "schema": SCHEMA,
         "kind": "detection",
+        "complete": False,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe_machine(),
+        "gpus": [gpu.to_dict() for gpu in describe_gpus()],
         "versions": versions(),
-        "subject": {
-            "backend": "onnxruntime-cpu",
-            "variant": detector.bundle.variant,
-            "precision": detector.bundle.manifest.get("precision"),
-            "checkpoint_sha256": detector.bundle.manifest["checkpoint"]["sha256"],
-            "threads": settings.threads,
+        "model": {
+            "variant": bundle.variant,
+            "fusion": bool(bundle.manifest["config"]["head"]["fusion"]),
+            "precision": bundle.manifest.get("precision"),
+            "checkpoint_sha256": bundle.manifest["checkpoint"]["sha256"],
+            "bundle": bundle.key,
         },
+        "prompt": settings.prompt,
+        "threshold": options.threshold,
+        "threads": options.threads,
         "shape": {
             "batch": 1,
             "frame": list(settings.frame_size),
-            "network": [int(canvas[1]), int(canvas[2])],
-            "tokens": int(feed["text_embedding"].shape[1]),
-            "classes": int(feed["class_map"].shape[1]),
+            "network": [int(side) for side in canvas.frames.shape[1:3]],
+            "tokens": len(prompt.input_ids),
+            "classes": len(prompt),
         },
+        "frames_sha256": hashlib.sha256(b"".join(frame.tobytes() for frame in frames)).hexdigest(),
+        "names": [str(name) for name in names],
+        "absent": absent,
+        "rounds_done": 0,
+        "subjects": {},
+    }
+
+
+def _check_same(previous: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise where an interrupted run cannot be gone on with."""
+    for what in ("machine", "versions", "model", "prompt", "threshold", "threads", "shape", "frames_sha256", "names"):
+        old, new = previous.get(what), now[what]
+        if what == "machine":
+            old, new = ({**side, "cpu": processor(side["cpu"])} for side in (old or new, new))
+        if old != new:
+            raise GlipError(f"--resume: the run in the file is of another {what.removesuffix('_sha256')}; start anew")
+
+
+def _begin(
+    subject: Subject, opened: float, frame: NDArray[np.uint8], settings: Settings, known: Mapping[str, Any]
+) -> _Progress:
+    """First prompt, first frame, and the boxes in it; of a run gone on with, its figures for these are kept."""
+    start = time.perf_counter()
+    subject.prepare(settings.prompt)
+    prepared = time.perf_counter()
+    found = subject.run(frame)
+    first = time.perf_counter() - prepared
+    facts = {
+        **subject.describe(),
         "open_seconds": round(opened, 3),
+        "first_prompt_seconds": round(prepared - start, 3),
         "first_frame_seconds": round(first, 3),
-        "detections": len(detections),
-        "prompt_ms": {name: round(seconds * 1e3, 3) for name, seconds in prompts.items()},
-        "frame_ms": {name: timing.to_dict() for name, timing in timings.items()},
-        "image_branch_stage_ms": {stage.value: round(seconds * 1e3, 3) for stage, seconds in stages.items()},
-        "resize": resizing,
-        "peak_resident_bytes": peak,
+        "detections": len(found),
+        **known,
     }
+    samples = {Piece(name): list(timing["samples"]) for name, timing in known.get("pieces_ms", {}).items()}
+    return _Progress(subject, found, facts, samples)
 
 
-def _prompts(detector: Detector, settings: Settings) -> tuple[dict[str, float], EncodedPrompt]:
-    """Time the text branch: a first prompt (which loads the graph), a second one, both again."""
-    seconds = {}
-
-    def timed(name: str, text: str | list[str]) -> EncodedPrompt:
-        start = time.perf_counter()
-        result = detector.encode(text)
-        seconds[name] = time.perf_counter() - start
-        return result
-
-    encoded = timed("first prompt (loads the text branch)", settings.prompt)
-    timed("second prompt", SECOND_PROMPT)
-    timed("first prompt again (memory)", settings.prompt)
-    return seconds, encoded
-
-
-def _pieces(
-    detector: Detector, frame: NDArray[np.uint8], encoded: EncodedPrompt, settings: Settings
-) -> tuple[dict[str, Callable[[], object]], dict[str, NDArray[Any]]]:
-    """Make one callable per piece of a frame's way, and the arrays that the image branch is given."""
-    content = image.canvas(
-        [frame], color="rgb", shortest_side=settings.shortest_side, longest_side=settings.longest_side
-    )
-    feed: dict[str, NDArray[Any]] = {
-        "frames": content.frames,
-        "image_sizes": content.image_sizes,
-        "text_embedding": np.ascontiguousarray(encoded.embedding)[None],
-        "text_mask": np.ones((1, encoded.embedding.shape[0]), np.int64),
-        "class_map": np.ascontiguousarray(encoded.prompt.class_map)[None],
-    }
-    backend = detector.backend
-    boxes, scores, labels = backend.detect(**feed)
-    limits = thresholds(encoded.prompt, settings.threshold)
-    sizes = [tuple(int(v) for v in sides[0]) for sides in (content.image_sizes, content.original_sizes)]
-
-    def suppress() -> object:
-        return select(
-            boxes[0],
-            scores[0],
-            labels[0],
-            thresholds=limits,
-            phrases=encoded.phrases,
-            image_size=(sizes[0][0], sizes[0][1]),
-            original_size=(sizes[1][0], sizes[1][1]),
-        )
-
-    return {
-        "resize and canvas": lambda: image.canvas(
-            [frame], color="rgb", shortest_side=settings.shortest_side, longest_side=settings.longest_side
-        ),
-        "image branch": lambda: backend.detect(**feed),
-        "threshold and NMS": suppress,
-        "whole frame": lambda: detector.detect(frame, encoded, settings.threshold, color="rgb"),
-    }, feed
-
-
-def _resizing(settings: Settings) -> list[dict[str, Any]]:
-    """Time exact and fast resizing from common video sizes, and say how far the pixels differ.
-
-    The picture is smaller than a video frame, and enlarging it would leave no detail to differ in: the difference is
-    measured on the picture itself, shrunk by the same factor.
-    """
-    picture = image.load_image(settings.picture)
-    rows = []
-    for height, width in ((720, 1280), (1080, 1920), (1440, 2560), (2160, 3840)):
-        frame = crop_to(picture, (height, width))
-        size = image.network_size(height, width, settings.shortest_side, settings.longest_side)
-        timings = measure_interleaved(
-            {method.value: partial(image.resize, frame, size, method) for method in image.Resize},
-            max(10, settings.runs),
-        )
-        shrunk = (max(1, round(picture.shape[0] * size[0] / height)), max(1, round(picture.shape[1] * size[1] / width)))
-        exact, fast = (image.resize(picture, shrunk, method).astype(np.int16) for method in image.Resize)
-        rows.append(
-            {
-                "from": [height, width],
-                "to": list(size),
-                "ms": {name: timing.to_dict() for name, timing in timings.items()},
-                "mean_difference_grey_levels": round(float(np.abs(exact - fast).mean()), 3),
+def _rounds(
+    everyone: Sequence[_Progress],
+    frames: Sequence[NDArray[np.uint8]],
+    settings: Settings,
+    result: dict[str, Any],
+    save: Callable[[Mapping[str, Any]], None],
+    on_step: Callable[[str], None],
+) -> None:
+    """A B A B ...: every subject once a round, all on the same frame."""
+    began = time.perf_counter()
+    for number in range(result["rounds_done"], settings.rounds):
+        over = settings.budget is not None and time.perf_counter() - began > settings.budget
+        if over and result["rounds_done"]:
+            on_step(f"out of time after {result['rounds_done']} rounds of {settings.rounds}")
+            break
+        on_step(f"round {number + 1} of {settings.rounds}")
+        for progress in everyone:
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            progress.subject.run(frames[number % len(frames)])
+            seconds = {**progress.subject.stages, Piece.WHOLE: time.perf_counter() - start}
+            for piece, value in seconds.items():
+                progress.samples.setdefault(piece, []).append(round(value * 1e3, 3))
+        for progress in everyone:
+            progress.facts["pieces_ms"] = {
+                str(piece): {**Timing.of([ms / 1e3 for ms in values]).to_dict(), "samples": values}
+                for piece, values in progress.samples.items()
             }
+            result["subjects"][str(progress.subject.name)] = progress.facts
+        result["rounds_done"] = number + 1
+        save(result)
+
+
+def _finish(
+    progress: _Progress, frames: Sequence[NDArray[np.uint8]], settings: Settings, on_step: Callable[[str], None]
+) -> None:
+    """What needs no taking of turns; each step only if an earlier run has not done it."""
+    subject, facts = progress.subject, progress.facts
+    if settings.frame_rate is not None and facts.get("frame_rate", {}).get("rate") != settings.frame_rate:
+        on_step(f"{subject.name} at {settings.frame_rate:g} frames a second")
+        count = max(3, round(settings.frame_rate * PACED_SECONDS))
+        pace = follow(lambda index: subject.run(frames[index % len(frames)]), settings.frame_rate, count)
+        facts["frame_rate"] = pace.to_dict()
+    if settings.details and "stages_ms" not in facts:
+        on_step(f"{subject.name} block by block")
+        stages = subject.profile(frames[0], max(1, min(3, settings.rounds // 2)))
+        facts["stages_ms"] = (
+            None if stages is None else {str(name): round(seconds * 1e3, 3) for name, seconds in stages.items()}
         )
-    return rows
+
+
+def _memory(progress: _Progress, settings: Settings, on_step: Callable[[str], None]) -> None:
+    if settings.memory and "peak_resident_bytes" not in progress.facts:
+        name = progress.subject.name
+        on_step(f"{name}: peak memory")
+        peak = measure_peak(name, settings.options, settings.prompt, settings.frame_size)
+        progress.facts |= {"peak_resident_bytes": peak.resident, "peak_device_bytes": peak.device}

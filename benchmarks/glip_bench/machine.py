@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_machine", "versions"]
+__all__ = ["describe_machine", "processor", "versions"]
 
 PACKAGES = ("glip-deploy", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers", "torch")
 
@@ -32,6 +32,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processor(name: str) -> str:
+    """Return a processor's name without its clock, which wanders from one reading to the next."""
+    return ", ".join(part for part in name.split(", ") if not part.endswith("GHz"))
 
 
 def _cpu_name() -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["engine_absence", "open_engine_subject"]
 
+BACKEND = "tensorrt"  # of glip_deploy; it serves both flavours
 PACKAGES = {SubjectName.TENSORRT: "tensorrt", SubjectName.TENSORRT_RTX: "tensorrt_rtx"}
 
 
@@ -30,14 +31,14 @@ def engine_absence(name: SubjectName, bundle: Path) -> str | None:
         return f"the package {PACKAGES[name]} is not installed; pip install 'glip-deploy[{name}]'"
     if not describe_gpus():
         return "there is no NVIDIA GPU here"
+    if BACKEND not in BACKENDS:
+        return f"this glip-deploy has no {BACKEND} backend; it has {', '.join(BACKENDS)}"
     try:
         flavours = {record.flavour for _, record in read_records(bundle)}
     except GlipError as error:
         return str(error)
     if name not in flavours:
         return f"the bundle has no engines for it; glip-build {bundle} --flavour {name}"
-    if name not in BACKENDS:
-        return f"this glip-deploy has no {name} backend; it has {', '.join(BACKENDS)}"
     return None
 
 
@@ -49,5 +50,8 @@ def open_engine_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
     """
     from glip_bench.subject_onnx import BundleSubject
     from glip_deploy.backends import open_backend
+    from glip_deploy.engine_record import read_records
 
-    return BundleSubject(name, options, bundle, open_backend(str(name), bundle, options.threads), "cuda")
+    folder, record = next((folder, record) for folder, record in read_records(bundle.path) if record.flavour == name)
+    backend = open_backend(BACKEND, bundle, options.threads, folder)
+    return BundleSubject(name, options, bundle, backend, "cuda", record.precision)

@@ -56,11 +56,20 @@ def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> Bu
 class BundleSubject:
     """A bundle in a backend; the text embedding is computed once per prompt. See `Subject`."""
 
-    def __init__(self, name: SubjectName, options: Options, bundle: Bundle, backend: Backend, device: str) -> None:
+    def __init__(
+        self,
+        name: SubjectName,
+        options: Options,
+        bundle: Bundle,
+        backend: Backend,
+        device: str,
+        precision: str | None = None,
+    ) -> None:
         self.name = name
         self.options = options
         self.stages: Mapping[Piece, float] = {}
         self._bundle, self._backend, self._device = bundle, backend, device
+        self._precision = precision or str(bundle.manifest.get("precision", "fp32"))
         self._tokenizer = bundle.tokenizer()
         self._prompt: Prompt | None = None
         self._embedding: NDArray[np.float32] = np.zeros((0, 0), np.float32)
@@ -99,7 +108,7 @@ class BundleSubject:
         """See `Subject`."""
         return {
             "device": self._device,
-            "precision": str(self._bundle.manifest.get("precision", "fp32")),
+            "precision": self._precision,
             "tokens": int(self._embedding.shape[0]),
         }
 
@@ -214,6 +223,9 @@ class _ProviderBackend:
             return list(session.run(outputs, feed))
         except Exception as error:  # the library's own exception types are not public
             raise GlipError(f"ONNX Runtime failed with {self._provider}: {_line(error)}") from None
+
+    def clone(self) -> _ProviderBackend:
+        return _ProviderBackend(self._bundle, self._provider)
 
     def close(self) -> None:
         self._image = self._text = None

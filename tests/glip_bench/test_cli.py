@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
-from glip_bench.cli import main, render
+from glip_bench.cli import main
+from glip_bench.render import render
+from glip_bench.results import read_result
 from glip_bench.stages import Stage
 
 ARGUMENTS = ["--frame", "120x90", "--shortest-side", "96", "--runs", "2", "--prompt", "person. dog", "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def result(tiny_bundle, tmp_path_factory):
+def file(tiny_bundle, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "result.json"
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, "--json", str(file)]) == 0
-    return json.loads(file.read_text())
+    extra = ["--checkpoint", str(tiny_checkpoint), "--threshold", "0.2"]
+    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra, "--json", str(file)]) == 0
+    return file
+
+
+@pytest.fixture(scope="module")
+def result(file):
+    return read_result(file)
 
 
 def test_a_result_says_what_was_measured_on_what(result):
-    assert result["kind"] == "detection" and result["schema"] == 1
+    assert result["kind"] == "detection" and result["schema"] == 2 and result["complete"]
     assert result["shape"] == {"batch": 1, "frame": [90, 120], "network": [96, 128], "tokens": 5, "classes": 2}
-    assert result["subject"]["variant"] == "GLIP (custom)" and len(result["subject"]["checkpoint_sha256"]) == 64
+    assert result["model"]["variant"] == "GLIP (custom)" and result["model"]["fusion"]
+    assert len(result["model"]["checkpoint_sha256"]) == 64
     assert result["machine"]["cores"] >= 1 and "onnxruntime" in result["versions"]
-    for timing in result["frame_ms"].values():
-        assert timing["runs"] == 2 and 0 < timing["minimum"] <= timing["median"] <= timing["maximum"]
-    whole = result["frame_ms"]["whole frame"]["median"]
-    assert whole > result["frame_ms"]["threshold and NMS"]["minimum"]
-    assert 30e6 < result["peak_resident_bytes"] < 2e9
 
 
-def test_every_stage_of_the_network_took_time(result):
-    stages = result["image_branch_stage_ms"]
+def test_every_subject_is_timed_and_finds_the_same(result):
+    assert list(result["subjects"]) == ["torch-official", "torch", "onnxruntime-cpu"]
+    for facts in result["subjects"].values():
+        for timing in facts["pieces_ms"].values():
+            assert timing["runs"] == len(timing["samples"]) == 2
+            assert 0 < timing["minimum"] <= timing["median"] <= timing["p99"] <= timing["maximum"]
+        agreement = facts["agreement"]
+        assert agreement["with"] == "torch-official"
+        assert agreement["matched"] == agreement["of"] == agreement["found"] == facts["detections"] > 0
+        assert facts["peak_resident_bytes"] > 30e6 and facts["peak_device_bytes"] is None
+    assert "text branch" in result["subjects"]["torch-official"]["pieces_ms"]
+    assert "text branch" not in result["subjects"]["torch"]["pieces_ms"]
+
+
+def test_memory_is_of_the_subject_alone(result):
+    peaks = {name: facts["peak_resident_bytes"] for name, facts in result["subjects"].items()}
+    assert peaks["onnxruntime-cpu"] < peaks["torch"] / 2  # torch's libraries alone are larger
+
+
+def test_every_block_of_the_network_took_time(result):
+    stages = result["subjects"]["onnxruntime-cpu"]["stages_ms"]
     assert list(stages) == [stage.value for stage in Stage]
     assert all(ms > 0 for ms in stages.values())
 
@@ -46,8 +68,59 @@ def test_a_known_prompt_costs_next_to_nothing(result):
 
 def test_the_table_has_every_row(result):
     shown = render(result)
-    for part in ("image branch", "Swin", "second prompt", "1920x1080", "frames per second", "peak resident memory"):
+    for part in ("image branch", "Swin", "second prompt", "1920x1080", "p99", "FPS", "peak resident memory"):
         assert part in shown
+    found = result["subjects"]["torch"]["detections"]
+    assert f"{found} of {found}" in shown
+    assert "not here: onnxruntime-tensorrt: onnxruntime has no TensorrtExecutionProvider here" in shown
+
+
+def test_an_interrupted_run_goes_on(tiny_bundle, tmp_path, monkeypatch, capsys):
+    from glip_bench import detection
+
+    saved = tmp_path / "result.json"
+    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--runs", "4", "--no-details", "--json", str(saved)]
+    sleep = iter([None, None])
+
+    def interrupt(seconds):
+        if next(sleep, 0) == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detection.time, "sleep", interrupt)
+        assert main(arguments) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    partial = read_result(saved)
+    assert partial["rounds_done"] == 2 and not partial["complete"]
+    kept = partial["subjects"]["onnxruntime-cpu"]["pieces_ms"]["whole frame"]["samples"]
+    assert "interrupted: not everything was measured" in render(partial)
+    assert main([*arguments, "--resume"]) == 0
+    whole = read_result(saved)
+    assert whole["complete"] and whole["rounds_done"] == 4
+    samples = whole["subjects"]["onnxruntime-cpu"]["pieces_ms"]["whole frame"]["samples"]
+    assert len(samples) == 4 and samples[:2] == kept
+    assert main([*arguments, "--resume", "--prompt", "dog"]) == 1
+    assert "--resume: the run in the file is of another prompt" in capsys.readouterr().err
+
+
+def test_a_camera_too_fast_loses_frames(tiny_bundle, capsys):
+    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--no-details", "--no-memory", "--frame-rate", "1000"]
+    assert main(arguments) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("   no"))
+    taken, dropped = (int(cell) for cell in row.split()[1:3])
+    assert taken >= 3 and taken + dropped >= 3000
+
+
+def test_no_round_begins_out_of_time(tiny_bundle, tmp_path):
+    from glip_bench.detection import Settings, run
+    from glip_bench.subjects import Options
+    from glip_export.verify import PICTURE
+
+    options = Options(tiny_bundle, shortest_side=96)
+    settings = Settings(
+        options, str(PICTURE), "dog", frame_size=(90, 120), rounds=50, budget=0.0, memory=False, details=False
+    )
+    assert run(settings)["rounds_done"] == 1
 
 
 @pytest.mark.parametrize(
@@ -58,6 +131,12 @@ def test_the_table_has_every_row(result):
         (["--json", "."], "is a folder"),
         (["--prompt", " . "], "no words"),
         (["--longest-side", "-5"], "longest_side is -5"),
+        (["--subjects", "tflite"], '"tflite" is unknown; legal are torch-official'),
+        (["--subjects", "torch"], "subject torch cannot run: it runs the released weights; name them with --check"),
+        (["--subjects", ","], "no subjects are named"),
+        (["--frames", "."], "holds no pictures"),
+        (["--resume"], "name it with --json"),
+        (["--resume", "--json", "none.json"], "result none.json cannot be read"),
     ],
 )
 def test_errors_are_one_line(tiny_bundle, capsys, monkeypatch, tmp_path, extra, said):
@@ -76,7 +155,17 @@ def test_a_changed_bundle_is_refused(tiny_bundle, tmp_path, capsys):
     assert "was changed after the export" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("extra", [["--frame", "big"], ["--frame", "0x5"], ["--runs", "0"], ["--threads", "x"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--frame", "big"],
+        ["--frame", "0x5"],
+        ["--runs", "0"],
+        ["--threads", "x"],
+        ["--frame-rate", "0"],
+        ["--threshold", "2"],
+    ],
+)
 def test_bad_usage_is_status_2(capsys, extra):
     with pytest.raises(SystemExit) as caught:
         main(["--model", "x", *extra])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from glip_bench.detection import crop_to
+from glip_bench.details import crop_to
 from glip_bench.machine import describe_machine, versions
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from glip_bench.agreement import compare_boxes
-from glip_bench.detection import crop_to
+from glip_bench.details import crop_to
 from glip_bench.stages import Stage
 from glip_bench.subjects import Options, Piece, SubjectName, absence, choose, open_subjects
 

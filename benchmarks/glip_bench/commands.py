@@ -1,0 +1,143 @@
+"""What glip-bench's options set in motion."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glip_deploy.errors import GlipError
+
+__all__ = ["dispatch"]
+
+Step = Callable[[str], None]
+
+# `make demo` leaves them there.
+QUICK_BUNDLES = ("build/demo/glip_nano", "build/glip_nano", "build/demo/glip_t", "build/glip_t")
+QUICK_SECONDS = 20.0  # of rounds; opening and measuring the memory take about as long again
+
+
+def dispatch(args: argparse.Namespace, on_step: Step) -> tuple[str, int]:
+    """Do what the options ask for.
+
+    Args:
+        args: of the program's parser.
+        on_step: told what begins.
+
+    Returns:
+        (text for stdout, exit status).
+
+    Raises:
+        GlipError: anything the user can put right.
+    """
+    from glip_bench.results import check_target
+
+    check_target(args.json)
+    if args.resume and args.json is None:
+        raise GlipError("--resume goes on with the run in a result file; name it with --json FILE")
+    if args.floor is not None:
+        return _floor(args), 0
+    return _measure(args, on_step)
+
+
+def _measure(args: argparse.Namespace, on_step: Step) -> tuple[str, int]:
+    from glip_bench.detection import run
+    from glip_bench.render import render
+    from glip_bench.results import read_result, write_result
+
+    previous = read_result(args.json) if args.resume else None
+    if previous is not None and previous["complete"]:
+        on_step(f"{args.json} is complete; only what it lacks is measured")
+
+    def save(result: Mapping[str, Any]) -> None:
+        if args.json is not None:
+            write_result(args.json, result)
+
+    return render(run(_settings(args), save, on_step, previous)), 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from glip_bench.detection import Settings
+    from glip_bench.subjects import Options
+
+    if args.longest_side < 0:
+        raise GlipError(f"longest_side is {args.longest_side}; legal is 1 or more pixels, or 0 for no limit")
+    options = Options(
+        bundle=_bundle(args),
+        checkpoint=args.checkpoint,
+        shortest_side=args.shortest_side or (320 if args.quick else 800),
+        longest_side=args.longest_side or None,
+        threshold=args.threshold,
+        threads=args.threads,
+    )
+    return Settings(
+        options=options,
+        frames=args.frames if args.frames is not None else str(_own_picture()),
+        prompt=args.prompt,
+        subjects=None if args.subjects is None else tuple(s.strip() for s in args.subjects.split(",") if s.strip()),
+        frame_size=args.frame,
+        rounds=args.runs or (5 if args.quick else 7),
+        budget=QUICK_SECONDS if args.quick else None,
+        frame_rate=args.frame_rate,
+        memory=not args.no_memory,
+        details=not (args.no_details or args.quick),
+    )
+
+
+def _bundle(args: argparse.Namespace) -> Path:
+    if args.model is not None:
+        return Path(args.model)
+    if not args.quick:
+        raise GlipError("no model is named; give the bundle that glip-export wrote with --model DIR")
+    for place in QUICK_BUNDLES:
+        if (Path(place) / "manifest.json").is_file():
+            return Path(place)
+    raise GlipError(f"--quick finds no bundle in {', '.join(QUICK_BUNDLES)}; run `make demo`, or name one with --model")
+
+
+def _own_picture() -> Path:
+    """Find the photograph that travels with glip-export, without importing torch."""
+    from importlib.util import find_spec
+
+    spec = find_spec("glip_export")
+    if spec is None or not spec.submodule_search_locations:
+        raise GlipError("glip_export and its picture are not installed; name one with --frames")
+    return Path(spec.submodule_search_locations[0]) / "data" / "picture.jpg"
+
+
+def _floor(args: argparse.Namespace) -> str:
+    """Count the work of one frame and say how fast a machine could do it."""
+    from dataclasses import asdict
+
+    from glip_bench.floor import Shape, by_stage, count_image_branch, floor_of, hardware, measure_cpu
+    from glip_bench.render import render_floor
+    from glip_bench.results import write_result
+    from glip_deploy import Bundle
+    from glip_deploy.image import network_size
+    from glip_deploy.prompt import parse_prompt
+
+    machine = None if args.floor.lower() == "cpu" else hardware(args.floor)  # a wrong name fails before the work
+    bundle = Bundle.open(_bundle(args))
+    prompt = parse_prompt(args.prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
+    resized = network_size(args.frame[0], args.frame[1], args.shortest_side or 800, args.longest_side or None)
+    height, width = (-(-side // 32) * 32 for side in resized)
+    shape = Shape(height, width, tokens=len(prompt.input_ids), classes=len(prompt))
+    work = count_image_branch(bundle, shape)
+    machine = machine or measure_cpu()
+    precision = "fp32" if machine.name == "cpu" else "fp16"
+    result = {
+        "kind": "floor",
+        "variant": bundle.variant,
+        "shape": asdict(shape),
+        "gmac_by_stage": {stage.value: round(macs / 1e9, 3) for stage, macs in by_stage(work).items()},
+        "weights": sum(one.weights for one in work),
+        "hardware": asdict(machine),
+        "precision": precision,
+        "floor_ms": {
+            name: round(seconds * 1e3, 4) for name, seconds in asdict(floor_of(work, shape, machine, precision)).items()
+        },
+    }
+    if args.json is not None:
+        write_result(args.json, result)
+    return render_floor(result)
