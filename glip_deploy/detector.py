@@ -14,6 +14,7 @@ from glip_deploy import image
 from glip_deploy.backends import Backend, open_backend
 from glip_deploy.bundle import Bundle
 from glip_deploy.detections import Detections, select
+from glip_deploy.device_frame import DeviceCanvas, device_canvas, is_on_device
 from glip_deploy.errors import GlipError
 from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
 from glip_deploy.prompt_cache import PromptCache, default_cache_dir
@@ -164,7 +165,7 @@ class Detector:
 
     def detect(
         self,
-        frame: NDArray[Any],
+        frame: NDArray[Any] | Any,
         prompt: EncodedPrompt | PromptText | Prompt,
         threshold: Threshold = 0.5,
         *,
@@ -173,7 +174,9 @@ class Detector:
         """Find what the prompt names in one frame.
 
         Args:
-            frame: (H, W, 3) uint8; grey, alpha and 16 bit are converted.
+            frame: (H, W, 3) uint8; grey, alpha and 16 bit are converted. With TensorRT also one that is in GPU
+                memory already ((H, W, 3 or 4) uint8 with a `__cuda_array_interface__`: PyCUDA, CuPy, PyTorch), which
+                is resized there, always exactly.
             prompt: from `encode`; anything `encode` takes is encoded first (at no cost the second time).
             threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
             color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,
@@ -186,7 +189,7 @@ class Detector:
 
     def detect_batch(
         self,
-        frames: Sequence[NDArray[Any]],
+        frames: Sequence[NDArray[Any] | Any],
         prompt: EncodedPrompt | PromptText | Prompt,
         threshold: Threshold = 0.5,
         *,
@@ -201,20 +204,21 @@ class Detector:
             return []
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         limits = thresholds(encoded.prompt, threshold)
-        canvas = image.canvas(
-            frames,
-            color=color,
-            shortest_side=self.shortest_side,
-            longest_side=self.longest_side,
-            method=self.resize,
-        )
+        canvas: image.Canvas | DeviceCanvas
+        pixels: NDArray[np.uint8] | DeviceCanvas
+        short, long = self.shortest_side, self.longest_side
+        if any(is_on_device(frame) for frame in frames):
+            canvas = pixels = device_canvas(frames, color=color, shortest_side=short, longest_side=long)
+        else:
+            canvas = image.canvas(frames, color=color, shortest_side=short, longest_side=long, method=self.resize)
+            pixels = canvas.frames
         batch = len(frames)
 
         def repeat(array: NDArray[Any]) -> NDArray[Any]:
             return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
 
         boxes, scores, labels = self.backend.detect(
-            canvas.frames,
+            pixels,
             canvas.image_sizes,
             repeat(encoded.embedding),
             np.ones((batch, encoded.embedding.shape[0]), np.int64),

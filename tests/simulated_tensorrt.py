@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from glip_deploy import image
 from glip_deploy.bundle import MANIFEST, sha256_of
 from glip_deploy.engine_record import EngineFile, EngineRecord
 from glip_deploy.errors import GlipError
@@ -83,6 +84,22 @@ class SimulatedCuda:
         assert target.ctypes.data in self.arrays
         self._do("download", lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
 
+    def resize(self, frame, red, canvas, canvas_size, size, stream):
+        """The kernel itself is tested in test_device_frame.py."""
+        assert stream in self.streams
+        assert self.recording is None
+        self.log.append("resize")
+        memory = np.frombuffer(ctypes.string_at(frame.address, frame.height * frame.row_bytes), np.uint8)
+        picture = np.lib.stride_tricks.as_strided(
+            memory, (frame.height, frame.width, 3), (frame.row_bytes, frame.channels, 1)
+        )
+        order = "rgb" if red == 0 else "bgr"
+        out = np.zeros((*canvas_size, 3), np.uint8)
+        out[: size[0], : size[1]] = image.canvas(
+            [np.ascontiguousarray(picture)], color=order, shortest_side=min(size), longest_side=max(size)
+        ).frames[0, : size[0], : size[1]]
+        ctypes.memmove(canvas, out.ctypes.data, out.nbytes)
+
     def capture(self, stream, work):
         self.recording = []
         try:
@@ -104,6 +121,24 @@ class SimulatedCuda:
 
     def free_graph(self, graph):
         self.live_graphs.remove(graph)
+
+
+class SimulatedDeviceArray:
+    """A picture in "GPU memory", as CuPy and others present one."""
+
+    def __init__(self, picture, row_bytes=None, stream=None):
+        height, width, channels = picture.shape
+        row_bytes = row_bytes or width * channels
+        self.memory = np.zeros((height, row_bytes), np.uint8)
+        self.memory[:, : width * channels] = picture.reshape(height, -1)
+        self.__cuda_array_interface__ = {
+            "data": (self.memory.ctypes.data, False),
+            "shape": picture.shape,
+            "strides": None if row_bytes == width * channels else (row_bytes, channels, 1),
+            "typestr": "|u1",
+            "version": 3,
+            "stream": stream,
+        }
 
 
 class SimulatedContext:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle import Bundle
+    from glip_deploy.device_frame import DeviceCanvas
 
 __all__ = ["BACKENDS", "Backend", "open_backend"]
 
@@ -28,7 +29,7 @@ class Backend(Protocol):
 
     def detect(
         self,
-        frames: NDArray[np.uint8],
+        frames: NDArray[np.uint8] | DeviceCanvas,
         image_sizes: NDArray[np.int64],
         text_embedding: NDArray[np.float32],
         text_mask: NDArray[np.int64],
@@ -38,6 +39,9 @@ class Backend(Protocol):
 
         image_sizes (B, 2), text_embedding (B, T, D), text_mask (B, T), class_map (B, C, T). Boxes are xyxy in
         pixels of the resized picture; a slot with score 0 is empty.
+
+        Raises:
+            GlipError: frames in GPU memory that this engine cannot read.
         """
         ...
 

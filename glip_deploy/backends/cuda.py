@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,12 @@ from glip_deploy.errors import GlipError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Cuda"]
+    from glip_deploy.device_frame import DeviceFrame
+
+__all__ = ["Cuda", "compile_kernel"]
+
+BLOCK = (32, 8)
+"""Threads of a block, across and down."""
 
 INSTALL = "pip install cuda-python (or 'glip-deploy[tensorrt]')"
 
@@ -58,6 +64,7 @@ class Cuda:
         self._context = current
         number = self._call(runtime.cudaGetDevice())
         properties = self._call(runtime.cudaGetDeviceProperties(number))
+        self._resize: Any = None
         self.gpu = properties.name.rstrip(b"\0").decode(errors="replace")
         self.compute_capability = 10 * int(properties.major) + int(properties.minor)
 
@@ -153,3 +160,85 @@ class Cuda:
     def free_graph(self, graph: Any) -> None:
         """Give a recorded graph back."""
         self._call(self._runtime.cudaGraphExecDestroy(graph))
+
+    def resize(
+        self,
+        frame: DeviceFrame,
+        red: int,
+        canvas: int,
+        canvas_size: tuple[int, int],
+        size: tuple[int, int],
+        stream: int,
+    ) -> None:
+        """Enqueue `resize.cu`: a frame in GPU memory, resized as Pillow does, to the top left of a BGR canvas.
+
+        Args:
+            frame: the picture.
+            red: place of red in its pixels, 0 or 2.
+            canvas: address of (height, width, 3) bytes.
+            canvas_size: its height and width.
+            size: height and width of the resized picture; zero around it.
+            stream: where.
+
+        Raises:
+            GlipError: no NVRTC to compile the kernel with.
+        """
+        import ctypes
+
+        if self._resize is None:
+            self._resize = self._kernel(Path(__file__).with_name("resize.cu"), b"glip_resize")
+        numbers = ctypes.c_int
+        arguments = (
+            (ctypes.c_void_p, frame.address),
+            (ctypes.c_longlong, frame.row_bytes),
+            (numbers, frame.height),
+            (numbers, frame.width),
+            (numbers, frame.channels),
+            (numbers, red),
+            (ctypes.c_void_p, canvas),
+            *((numbers, side) for side in (*canvas_size, *size)),
+        )
+        values, kinds = tuple(value for _, value in arguments), tuple(kind for kind, _ in arguments)
+        blocks = (-(-canvas_size[1] // BLOCK[0]), -(-canvas_size[0] // BLOCK[1]))
+        launch = self._driver.cuLaunchKernel
+        self._call(launch(self._resize, *blocks, 1, *BLOCK, 1, 0, stream, (values, kinds), 0))
+
+    def _kernel(self, source: Path, name: bytes) -> Any:
+        module = self._call(self._driver.cuModuleLoadData(compile_kernel(source, self.compute_capability)))
+        return self._call(self._driver.cuModuleGetFunction(module, name))
+
+
+def compile_kernel(source: Path, compute_capability: int) -> bytes:
+    """Compile a CUDA file that includes nothing, with NVRTC; needs no GPU.
+
+    Args:
+        source: the file.
+        compute_capability: 80 for 8.0.
+
+    Returns:
+        Machine code (a cubin).
+
+    Raises:
+        GlipError: no NVRTC here, or none for this GPU.
+    """
+    try:
+        from cuda.bindings import nvrtc
+
+        error, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
+    except (ImportError, RuntimeError, OSError):
+        raise GlipError(
+            "NVRTC, which compiles the GPU's resize, is not installed;"
+            " pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 for CUDA 12)"
+        ) from None
+    options = [f"--gpu-architecture=sm_{compute_capability}".encode(), b"--std=c++17"]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if int(error) != 0:
+        raise GlipError(
+            f"NVRTC cannot compile {source.name} for SM{compute_capability} ({error.name});"
+            " install the nvidia-cuda-nvrtc of a CUDA version that knows this GPU"
+        )
+    _, size = nvrtc.nvrtcGetCUBINSize(program)
+    code = bytes(size)
+    nvrtc.nvrtcGetCUBIN(program, code)
+    nvrtc.nvrtcDestroyProgram(program)
+    return code

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the default that works everywhere."""
+"""ONNX Runtime: on the CPU the default that works everywhere; glip-bench also measures its GPU providers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,31 @@ from glip_deploy.errors import GlipError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from glip_deploy.device_frame import DeviceCanvas
+
 __all__ = ["OnnxRuntimeBackend"]
 
 OLDEST = (1, 25)
 
+CPU = "CPUExecutionProvider"
+
 
 class OnnxRuntimeBackend:
-    """Two sessions. The text branch is loaded by the first prompt that is not in a cache."""
+    """Two sessions. The text branch is loaded by the first prompt that is not in a cache.
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    Args:
+        bundle: the bundle.
+        threads: CPU threads.
+        providers: execution providers; what the first does not take goes to the next, and last to the CPU.
+
+    Raises:
+        GlipError: ONNX Runtime is missing or too old, cannot load the graph, or does without the first provider.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, providers: tuple[str, ...] = (CPU,)) -> None:
         self._bundle = bundle
         self._threads = threads
+        self._providers = providers
         self._lock = threading.Lock()
         self._closed = False
         self._text: Any = None
@@ -46,10 +60,17 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self._threads
         path = self._bundle.path / graph
         try:
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=list(dict.fromkeys((*self._providers, CPU)))
+            )
         except Exception as error:  # the library's own exception types are not public
             reason = _first_line(error)
             raise GlipError(f"ONNX Runtime cannot load {path}: {reason}; export the bundle again") from None
+        if self._providers[0] not in session.get_providers():
+            raise GlipError(
+                f"ONNX Runtime fell back from {self._providers[0]}; check that CUDA's libraries can be found"
+            )
+        return session
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
@@ -64,13 +85,17 @@ class OnnxRuntimeBackend:
 
     def detect(
         self,
-        frames: NDArray[np.uint8],
+        frames: NDArray[np.uint8] | DeviceCanvas,
         image_sizes: NDArray[np.int64],
         text_embedding: NDArray[np.float32],
         text_mask: NDArray[np.int64],
         class_map: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """See `Backend.detect`."""
+        if not isinstance(frames, np.ndarray):
+            raise GlipError(
+                "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
+            )
         feed = {
             "frames": frames,
             "image_sizes": image_sizes,
@@ -95,7 +120,7 @@ class OnnxRuntimeBackend:
         if self._closed:
             raise GlipError("this detector is closed; open it again with Detector.open")
         twin = object.__new__(OnnxRuntimeBackend)
-        twin._bundle, twin._threads = self._bundle, self._threads
+        twin._bundle, twin._threads, twin._providers = self._bundle, self._threads, self._providers
         twin._lock, twin._closed = threading.Lock(), False
         twin._text, twin._image = self._text, self._image
         return twin

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX: engines that `glip-build` made, on the GPU they were made for.
 
-Frames go through page-locked memory on a stream of the backend's own. The first frame of a shape runs plainly, the
-second is recorded as a CUDA graph, later ones replay it: upload, network and download are one launch. What belongs to
-the prompt is uploaded when it changes, which no engine has to be built for.
+Frames go through page-locked memory on a stream of the backend's own, or are resized where they are on the GPU. The
+first frame of a shape runs plainly, the second is recorded as a CUDA graph, later ones replay it: upload, network and
+download are one launch. What belongs to the prompt is uploaded when it changes, which no engine has to be built for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from glip_deploy.backends.cuda import Cuda
     from glip_deploy.bundle import Bundle
+    from glip_deploy.device_frame import DeviceCanvas
+
+    _Feed = Mapping[str, NDArray[Any] | DeviceCanvas]
 
 __all__ = ["TensorRTBackend", "choose_engines"]
 
@@ -39,13 +42,12 @@ class _Bound:
 
     context: Any
     staging: dict[str, NDArray[Any]]
-    """Page-locked, by input and output."""
+    """Page-locked, by input and output; frames that are on the GPU have none."""
     device: dict[str, int]
     inputs: tuple[str, ...]
+    """Inputs of the engine, in its order."""
     runs: int = 0
     graph: Any = None
-    stale: set[str] = field(default_factory=set)
-    """Inputs whose staging is newer than the device's copy."""
 
 
 class _Engine:
@@ -132,7 +134,7 @@ class TensorRTBackend:
 
     def detect(
         self,
-        frames: NDArray[np.uint8],
+        frames: NDArray[np.uint8] | DeviceCanvas,
         image_sizes: NDArray[np.int64],
         text_embedding: NDArray[np.float32],
         text_mask: NDArray[np.int64],
@@ -160,16 +162,21 @@ class TensorRTBackend:
                 f" build again: {self._rebuild} --classes 1:8:{classes}"
             )
         if len(frames) > most[0]:  # more frames than fit go one after the other
+            parts = (slice(start, start + most[0]) for start in range(0, len(frames), most[0]))
             results = [
-                self.detect(frames[part], image_sizes[part], text_embedding[part], text_mask[part], class_map[part])
-                for part in (slice(start, start + most[0]) for start in range(0, len(frames), most[0]))
+                self.detect(_part(frames, i), image_sizes[i], text_embedding[i], text_mask[i], class_map[i])
+                for i in parts
             ]
             boxes, scores, labels = zip(*results, strict=True)
             return np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
         batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
         classes = max(classes, least_classes)
+        if isinstance(frames, np.ndarray):
+            frames = _pad(frames, {0: batch, 1: height, 2: width})
+        else:
+            frames = replace(frames, shape=(batch, height, width, 3))
         feed = {
-            "frames": _pad(frames, {0: batch, 1: height, 2: width}),
+            "frames": frames,
             "image_sizes": _pad(image_sizes, {0: batch}, value=1),
             "text_embedding": _pad(text_embedding, {0: batch, 1: tokens}),
             "text_mask": _pad(text_mask, {0: batch, 1: tokens}),
@@ -213,9 +220,10 @@ class TensorRTBackend:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def _run(self, graph: str, index: int, feed: Mapping[str, NDArray[Any]], outputs: tuple[str, ...]) -> list[Any]:
+    def _run(self, graph: str, index: int, feed: _Feed, outputs: tuple[str, ...]) -> list[Any]:
         """Run an engine; returns copies of its outputs."""
-        key = (graph, index, *(array.shape for array in feed.values()))
+        # Frames from the host and frames on the GPU make different CUDA graphs.
+        key = (graph, index, *((type(array), array.shape) for array in feed.values()))
         with self._lock:
             self._check_open()
             with self._cuda.active():
@@ -231,7 +239,7 @@ class TensorRTBackend:
                 bound.runs += 1
                 return [bound.staging[name].copy() for name in outputs]
 
-    def _bind(self, engine: _Engine, index: int, feed: Mapping[str, NDArray[Any]]) -> _Bound:
+    def _bind(self, engine: _Engine, index: int, feed: _Feed) -> _Bound:
         """Make a context for these shapes, with buffers."""
         context = engine.engine.create_execution_context()
         if context is None:
@@ -246,34 +254,45 @@ class TensorRTBackend:
             if unknown:
                 raise GlipError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
             for name in (*engine.inputs, *engine.outputs):
-                array = self._cuda.pinned(tuple(context.get_tensor_shape(name)), engine.dtypes[name])
-                bound.staging[name] = array
-                bound.device[name] = self._cuda.allocate(array.nbytes)
+                shape, dtype = tuple(context.get_tensor_shape(name)), engine.dtypes[name]
+                if isinstance(feed.get(name), np.ndarray | None):
+                    bound.staging[name] = self._cuda.pinned(shape, dtype)
+                bound.device[name] = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
                 context.set_tensor_address(name, bound.device[name])
             self._cuda.synchronize(self._stream)
         except BaseException:
             self._free(bound)
             raise
-        bound.stale.update(engine.inputs)
         return bound
 
-    def _stage(self, bound: _Bound, feed: Mapping[str, NDArray[Any]]) -> None:
+    def _stage(self, bound: _Bound, feed: _Feed) -> None:
         """Bring the inputs into page-locked memory; a prompt that is the last one is not uploaded again."""
         for name in bound.inputs:
+            given = feed[name]
+            if not isinstance(given, np.ndarray):
+                self._draw(given, bound.device[name])
+                continue
             staging = bound.staging[name]
-            if name in PER_FRAME:
-                np.copyto(staging, feed[name], casting="same_kind")
-            elif bound.runs == 0 or not np.array_equal(staging, feed[name]):
-                np.copyto(staging, feed[name], casting="same_kind")
-                bound.stale.add(name)
-        for name in sorted(bound.stale.difference(PER_FRAME)):
-            self._cuda.upload(bound.device[name], bound.staging[name], self._stream)
-        bound.stale.clear()
+            known = bound.runs > 0 and name not in PER_FRAME and np.array_equal(staging, given)
+            if not known:
+                np.copyto(staging, given, casting="same_kind")
+            if not known and name not in PER_FRAME:
+                self._cuda.upload(bound.device[name], staging, self._stream)
+
+    def _draw(self, canvas: DeviceCanvas, address: int) -> None:
+        """Resize frames that are on the GPU onto the canvas there."""
+        _, height, width, _ = canvas.shape
+        for i, picture in enumerate(canvas.pictures):
+            if picture.stream is not None:
+                self._cuda.synchronize(picture.stream)
+            size = (int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1]))
+            place = address + i * height * width * 3
+            self._cuda.resize(picture, canvas.red, place, (height, width), size, self._stream)
 
     def _enqueue(self, bound: _Bound) -> None:
         def frame() -> None:
             for name in bound.inputs:
-                if name in PER_FRAME:
+                if name in PER_FRAME and name in bound.staging:
                     self._cuda.upload(bound.device[name], bound.staging[name], self._stream)
             if not bound.context.execute_async_v3(self._stream):
                 raise GlipError(f"{self._record.flavour} could not run the engine; {self._rebuild} --overwrite")
@@ -366,6 +385,10 @@ def _runtime(trt: Any, plugin: Path | None) -> Any:
                 raise GlipError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
         return _RUNTIMES[trt.__name__][1]
+
+
+def _part(frames: NDArray[np.uint8] | DeviceCanvas, which: slice) -> NDArray[np.uint8] | DeviceCanvas:
+    return frames[which] if isinstance(frames, np.ndarray) else frames.part(which)
 
 
 def _pad(array: NDArray[Any], sizes: Mapping[int, int], value: int = 0) -> NDArray[Any]:

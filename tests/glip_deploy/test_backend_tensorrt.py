@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
-from simulated_tensorrt import SimulatedCuda, simulated_tensorrt, write_engines
+from simulated_tensorrt import SimulatedCuda, SimulatedDeviceArray, simulated_tensorrt, write_engines
 
 from glip_deploy import Bundle, Detector, GlipError
 from glip_deploy.backends import open_backend, tensorrt
@@ -199,6 +199,46 @@ def test_a_detector_runs_on_it(bundle, cuda):
             assert len(found) == len(wanted) > 0
             np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-2)
             np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+
+
+# -- frames on the GPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("row_bytes", [None, 512])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_frames_on_the_gpu_give_the_same_boxes(bundle, cuda, color, row_bytes, channels):
+    write_engines(bundle)
+    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    picture = np.random.default_rng(1).integers(0, 256, (90, 120, channels), dtype=np.uint8)
+    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+        wanted = detector.detect(picture[..., :3], ["cat", "dog"], 0.1, color=color)
+        logs = []
+        for _ in range(3):
+            cuda.log.clear()
+            found = detector.detect(SimulatedDeviceArray(picture, row_bytes), ["cat", "dog"], 0.1, color=color)
+            logs.append(list(cuda.log))
+            assert len(found) == len(wanted) > 0
+            np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-2)
+            np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+    assert "upload" in logs[0]
+    assert logs[1:] == [["resize", "launch"]] * 2
+    assert not cuda.memory
+
+
+def test_frames_on_the_gpu_in_batches_and_with_work_pending(bundle, cuda):
+    write_engines(bundle, batch=2)
+    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    with cuda.active():
+        producer = cuda.stream()
+    pictures = np.random.default_rng(2).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+        wanted = detector.detect_batch(list(pictures), ["cat"], 0.1, color="rgb")
+        given = [SimulatedDeviceArray(picture, stream=producer) for picture in pictures]
+        for ours, theirs in zip(detector.detect_batch(given, ["cat"], 0.1, color="rgb"), wanted, strict=True):
+            np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+        with pytest.raises(GlipError, match="bring them to one side"):
+            detector.detect_batch([given[0], pictures[0]], ["cat"], color="rgb")
 
 
 # -- which engines --------------------------------------------------------------------------------------------------
