@@ -10,7 +10,7 @@ import numpy as np
 from glip_bench.stages import Stage, profile_image_branch
 from glip_bench.subjects import Options, Piece, Stopwatch, SubjectName
 from glip_deploy import image
-from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH, Bundle
+from glip_deploy.bundle import Bundle
 from glip_deploy.detections import Detections, select
 from glip_deploy.errors import GlipError
 from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["BundleSubject", "open_onnx_subject", "provider_absence", "select_all"]
 
 PROVIDERS = {
-    SubjectName.ONNXRUNTIME_CPU: "CPUExecutionProvider",
-    SubjectName.ONNXRUNTIME_CUDA: "CUDAExecutionProvider",
-    SubjectName.ONNXRUNTIME_TENSORRT: "TensorrtExecutionProvider",
+    SubjectName.ONNXRUNTIME_CPU: ("CPUExecutionProvider",),
+    SubjectName.ONNXRUNTIME_CUDA: ("CUDAExecutionProvider",),
+    # TensorRT leaves what it does not take to CUDA.
+    SubjectName.ONNXRUNTIME_TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
 
 
@@ -35,9 +36,10 @@ def provider_absence(name: SubjectName) -> str | None:
         import onnxruntime
     except ImportError:
         return "ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'"
-    if PROVIDERS[name] in onnxruntime.get_available_providers():
+    provider = PROVIDERS[name][0]
+    if provider in onnxruntime.get_available_providers():
         return None
-    return f"onnxruntime has no {PROVIDERS[name]} here; it comes with onnxruntime-gpu"
+    return f"onnxruntime has no {provider} here; it comes with onnxruntime-gpu"
 
 
 def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> BundleSubject:
@@ -46,11 +48,10 @@ def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> Bu
     Raises:
         GlipError: a graph cannot be loaded, or the provider fell back to the CPU.
     """
-    if name is SubjectName.ONNXRUNTIME_CPU:
-        from glip_deploy.backends import open_backend
+    from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-        return BundleSubject(name, options, bundle, open_backend("onnxruntime", bundle, options.threads), "cpu")
-    return BundleSubject(name, options, bundle, _ProviderBackend(bundle, PROVIDERS[name]), "cuda")
+    backend = OnnxRuntimeBackend(bundle, options.threads, PROVIDERS[name])
+    return BundleSubject(name, options, bundle, backend, "cpu" if name is SubjectName.ONNXRUNTIME_CPU else "cuda")
 
 
 class BundleSubject:
@@ -168,68 +169,3 @@ def select_all(
         )
         for i in range(len(canvas))
     ]
-
-
-class _ProviderBackend:
-    """The two graphs under one of ONNX Runtime's GPU providers. See `glip_deploy.backends.Backend`."""
-
-    def __init__(self, bundle: Bundle, provider: str) -> None:
-        self._bundle, self._provider = bundle, provider
-        self._image: Any = self._session(IMAGE_GRAPH)
-        self._text: Any = None
-
-    def _session(self, graph: str) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # TensorRT leaves what it does not take to CUDA, CUDA to the CPU.
-        chain = [self._provider, *(["CUDAExecutionProvider"] if "Tensorrt" in self._provider else [])]
-        path = self._bundle.path / graph
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[*chain, "CPUExecutionProvider"])
-        except Exception as error:  # the library's own exception types are not public
-            raise GlipError(f"ONNX Runtime cannot load {path} with {self._provider}: {_line(error)}") from None
-        if self._provider not in session.get_providers():
-            raise GlipError(f"ONNX Runtime fell back from {self._provider}; check that CUDA's libraries can be found")
-        return session
-
-    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        self._text = self._text or self._session(TEXT_GRAPH)
-        feed = {"input_ids": input_ids[None], "attention_mask": np.ones_like(input_ids)[None]}
-        embedding: NDArray[np.float32] = self._run(self._text, ["text_embedding"], feed)[0][0]
-        return embedding
-
-    def detect(
-        self,
-        frames: NDArray[np.uint8],
-        image_sizes: NDArray[np.int64],
-        text_embedding: NDArray[np.float32],
-        text_mask: NDArray[np.int64],
-        class_map: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        feed = {
-            "frames": frames,
-            "image_sizes": image_sizes,
-            "text_embedding": text_embedding,
-            "text_mask": text_mask,
-            "class_map": class_map,
-        }
-        boxes, scores, labels = self._run(self._image, ["boxes", "scores", "labels"], feed)
-        return boxes, scores, labels
-
-    def _run(self, session: Any, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
-        try:
-            return list(session.run(outputs, feed))
-        except Exception as error:  # the library's own exception types are not public
-            raise GlipError(f"ONNX Runtime failed with {self._provider}: {_line(error)}") from None
-
-    def clone(self) -> _ProviderBackend:
-        return _ProviderBackend(self._bundle, self._provider)
-
-    def close(self) -> None:
-        self._image = self._text = None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
