@@ -30,7 +30,10 @@ exit status: 0 done, 1 an error, 2 bad usage, 3 slower than --compare's old resu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status (see EXAMPLES)."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.compare is not None and len(args.compare) > 2:
+        parser.error("--compare takes one result (held against this run) or two")
     try:
         from glip_bench.commands import dispatch
 
@@ -115,10 +118,27 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--no-memory", action="store_true", help="leave out peak memory (a fresh process a subject)")
     how.add_argument("--no-details", action="store_true", help="leave out blocks of the network, prompts, resizing")
     other = parser.add_argument_group("other questions")
+    other.add_argument("--table", choices=("paper",), help="time nothing; the paper's figures beside the measured ones")
+    other.add_argument("--results", type=Path, metavar="DIR", help="result files for --table (benchmarks/results)")
     other.add_argument("--floor", metavar="NAME", help="time nothing; what a GPU, or the cpu at hand, could do at best")
+    how.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="AXIS=A,B",
+        help="also at these tokens, classes, side or batch, or with these bundles; may be given several times",
+    )
     out = parser.add_argument_group("output")
     out.add_argument("--json", type=Path, metavar="FILE", help="also write the result, after every round")
     out.add_argument("--resume", action="store_true", help="go on with the interrupted run in --json's file")
+    out.add_argument("--report", type=Path, metavar="DIR", help="also write report.md with plots")
+    out.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar=("OLD", "NEW"),
+        help="hold this run against an old result, or two results against each other; exit status 3 if worse",
+    )
     out.add_argument("--quiet", action="store_true", help="only the result")
     return parser
 

@@ -15,6 +15,7 @@ Step = Callable[[str], None]
 
 # `make demo` leaves them there.
 QUICK_BUNDLES = ("build/demo/glip_nano", "build/glip_nano", "build/demo/glip_t", "build/glip_t")
+SLOWER = 3  # exit status
 QUICK_SECONDS = 20.0  # of rounds; opening and measuring the memory take about as long again
 
 
@@ -31,9 +32,15 @@ def dispatch(args: argparse.Namespace, on_step: Step) -> tuple[str, int]:
     Raises:
         GlipError: anything the user can put right.
     """
+    from glip_bench.report import check_folder
     from glip_bench.results import check_target
 
+    if args.table is not None:
+        return _table(args), 0
+    if args.compare is not None and len(args.compare) == 2:
+        return _compare(*args.compare)
     check_target(args.json)
+    check_folder(args.report)
     if args.resume and args.json is None:
         raise GlipError("--resume goes on with the run in a result file; name it with --json FILE")
     if args.floor is not None:
@@ -54,12 +61,46 @@ def _measure(args: argparse.Namespace, on_step: Step) -> tuple[str, int]:
         if args.json is not None:
             write_result(args.json, result)
 
-    return render(run(_settings(args), save, on_step, previous)), 0
+    old = None if args.compare is None else read_result(args.compare[0])  # may be the very file --json names
+    result = run(_settings(args), save, on_step, previous)
+    text, status = render(result), 0
+    if args.report is not None:
+        from glip_bench.report import write_report
+
+        text += f"\n\nreport: {write_report(result, args.report)}"
+    if old is not None:
+        verdict, status = _compared(old, result, args.compare[0])
+        text += f"\n\n{verdict}"
+    return text, status
+
+
+def _compare(old: Path, new: Path) -> tuple[str, int]:
+    from glip_bench.results import read_result
+
+    return _compared(read_result(old), read_result(new), old)
+
+
+def _compared(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> tuple[str, int]:
+    from glip_bench.compare import compare, render_comparison
+
+    changes, remarks = compare(old, new)
+    return render_comparison(changes, remarks, name), SLOWER if any(change.worse for change in changes) else 0
+
+
+def _table(args: argparse.Namespace) -> str:
+    from glip_bench.paper import PAPER, measured_rows, paper_table, results_folder
+
+    folder = results_folder() if args.results is None else args.results
+    if not folder.is_dir():
+        raise GlipError(f"--results {folder} is not a folder; name the one with result files")
+    rows, left_out = measured_rows(folder)
+    return paper_table([*PAPER, *rows], left_out)
 
 
 def _settings(args: argparse.Namespace) -> Any:
     from glip_bench.detection import Settings
     from glip_bench.subjects import Options
+    from glip_bench.sweep import parse_sweep
 
     if args.longest_side < 0:
         raise GlipError(f"longest_side is {args.longest_side}; legal is 1 or more pixels, or 0 for no limit")
@@ -82,6 +123,7 @@ def _settings(args: argparse.Namespace) -> Any:
         frame_rate=args.frame_rate,
         memory=not args.no_memory,
         details=not (args.no_details or args.quick),
+        sweeps=tuple(parse_sweep(text) for text in args.sweep),
     )
 
 

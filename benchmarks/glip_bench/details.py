@@ -1,24 +1,28 @@
-"""What is measured of the runtime itself, apart from any other subject: prompts, and resizing."""
+"""What is measured apart from the rounds: prompts, resizing, reading and drawing, and the hardware's limit."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_bench.timing import measure_interleaved
+from glip_bench.subjects import Piece
+from glip_bench.timing import Timing, measure, measure_interleaved
 from glip_deploy import image
+from glip_deploy.bundle import Bundle
 from glip_deploy.detector import Detector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_bench.subjects import Options
+    from glip_deploy.detections import Detections
 
-__all__ = ["crop_to", "time_prompts", "time_resizing"]
+__all__ = ["add_floors", "crop_to", "time_ends", "time_prompts", "time_resizing"]
 
 SECOND_PROMPT = ["forklift", "hard hat", "safety vest"]
 
@@ -81,3 +85,83 @@ def time_resizing(picture: NDArray[np.uint8], options: Options, runs: int) -> li
             }
         )
     return rows
+
+
+def time_ends(spec: str, frame: NDArray[np.uint8], found: Detections, runs: int) -> dict[str, Any]:
+    """Time both ends of a program around the detector: reading a frame of the source, and drawing the boxes on one.
+
+    Args:
+        spec: the source; up to 32 frames of it are read, at its own size.
+        frame: RGB, to draw on.
+        found: what to draw.
+        runs: of drawing.
+
+    Returns:
+        {"decode": {..., "size"} (milliseconds a frame), "draw": {..., "boxes"}}.
+    """
+    from glip_deploy.draw import annotate
+    from glip_deploy.sources import open_source
+
+    seconds, size = [], [0, 0]
+    with open_source(spec, max_frames=32) as source:
+        frames = iter(source)
+        while True:
+            start = time.perf_counter()
+            try:
+                read = next(frames)
+            except StopIteration:
+                break
+            seconds.append(time.perf_counter() - start)
+            size = [int(side) for side in read.image.shape[:2]]
+    draw = measure(lambda: annotate(frame, found), max(3, runs))
+    return {
+        "decode": {**Timing.of(seconds).to_dict(), "size": size},
+        "draw": {**draw.to_dict(), "boxes": len(found)},
+    }
+
+
+def add_floors(result: dict[str, Any], bundle: Bundle) -> None:
+    """Say of each subject in a result how far from its hardware's limit it is: facts["floor"].
+
+    The work is counted from the bundle's graph, that of the official form from its modules; the image branch's time
+    (and the text branch's, where a subject runs it every frame) is held against it. On a CPU the limit is measured.
+    """
+    from glip_bench.floor import Shape, count_image_branch, floor_of, hardware_of, measure_cpu
+
+    height, width = result["shape"]["network"]
+    shape = Shape(height, width, result["shape"]["tokens"], result["shape"]["classes"])
+    work = count_image_branch(bundle, shape)
+    cpu = None
+    for name, facts in result["subjects"].items():
+        if facts.get("device") in (None, "cpu"):
+            machine = cpu = cpu or measure_cpu()
+        else:
+            known = hardware_of(result["gpus"][0]["name"]) if result["gpus"] else None
+            if known is None:
+                continue
+            machine = known
+        precision = "fp32" if facts.get("precision") == "fp32" else "fp16"
+        pieces: Mapping[str, Any] = facts["pieces_ms"]
+        spent = sum(pieces[piece]["median"] for piece in (Piece.TEXT, Piece.IMAGE) if piece in pieces)
+        floor = floor_of(work, shape, machine, precision)
+        macs, seconds = sum(one.macs for one in work), floor.seconds
+        if name == "torch-official":
+            macs = _official_macs(bundle, height, width)
+            seconds = 2 * macs / (machine.single_flops if precision == "fp32" else machine.half_flops)
+        facts["floor"] = {
+            "hardware": machine.name,
+            "precision": precision,
+            "flops": machine.single_flops if precision == "fp32" else machine.half_flops,
+            "bytes_per_second": machine.bytes_per_second,
+            "gmac": round(macs / 1e9, 2),
+            "floor_ms": round(seconds * 1e3, 3),
+            "share": round(seconds * 1e3 / spent, 4),
+        }
+
+
+def _official_macs(bundle: Bundle, height: int, width: int) -> int:
+    from glip_export.model.config import GlipConfig
+
+    from glip_bench.official_form import official_macs
+
+    return sum(official_macs(GlipConfig.from_dict(bundle.manifest["config"]), height, width).values())

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from glip_bench.agreement import compare_boxes
-from glip_bench.details import crop_to, time_prompts, time_resizing
+from glip_bench.details import add_floors, crop_to, time_ends, time_prompts, time_resizing
 from glip_bench.gpu import describe_gpus
 from glip_bench.machine import describe_machine, processor, versions
 from glip_bench.memory import measure_peak
 from glip_bench.pace import follow
 from glip_bench.results import SCHEMA
 from glip_bench.subjects import Options, Piece, Subject, SubjectName, choose, open_subjects
+from glip_bench.sweep import Sweep, run_sweep
 from glip_bench.timing import Timing
 from glip_deploy import image
 from glip_deploy.bundle import Bundle
@@ -35,6 +36,7 @@ __all__ = ["Settings", "read_frames", "run"]
 FRAMES = 8
 PAUSE = 0.02  # seconds; threads that spin for more work after a run must not slow the next subject down
 PACED_SECONDS = 3.0
+WEAK = 0.1  # boxes above it are compared where none is above the threshold
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Settings:
     frame_rate: float | None = None
     memory: bool = True
     details: bool = True
-    """Blocks of the image branch, cost of prompts, resizing."""
+    """Blocks of the image branch, cost of prompts, resizing, reading and drawing, the hardware's limit."""
+    sweeps: tuple[Sweep, ...] = ()
 
 
 @dataclass
@@ -108,15 +111,24 @@ def run(
         _check_same(previous, result)
         result["rounds_done"] = previous["rounds_done"]
         result["subjects"] = previous["subjects"]
-        result |= {key: previous[key] for key in ("prompt_ms", "resize") if key in previous}
+        kept = ("prompt_ms", "resize", "ends_ms", "sweeps")
+        result |= {key: previous[key] for key in kept if key in previous}
     everyone: list[_Progress] = []
+    compared = settings.options.threshold
     try:
         for subject, seconds in open_subjects(names, settings.options, on_step):
             known = result["subjects"].get(str(subject.name), {})
             everyone.append(_begin(subject, seconds, frames[0], settings, known))
             first = everyone[0]
-            agreement = compare_boxes(first.found, everyone[-1].found)
-            everyone[-1].facts["agreement"] = {"with": str(first.subject.name), **agreement.to_dict()}
+            if first is everyone[-1] and not len(first.found):  # nothing to compare: weaker boxes have to do
+                compared = WEAK
+            theirs, ours = (_boxes(one, frames[0], compared, settings) for one in (first, everyone[-1]))
+            agreement = compare_boxes(theirs, ours)
+            everyone[-1].facts["agreement"] = {
+                "with": str(first.subject.name),
+                "threshold": compared,
+                **agreement.to_dict(),
+            }
         _rounds(everyone, frames, settings, result, save, on_step)
         for progress in everyone:
             _finish(progress, frames, settings, on_step)
@@ -127,13 +139,39 @@ def run(
     for progress in everyone:  # closed by now: the processes have the machine to themselves
         _memory(progress, settings, on_step)
         save(result)
-    if settings.details and "prompt_ms" not in result:
-        on_step("prompts and resizing")
-        result["prompt_ms"] = time_prompts(settings.options, settings.prompt)
-        result["resize"] = time_resizing(frames[0], settings.options, settings.rounds)
+    if settings.details:
+        _details(result, everyone[0].found, frames, settings, on_step)
+        save(result)
+    for sweep in settings.sweeps:
+        done: list[dict[str, Any]] = result.setdefault("sweeps", [])
+        if not any(one["axis"] == sweep.axis and one["values"] == list(sweep.values) for one in done):
+            rounds = max(3, settings.rounds // 2)
+            measured = run_sweep(sweep, settings.options, frames, settings.prompt, rounds, settings.subjects, on_step)
+            done.append({**measured, "values": list(sweep.values)})
+            save(result)
     result["complete"] = True
     save(result)
     return result
+
+
+def _details(
+    result: dict[str, Any],
+    found: Detections,
+    frames: Sequence[NDArray[np.uint8]],
+    settings: Settings,
+    on_step: Callable[[str], None],
+) -> None:
+    """What is measured apart from the rounds; of a run gone on with, only what it lacks."""
+    if "prompt_ms" not in result:
+        on_step("prompts and resizing")
+        result["prompt_ms"] = time_prompts(settings.options, settings.prompt)
+        result["resize"] = time_resizing(frames[0], settings.options, settings.rounds)
+    if "ends_ms" not in result:
+        on_step("reading and drawing")
+        result["ends_ms"] = time_ends(settings.frames, frames[0], found, settings.rounds)
+    if any("floor" not in facts for facts in result["subjects"].values()):
+        on_step("the hardware's limit")
+        add_floors(result, Bundle.open(settings.options.bundle))
 
 
 def _header(
@@ -206,6 +244,17 @@ def _begin(
     }
     samples = {Piece(name): list(timing["samples"]) for name, timing in known.get("pieces_ms", {}).items()}
     return _Progress(subject, found, facts, samples)
+
+
+def _boxes(progress: _Progress, frame: NDArray[np.uint8], threshold: float, settings: Settings) -> Detections:
+    """Return what a subject finds in the first frame above a threshold."""
+    if threshold == settings.options.threshold:
+        return progress.found
+    subject = progress.subject
+    subject.options = replace(settings.options, threshold=threshold)
+    found = subject.run(frame)
+    subject.options = settings.options
+    return found
 
 
 def _rounds(

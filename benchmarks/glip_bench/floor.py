@@ -32,6 +32,7 @@ __all__ = [
     "count_image_branch",
     "floor_of",
     "hardware",
+    "hardware_of",
     "measure_cpu",
 ]
 
@@ -135,6 +136,11 @@ def hardware(name: str) -> Hardware:
         if plain(item.name) == plain(name):
             return item
     raise GlipError(f'"{name}" is not known; known are {", ".join(HARDWARE)}, and "cpu" for the machine at hand')
+
+
+def hardware_of(gpu: str) -> Hardware | None:
+    """Return the row for a GPU by its driver's name ("NVIDIA A100-SXM4-80GB"), None where the table has none."""
+    return next((item for name, item in HARDWARE.items() if name in gpu), None)
 
 
 def count_image_branch(bundle: Bundle, shape: Shape) -> list[Work]:

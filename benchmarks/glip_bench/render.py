@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from glip_bench.plots import bars
 from glip_bench.stages import Stage
 from glip_bench.subjects import Piece
 
@@ -39,7 +40,13 @@ def render(result: Mapping[str, Any]) -> str:
         if any(timings):
             row = (f"{timing['median']:.2f}" if timing else "" for timing in timings)
             lines.append(f"{piece:<{FIRST}}" + _heads(*row, width=22))
-    lines += _blocks(subjects) + _single_figures(subjects) + _paces(subjects)
+    lines += _blocks(subjects) + _single_figures(subjects) + _floors(subjects) + _paces(subjects)
+    if "ends_ms" in result:
+        decode, draw = result["ends_ms"]["decode"], result["ends_ms"]["draw"]
+        lines += ["", f"{'around the detector':<{FIRST}}" + _heads("median ms", "p95")]
+        names = (f"reading a frame of {decode['size'][1]}x{decode['size'][0]}", f"drawing {draw['boxes']} boxes")
+        for name, timing in zip(names, (decode, draw), strict=True):
+            lines.append(f"{name:<{FIRST}}" + _heads(f"{timing['median']:.2f}", f"{timing['p95']:.2f}"))
     if "prompt_ms" in result:
         lines += ["", f"{'text branch, once a prompt (ONNX Runtime)':<{FIRST}}" + _heads("ms")]
         lines += [f"{name:<{FIRST}}" + _heads(f"{ms:.2f}") for name, ms in result["prompt_ms"].items()]
@@ -50,6 +57,8 @@ def render(result: Mapping[str, Any]) -> str:
             exact, fast = (f"{row['ms'][method]['median']:.1f}" for method in ("exact", "fast"))
             name = f"{from_w}x{from_h} -> {to_w}x{to_h}"
             lines.append(f"{name:<{FIRST}}" + _heads(exact, fast, f"{row['mean_difference_grey_levels']:.2f}"))
+    for sweep in result.get("sweeps", ()):
+        lines += ["", *bars(sweep)]
     if not result.get("complete", True):
         lines += ["", "interrupted: not everything was measured; --resume goes on"]
     return "\n".join(lines)
@@ -72,6 +81,8 @@ def _against_first(subjects: Mapping[str, Any]) -> list[str]:
         if agreement:
             extra = agreement["found"] - agreement["matched"]
             boxes = f"{agreement['matched']} of {agreement['of']}" + (f", {extra} more" if extra else "")
+            if "threshold" in agreement:
+                boxes += f", score above {agreement['threshold']:g}"
         lines.append(f"{name:<{FIRST}}{ratios[0]:>16}{ratios[1]:>16}   {boxes}")
     return lines
 
@@ -101,6 +112,24 @@ def _single_figures(subjects: Mapping[str, Any]) -> list[str]:
         if any(value is not None for value in values):
             cells = ("" if value is None else f"{value / unit:.2f}" for value in values)
             lines.append(f"{title:<{FIRST}}" + _heads(*cells, width=22))
+    return lines
+
+
+def _floors(subjects: Mapping[str, Any]) -> list[str]:
+    known = {name: facts["floor"] for name, facts in subjects.items() if facts.get("floor")}
+    if not known:
+        return []
+    title = "against the hardware's limit"
+    lines = ["", f"{title:<{FIRST}}" + _heads("GMAC", "TFLOP/s", "limit, ms", "reached", width=12)]
+    for name, floor in known.items():
+        cells = (
+            f"{floor['gmac']:.1f}",
+            f"{floor['flops'] / 1e12:.3g}",
+            f"{floor['floor_ms']:.1f}",
+            f"{floor['share']:.0%}",
+        )
+        row = f"{name} ({floor['hardware']}, {floor['precision']})"
+        lines.append(f"{row:<{FIRST}}" + _heads(*cells, width=12))
     return lines
 
 

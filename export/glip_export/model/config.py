@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,15 +81,26 @@ class GlipConfig:
 
     @property
     def variant(self) -> str:
-        """The name people use: "GLIP-T (A)", "GLIP-T", "GLIP-L", or "GLIP (custom)"."""
+        """The name people use: "GLIP-T (A)", "GLIP-T", "GLIP-L", "GLIP-L without fusion", or "GLIP (custom)"."""
         tuned = ", prompt-tuned" if self.tunable_tokens else ""
         shape = (self.swin.embed_dim, self.swin.depths, self.swin.window, self.head.blocks, self.bert.hidden)
         if shape == (96, (2, 2, 6, 2), 7, 6, 768):
             return ("GLIP-T" if self.head.fusion else "GLIP-T (A)") + tuned
-        if shape == (192, (2, 2, 18, 2), 12, 8, 768) and self.head.fusion:
-            return "GLIP-L" + tuned
+        if shape == (192, (2, 2, 18, 2), 12, 8, 768):
+            return ("GLIP-L" if self.head.fusion else "GLIP-L without fusion") + tuned
         return "GLIP (custom)" + tuned
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, for the manifest."""
         return {"variant": self.variant, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GlipConfig:
+        """Return the configuration that `to_dict` gave, JSON's lists made tuples again."""
+        parts = {"swin": SwinConfig, "bert": BertConfig, "head": HeadConfig, "input": InputConfig}
+
+        def plain(given: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+        built = {name: part(**plain(values[name])) for name, part in parts.items()}
+        return cls(**built, tunable_tokens=int(values["tunable_tokens"]))
