@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test lint clean
+.PHONY: demo demo-full test engines lint clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -46,6 +46,14 @@ demo-full: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+# Needs no GPU: GLIP-T's engines for five GPU generations in both forms, with their times and sizes, then the slow tests.
+engines: $(VENV)/.ready
+	@mkdir -p $(DEMO)
+	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
+	@test -f $(DEMO)/glip_t/manifest.json || $(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t
+	$(BIN)/python engines/build_matrix.py $(DEMO)/glip_t --others --limit 900 --output build/engines.json
+	GLIP_SLOW=1 $(BIN)/python -m pytest tests/glip_engines
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

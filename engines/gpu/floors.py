@@ -1,0 +1,90 @@
+"""What GLIP asks of the deformable convolution, and the least time any kernel needs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from glip_bench.floor import Hardware
+
+__all__ = ["LAYERS", "Call", "Floor", "calls", "floor_of", "total_floor"]
+
+LAYERS = {"GLIP-T": 6, "GLIP-L": 8}
+"""DyConv layers; both variants have 256 channels, so their shapes are the same."""
+STRIDES = (8, 16, 32, 64, 128)
+TAPS = 9
+
+
+@dataclass(frozen=True)
+class Call:
+    """One deformable convolution, 3x3, of one DyConv layer."""
+
+    name: str
+    size: tuple[int, int]
+    """(height, width) of the features it reads."""
+    out: tuple[int, int]
+    stride: int
+    times: int
+    """So often a layer, over different features."""
+    channels: int = 256
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one such call; the bilinear blending is not counted."""
+        return self.out[0] * self.out[1] * self.channels * self.channels * TAPS
+
+    def bytes(self, value: int = 2, position: int = 4) -> int:
+        """Bytes that must pass device memory once: features, offsets, masks, weights, bias, result."""
+        read = self.size[0] * self.size[1] * self.channels + self.channels * (self.channels * TAPS + 1)
+        pixels = self.out[0] * self.out[1]
+        return (read + pixels * self.channels) * value + pixels * 3 * TAPS * position
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least seconds."""
+
+    arithmetic: float
+    bytes: float
+
+    @property
+    def seconds(self) -> float:
+        """No kernel is faster."""
+        return max(self.arithmetic, self.bytes)
+
+
+def levels(height: int = 800, width: int = 1344) -> list[tuple[int, int]]:
+    """Return the sizes of P3 to P7 for a canvas; P6 and P7 halve and round up."""
+    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+
+
+def calls(height: int = 800, width: int = 1344) -> list[Call]:
+    """Return the distinct calls of one layer: every level's own, the one above it, and the one below with stride 2.
+
+    A level reads its own map, the larger map below with stride 2, and the smaller map above at that map's size.
+    """
+    sizes = levels(height, width)
+    same = [
+        Call(f"P{i + 3}", size, size, 1, 1 if i == 0 else 2)  # its own, and for the level below it
+        for i, size in enumerate(sizes)
+    ]
+    down = [Call(f"P{i + 3} to P{i + 4}", above, below, 2, 1) for i, (above, below) in enumerate(pairwise(sizes))]
+    return same + down
+
+
+def floor_of(call: Call, machine: Hardware, precision: str = "fp16") -> Floor:
+    """Return the least time of one call.
+
+    Args:
+        call: the shape.
+        machine: its stated peaks.
+        precision: "fp16", "bf16" or "fp32", of features and weights; offsets and masks are fp32.
+    """
+    flops = machine.single_flops if precision == "fp32" else machine.half_flops
+    return Floor(2 * call.macs / flops, call.bytes(4 if precision == "fp32" else 2) / machine.bytes_per_second)
+
+
+def total_floor(all_calls: Iterable[Call], machine: Hardware, precision: str = "fp16") -> float:
+    """Return the least seconds of one layer, its calls one after another."""
+    return sum(call.times * floor_of(call, machine, precision).seconds for call in all_calls)
