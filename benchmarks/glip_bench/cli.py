@@ -24,6 +24,7 @@ examples:
   glip-bench --model glip_t/ --sweep tokens=8,16,32,64,128,256 --report report/
   glip-bench --model glip_t/ --floor A100
   glip-bench --table paper
+  glip-bench --model glip_t/ --accuracy instances_val2017.json --images val2017/ --json accuracy.json
 exit status: 0 done, 1 an error, 2 bad usage, 3 slower than --compare's old result, 130 interrupted
 """
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         kept = args.json is not None and args.json.is_file() and args.floor is None
+        if args.json is not None and (args.accuracy or args.grounding):
+            kept = True
         what = f"what was measured is in {args.json}, --resume goes on" if kept else "nothing was written"
         print(f"glip-bench: interrupted, {what}", file=sys.stderr)
         return 130
@@ -103,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         "--subjects", metavar="A,B", help="which, in this order (default: all that can run); others are held against A"
     )
     what.add_argument(
+        "--yardsticks", action="store_true", help="other detectors too, of real size with random weights (transformers)"
+    )
+    what.add_argument(
         "--frames", "--picture", metavar="SOURCE", help="picture, folder, glob or video (default: our photograph)"
     )
     what.add_argument("--frame", type=_size, default=(960, 1600), metavar="WxH", help="frame size (1600x960)")
@@ -118,6 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--no-memory", action="store_true", help="leave out peak memory (a fresh process a subject)")
     how.add_argument("--no-details", action="store_true", help="leave out blocks of the network, prompts, resizing")
     other = parser.add_argument_group("other questions")
+    other.add_argument(
+        "--accuracy", type=Path, metavar="JSON", help="COCO-format annotations: average precision, no times"
+    )
+    other.add_argument(
+        "--grounding", type=Path, metavar="JSON", help="captions with phrases: recall@1, 5, 10, no times"
+    )
+    other.add_argument("--images", type=Path, metavar="DIR", help="their pictures")
+    other.add_argument("--limit", type=_count, metavar="N", help="the first N pictures only")
+    other.add_argument("--classes-per-prompt", type=_count, metavar="N", help="at most (default: as many as fit)")
     other.add_argument("--table", choices=("paper",), help="time nothing; the paper's figures beside the measured ones")
     other.add_argument("--results", type=Path, metavar="DIR", help="result files for --table (benchmarks/results)")
     other.add_argument("--floor", metavar="NAME", help="time nothing; what a GPU, or the cpu at hand, could do at best")

@@ -45,6 +45,8 @@ def dispatch(args: argparse.Namespace, on_step: Step) -> tuple[str, int]:
         raise GlipError("--resume goes on with the run in a result file; name it with --json FILE")
     if args.floor is not None:
         return _floor(args), 0
+    if args.accuracy is not None or args.grounding is not None:
+        return _accuracy(args, on_step), 0
     return _measure(args, on_step)
 
 
@@ -99,24 +101,13 @@ def _table(args: argparse.Namespace) -> str:
 
 def _settings(args: argparse.Namespace) -> Any:
     from glip_bench.detection import Settings
-    from glip_bench.subjects import Options
     from glip_bench.sweep import parse_sweep
 
-    if args.longest_side < 0:
-        raise GlipError(f"longest_side is {args.longest_side}; legal is 1 or more pixels, or 0 for no limit")
-    options = Options(
-        bundle=_bundle(args),
-        checkpoint=args.checkpoint,
-        shortest_side=args.shortest_side or (320 if args.quick else 800),
-        longest_side=args.longest_side or None,
-        threshold=args.threshold,
-        threads=args.threads,
-    )
     return Settings(
-        options=options,
+        options=_options(args),
         frames=args.frames if args.frames is not None else str(_own_picture()),
         prompt=args.prompt,
-        subjects=None if args.subjects is None else tuple(s.strip() for s in args.subjects.split(",") if s.strip()),
+        subjects=_subjects(args),
         frame_size=args.frame,
         rounds=args.runs or (5 if args.quick else 7),
         budget=QUICK_SECONDS if args.quick else None,
@@ -125,6 +116,58 @@ def _settings(args: argparse.Namespace) -> Any:
         details=not (args.no_details or args.quick),
         sweeps=tuple(parse_sweep(text) for text in args.sweep),
     )
+
+
+def _subjects(args: argparse.Namespace) -> tuple[str, ...] | None:
+    return None if args.subjects is None else tuple(s.strip() for s in args.subjects.split(",") if s.strip())
+
+
+def _options(args: argparse.Namespace) -> Any:
+    from glip_bench.subjects import Options
+
+    if args.longest_side < 0:
+        raise GlipError(f"longest_side is {args.longest_side}; legal is 1 or more pixels, or 0 for no limit")
+    return Options(
+        bundle=_bundle(args),
+        checkpoint=args.checkpoint,
+        shortest_side=args.shortest_side or (320 if args.quick else 800),
+        longest_side=args.longest_side or None,
+        threshold=args.threshold,
+        threads=args.threads,
+        yardsticks=args.yardsticks,
+    )
+
+
+def _accuracy(args: argparse.Namespace, on_step: Step) -> str:
+    """Measure accuracy; what was found lies in a folder beside the result file, so that a run can be gone on with."""
+    import shutil
+    import tempfile
+
+    from glip_bench.accuracy import Task, measure, render_accuracy
+    from glip_bench.results import write_result
+
+    if args.accuracy is not None and args.grounding is not None:
+        raise GlipError("--accuracy and --grounding are two measurements; name one")
+    if args.images is None:
+        raise GlipError("the pictures' folder is not named; give it with --images DIR")
+    annotations = args.accuracy if args.accuracy is not None else args.grounding
+    task = Task(
+        options=_options(args),
+        subjects=_subjects(args),
+        annotations=annotations,
+        images=args.images,
+        grounding=args.grounding is not None,
+        limit=args.limit,
+        classes_a_prompt=args.classes_per_prompt,
+    )
+    if args.json is None:
+        with tempfile.TemporaryDirectory() as work:
+            return render_accuracy(measure(task, Path(work), on_step=on_step))
+    work_folder = args.json.with_name(args.json.name + ".work")
+    result = measure(task, work_folder, args.resume, on_step)
+    write_result(args.json, result)
+    shutil.rmtree(work_folder, ignore_errors=True)
+    return render_accuracy(result)
 
 
 def _bundle(args: argparse.Namespace) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from glip_bench.machine import processor
 from glip_bench.results import read_result
-from glip_bench.subjects import Piece
+from glip_bench.subjects import Piece, SubjectName
 from glip_deploy.errors import GlipError
 
 __all__ = ["PAPER", "Row", "measured_rows", "paper_table", "results_folder"]
@@ -94,6 +94,8 @@ def _rows(result: Mapping[str, Any], name: str) -> list[Row]:
         return []
     rows = []
     for subject, facts in result["subjects"].items():
+        if SubjectName(subject).is_yardstick:
+            continue
         on_gpu = facts.get("device") not in (None, "cpu")
         gpus = result["gpus"]
         machine = gpus[0]["name"] if on_gpu and gpus else processor(result["machine"]["cpu"])

@@ -33,11 +33,18 @@ class SubjectName(StrEnum):
     ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    DETR_R50 = "detr-r50"
+    GROUNDING_DINO_T = "grounding-dino-t"
 
     @property
     def needs_checkpoint(self) -> bool:
         """It runs the weights as released, not the exported graphs."""
         return self in (SubjectName.TORCH_OFFICIAL, SubjectName.TORCH)
+
+    @property
+    def is_yardstick(self) -> bool:
+        """Another detector, measured only when asked for."""
+        return self in (SubjectName.DETR_R50, SubjectName.GROUNDING_DINO_T)
 
 
 class Piece(StrEnum):
@@ -62,6 +69,8 @@ class Options:
     longest_side: int | None = 1333
     threshold: float = 0.5
     threads: int | None = None
+    yardsticks: bool = False
+    """Where no subjects are named, other detectors too."""
 
 
 class Subject(Protocol):
@@ -129,6 +138,10 @@ def absence(name: SubjectName, options: Options) -> str | None:
     """
     if name.needs_checkpoint:
         return _torch_absence(options.checkpoint)
+    if name.is_yardstick:
+        from glip_bench.subject_yardstick import yardstick_absence
+
+        return yardstick_absence()
     if name in (SubjectName.TENSORRT, SubjectName.TENSORRT_RTX):
         from glip_bench.subject_engine import engine_absence
 
@@ -177,7 +190,7 @@ def choose(names: Sequence[str] | None, options: Options) -> tuple[list[SubjectN
             if reason is not None:
                 raise GlipError(f"subject {one} cannot run: {reason}")
         return wanted, {}
-    reasons = {name: absence(name, options) for name in SubjectName}
+    reasons = {name: absence(name, options) for name in SubjectName if options.yardsticks or not name.is_yardstick}
     present = [name for name, reason in reasons.items() if reason is None]
     if not present:
         raise GlipError(f"no subject can run here; onnxruntime-cpu: {reasons[SubjectName.ONNXRUNTIME_CPU]}")
@@ -207,6 +220,10 @@ def open_subjects(
 
             weights = weights or load_weights(options, bundle)
             subject = TorchSubject(name, options, bundle, weights)
+        elif name.is_yardstick:
+            from glip_bench.subject_yardstick import YardstickSubject
+
+            subject = YardstickSubject(name, options, bundle)
         elif name in (SubjectName.TENSORRT, SubjectName.TENSORRT_RTX):
             from glip_bench.subject_engine import open_engine_subject
 

@@ -1,0 +1,162 @@
+"""COCO-format sets: reading them, and average precision by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+__all__ = ["Picture", "Precision", "Set", "average_precision", "read_set"]
+
+NAMES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
+RECALLS = ("AR1", "AR10", "AR100")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a set."""
+
+    id: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Set:
+    """A COCO-format detection set, as `instances_val2017.json` is one."""
+
+    pictures: tuple[Picture, ...]
+    categories: tuple[tuple[int, str], ...]
+    """(id, name), in the file's order; the names are what is asked for."""
+    annotations: tuple[Mapping[str, Any], ...]
+    """Of these pictures; with id, image_id, category_id, bbox (x, y, width, height), area, iscrowd."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """COCO's figures, 0 to 100; nan where the set has no such object."""
+
+    figures: Mapping[str, float]
+    """AP (IoU 0.50 to 0.95), AP50, AP75, AP by size, recall with 1, 10 and 100 boxes a picture."""
+    by_class: Mapping[str, float]
+    """AP of each category."""
+
+
+def read_set(annotations: Path, images: Path, limit: int | None = None) -> Set:
+    """Read a set.
+
+    Args:
+        annotations: JSON with "images" (id, file_name), "categories" (id, name) and "annotations".
+        images: folder the file names are relative to.
+        limit: the first so many pictures only.
+
+    Raises:
+        GlipError: not readable, not of this form, without categories or pictures, or a picture is missing.
+    """
+    content = _load(annotations)
+    try:
+        categories = tuple((int(one["id"]), str(one["name"]).strip()) for one in content["categories"])
+        listed = [(int(one["id"]), str(one["file_name"])) for one in content["images"]]
+        rows = [_annotation(number, one) for number, one in enumerate(content["annotations"], 1)]
+    except KeyError as error:
+        raise GlipError(
+            f"{annotations} has no {error.args[0]!r}; it needs COCO's images, categories, annotations"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise GlipError(f"{annotations} is not a COCO-format detection set ({error})") from None
+    if not categories or not listed:
+        raise GlipError(
+            f"{annotations} has {len(categories)} categories and {len(listed)} images; one of each is needed"
+        )
+    if len(dict(categories)) < len(categories) or len({name for _, name in categories}) < len(categories):
+        raise GlipError(f"{annotations} names a category twice; ids and names must differ")
+    if not images.is_dir():
+        raise GlipError(f"--images {images} is not a folder; name the one with the set's pictures")
+    pictures = tuple(Picture(number, images / name) for number, name in listed[:limit])
+    for picture in pictures:
+        if not picture.file.is_file():
+            raise GlipError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
+    kept = {picture.id for picture in pictures}
+    known = {number for number, _ in categories}
+    rows = [row for row in rows if row["image_id"] in kept]
+    stray = next((row for row in rows if row["category_id"] not in known), None)
+    if stray is not None:
+        raise GlipError(f"{annotations}: an annotation is of category {stray['category_id']}, which it does not list")
+    return Set(pictures, categories, tuple(rows))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GlipError(f"{path} cannot be read ({error.strerror or error}); name an annotation file") from None
+    except (ValueError, RecursionError):
+        raise GlipError(f"{path} is not JSON; name an annotation file") from None
+    if not isinstance(content, dict):
+        raise GlipError(f"{path} holds a {type(content).__name__}; an annotation file is a JSON object")
+    return content
+
+
+def _annotation(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
+    x, y, width, height = (float(value) for value in one["bbox"])
+    return {
+        "id": number,  # pycocotools takes 0 for "not matched"
+        "image_id": int(one["image_id"]),
+        "category_id": int(one["category_id"]),
+        "bbox": [x, y, width, height],
+        "area": float(one.get("area", width * height)),
+        "iscrowd": int(one.get("iscrowd", 0)),
+    }
+
+
+def average_precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precision:
+    """Return COCO's figures.
+
+    Args:
+        data: the set.
+        found: {"image_id", "category_id", "bbox" (x, y, width, height), "score"} each; the best 100 a picture count.
+
+    Raises:
+        GlipError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise GlipError("--accuracy needs pycocotools; pip install 'glip-deploy[bench]'") from None
+    if not found:  # which pycocotools does not take
+        none = dict.fromkeys((*NAMES, *RECALLS), 0.0)
+        return Precision(none, {name: 0.0 for _, name in data.categories})
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": picture.id} for picture in data.pictures],
+            "categories": [{"id": number, "name": name} for number, name in data.categories],
+            "annotations": [dict(row) for row in data.annotations],
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(one) for one in found]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    figures = dict(zip((*NAMES, *RECALLS), (_percent(value) for value in evaluation.stats[:9]), strict=True))
+    # (IoU, recall, class, size, boxes a picture): all sizes, 100 boxes
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    by_class = {}
+    for index, number in enumerate(evaluation.params.catIds):
+        values = precision[:, :, index]
+        known = values[values > -1]
+        by_class[dict(data.categories)[number]] = 100 * float(known.mean()) if known.size else float("nan")
+    return Precision(figures, by_class)
+
+
+def _percent(value: float) -> float:
+    """COCO's -1 stands for "there is none"."""
+    return 100 * float(value) if value > -1 else float(np.nan)
