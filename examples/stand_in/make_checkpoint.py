@@ -10,11 +10,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-VARIANTS = ("A", "B", "T", "L", "T_prompt")
+VARIANTS = ("A", "B", "T", "L", "T_prompt", "L_no_fusion")
+"""L_no_fusion was never released: GLIP-L without its fusion and BERT layers, a row of the paper's speed table."""
+
+_TOWER = re.compile(r"(rpn\.head\.dyhead_tower\.)(\d+)\.")
+
+
+def without_fusion(key: str) -> str | None:
+    """A key of GLIP-L in the form without deep fusion; None for one that this form lacks."""
+    found = _TOWER.match(key)
+    if found is None:
+        return key
+    block, kind = divmod(int(found[2]), 3)  # fusion, BERT layer, DyConv, fusion, ...
+    return f"{found[1]}{block}.{key[found.end() :]}" if kind == 2 else None
 
 
 def main() -> int:
@@ -29,8 +42,12 @@ def main() -> int:
     sys.path.insert(0, str(HERE))
     from synth_weights import items
 
-    manifest = str(HERE / "manifests" / f"glip_{args.variant}.json")
-    state = {key: torch.from_numpy(value) for key, value in items(manifest, args.salt)}
+    released = args.variant.removesuffix("_no_fusion")
+    state = {}
+    for key, value in items(str(HERE / "manifests" / f"glip_{released}.json"), args.salt):
+        name = key if released == args.variant else without_fusion(key)
+        if name is not None:
+            state[name] = torch.from_numpy(value)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.output.with_name(args.output.name + f".{os.getpid()}.tmp")
     try:
