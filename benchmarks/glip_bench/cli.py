@@ -43,14 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"glip-bench: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = args.json is not None and args.json.is_file() and args.floor is None
-        if args.json is not None and (args.accuracy or args.grounding):
-            kept = True
-        what = f"what was measured is in {args.json}, --resume goes on" if kept else "nothing was written"
-        print(f"glip-bench: interrupted, {what}", file=sys.stderr)
+        print(f"glip-bench: interrupted, {_kept(args)}", file=sys.stderr)
         return 130
     print(text)
     return status
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What an interrupted run leaves."""
+    if args.json is not None and (args.accuracy is not None or args.grounding is not None):
+        return f"what was found is kept beside {args.json}, --resume goes on"
+    if args.json is not None and args.json.is_file() and args.floor is None:
+        return f"what was measured is in {args.json}, --resume goes on"
+    return "nothing was written"
 
 
 def _step(name: str) -> None:

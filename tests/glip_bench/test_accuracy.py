@@ -136,6 +136,18 @@ def test_an_interrupted_run_goes_on(folder, tiny_bundle, oracles):
         measure(task(folder, tiny_bundle, classes_a_prompt=1), folder / "work", resume=True)
 
 
+def test_an_interruption_says_how_to_go_on(folder, tiny_bundle, oracles, capsys):
+    (oracle,) = oracles(("onnxruntime-cpu", right)).values()
+    oracle.stop_after = 1
+    file = folder / "result.json"
+    arguments = ["--model", str(tiny_bundle), "--accuracy", str(folder / "set.json"), "--images", str(folder)]
+    assert main([*arguments, "--quiet", "--json", str(file)]) == 130
+    assert f"kept beside {file}, --resume goes on" in capsys.readouterr().err
+    oracle.stop_after = None
+    assert main([*arguments, "--quiet", "--json", str(file), "--resume"]) == 0
+    assert oracle.runs == 3 and file.is_file() and not file.with_name("result.json.work").exists()
+
+
 def test_prompts_are_cut_where_tokens_end(tiny_bundle):
     tokenizer = Bundle.open(tiny_bundle).tokenizer()
     names = [f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop"]
