@@ -252,7 +252,8 @@ def _best(data: Set, prompts: Sequence[Sequence[str]], rows: Mapping[str, Any]) 
             yield {
                 "image_id": picture.id,
                 "category_id": category,
-                "bbox": [left, top, right - left, bottom - top],
+                # The last pixel counts, as in the official evaluation (`BoxList.convert("xywh")`).
+                "bbox": [left, top, right - left + 1, bottom - top + 1],
                 "score": score,
             }
 

@@ -60,7 +60,7 @@ class Oracle:
         boxes, labels = [], []
         for name, (x, y, w, h) in self.truth[frame.tobytes()]:
             if name in self.prompt:
-                label, box = self.change(name, (x, y, x + w, y + h))
+                label, box = self.change(name, (x, y, x + w - 1, y + h - 1))  # the last pixel is part of it
                 if label in self.prompt:
                     boxes.append(box)
                     labels.append(self.prompt.index(label))

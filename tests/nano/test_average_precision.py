@@ -47,3 +47,38 @@ def test_scores_are_ranked_over_all_pictures():
     detected = [found((THERE, "dog", 0.9), (HERE, "dog", 0.1)), found((HERE, "dog", 0.5))]
     # ranked: false, true, true -> precisions 0, 1/2, 2/3; interpolated 2/3 everywhere
     assert average_precision(detected, truth).ap50 == pytest.approx(100 * 2 / 3)
+
+
+def test_two_implementations_agree():
+    """pycocotools, as glip-bench has it, on scenes of many near misses."""
+    from pathlib import Path
+
+    from glip_bench.coco import Picture, Set
+    from glip_bench.coco import average_precision as by_pycocotools
+
+    names = ("cat", "dog", "bus")
+    rng = np.random.default_rng(0)
+
+    def some(count):
+        low = rng.uniform(0, 60, (count, 2))
+        return np.concatenate([low, low + rng.uniform(8, 40, (count, 2))], axis=1), rng.integers(0, 3, count)
+
+    truth, detected, rows, results = [], [], [], []
+    for k in range(40):
+        boxes, labels = some(4)
+        near = np.concatenate([boxes + rng.normal(0, 2, boxes.shape), some(3)[0]])
+        guessed = np.concatenate([labels, rng.integers(0, 3, 3)])
+        scores = rng.random(7)
+        truth.append(Found(boxes, tuple(names[i] for i in labels), np.ones(4)))
+        detected.append(Found(near, tuple(names[i] for i in guessed), scores))
+        for box, label in zip(boxes, labels, strict=True):
+            size = box[2:] - box[:2] + 1  # the last pixel is part of it
+            row = {"id": len(rows) + 1, "image_id": k, "category_id": int(label), "bbox": [*box[:2], *size]}
+            rows.append({**row, "area": float(size.prod()), "iscrowd": 0})
+        for box, label, score in zip(near, guessed, scores, strict=True):
+            one = {"image_id": k, "category_id": int(label), "bbox": [*box[:2], *(box[2:] - box[:2] + 1)]}
+            results.append({**one, "score": float(score)})
+    data = Set(tuple(Picture(k, Path()) for k in range(40)), tuple(enumerate(names)), tuple(rows))
+    ours, theirs = average_precision(detected, truth), by_pycocotools(data, results).figures
+    assert 5 < theirs["AP"] < 95
+    assert (ours.ap, ours.ap50) == pytest.approx((theirs["AP"], theirs["AP50"]), abs=0.01)
