@@ -53,7 +53,7 @@ class DeformLibrary:
     """
 
     def __init__(self, file: Path) -> None:
-        self._library = ctypes.CDLL(str(file))
+        self._library: Any = ctypes.CDLL(str(file))
         self._library.glip_deform_problem_error.restype = ctypes.c_char_p
         for name in ("packed_weight_bytes", "workspace_bytes"):
             getattr(self._library, f"glip_deform_{name}").restype = ctypes.c_ulonglong
@@ -76,7 +76,6 @@ class DeformLibrary:
             ctypes.addressof(given), weight.data_ptr(), packed.data_ptr(), _stream()
         )
         self._check(status, given)
-        weight.record_stream(torch.cuda.current_stream())
         return Weights(packed, bias.contiguous(), shape)
 
     def run(self, weights: Weights, levels: Sequence[MapLevel], channels_last: bool = False) -> list[Tensor]:

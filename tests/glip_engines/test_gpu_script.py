@@ -21,7 +21,7 @@ from glip_export.model.config import GlipConfig  # noqa: E402
 from glip_export.model.dyhead import DyConv  # noqa: E402
 from glip_export.model.glip import Glip, normalise  # noqa: E402
 from half_model import HalfImageBranch, Inputs, relative_error, stages  # noqa: E402
-from kernel import KernelDyConv, convolve_in_torch, use_kernel  # noqa: E402
+from kernel import KernelDyConv, MapLevel, convolve_in_torch, use_kernel, with_library  # noqa: E402
 from tiny_glip import tiny_config  # noqa: E402
 
 from glip_deploy.errors import GlipError  # noqa: E402
@@ -90,6 +90,78 @@ def test_three_launches_compute_what_thirteen_do(model, batch):
     assert isinstance(ours, KernelDyConv)
     for a, b in zip(plain(features), ours(features), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
+
+
+@pytest.fixture
+def host_library(monkeypatch, tmp_path):
+    """The ctypes layer on the host build of the same arithmetic: fp32, in the CPU's memory."""
+    import ctypes
+
+    import kernel
+    from glip_engines.compile import build_host_library, find_host_compiler
+
+    try:
+        find_host_compiler()
+    except GlipError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("GLIP_CACHE", str(tmp_path))
+    host = ctypes.CDLL(str(build_host_library()))
+    host.glip_deform_host_problem_error.restype = ctypes.c_char_p
+    host.glip_deform_host_packed_weight_bytes.restype = ctypes.c_ulonglong
+
+    class Shim:
+        glip_deform_problem_error = staticmethod(host.glip_deform_host_problem_error)
+        glip_deform_packed_weight_bytes = staticmethod(host.glip_deform_host_packed_weight_bytes)
+
+        @staticmethod
+        def glip_deform_workspace_bytes(problem):
+            return 0
+
+        @staticmethod
+        def glip_deform_pack_weights(problem, weight, packed, stream):
+            pointers = (ctypes.c_void_p(value) for value in (problem, weight, packed))
+            host.glip_deform_host_pack_weights(*pointers)
+            return 0
+
+        @staticmethod
+        def glip_deform_launch(problem, workspace, size, stream):
+            return host.glip_deform_host_run(ctypes.c_void_p(problem), 32)
+
+    monkeypatch.setattr(kernel, "_stream", lambda: 0)
+    library = object.__new__(kernel.DeformLibrary)
+    library._library = Shim
+    return library
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_model_runs_on_the_c_interface(model, host_library, batch):
+    """Packing, strides, flat reads and layouts as the script hands them over."""
+    features = [torch.randn(batch, model.config.head.channels, h, w) for h, w in ((13, 21), (7, 11), (4, 6))]
+    plain = next(module for module in model.modules() if isinstance(module, DyConv))
+    ours = copy.deepcopy(plain)
+    use_kernel(ours, with_library(host_library))
+    for a, b in zip(plain(features), ours(features), strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+
+
+def test_the_script_s_own_checks_hold_on_the_host(host_library, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    rows = check_kernels.goldens(torch, host_library)
+    assert len(rows) >= 5 and all(row["ok"] for row in rows)
+    generator = torch.Generator().manual_seed(0)
+    for last in (False, True):
+        sizes = [(9, 7), (1, 1), (2, 33)]
+        error = check_kernels.against_double(
+            torch, host_library, generator, sizes, (24, 40), 2, 2, 3.0, torch.float32, last
+        )
+        assert error < check_kernels.TOLERANCE["fp32"]
+
+
+def test_a_problem_refused_says_why(host_library):
+    weights = host_library.pack(torch.zeros(4, 4, 3, 3), torch.zeros(4))
+    with pytest.raises(ValueError, match="9 levels"):
+        maps = (torch.zeros(1, 4, 2, 2), torch.zeros(1, 18, 2, 2), torch.zeros(1, 9, 2, 2))
+        host_library.run(weights, [MapLevel(*maps, (2, 2))] * 9)
 
 
 def test_the_half_precision_model_is_the_model():
