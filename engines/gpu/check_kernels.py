@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"fp32": 2e-5, "fp16": 2e-3, "bf16": 1.6e-2}
 """Largest error over the largest value: sums of 2304 products, rounded once for fp16 and bf16."""
+CASES = [
+    ([(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)], 256, 256, 1, 1, 2.0),
+    ([(100, 168), (50, 84), (25, 42), (13, 21)], 256, 256, 1, 2, 2.0),
+    ([(25, 42), (13, 21)], 256, 256, 3, 1, 30.0),
+    ([(9, 7), (1, 1), (2, 33)], 24, 40, 2, 1, 3.0),
+    ([(9, 7), (3, 64)], 16, 8, 2, 2, 3.0),
+]
+"""Against float64: sizes of the levels, channels in and out, batch, stride, spread of the offsets."""
 FASTER_THAN_TORCHVISION, TIMES_THE_FLOOR, IMAGE_BRANCH_MS = 3.0, 2.5, 8.0
 """Aims, on an H200: the first two for P3's own call in fp16."""
 
@@ -172,14 +180,7 @@ def correctness(torch: Any, library: DeformLibrary) -> list[dict[str, Any]]:
     """Hold the kernels against the official code's outputs, and against float64 on random inputs."""
     rows = goldens(torch, library)
     generator = torch.Generator().manual_seed(0)
-    cases = [  # (sizes of the levels, in, out, batch, stride, spread of the offsets)
-        ([(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)], 256, 256, 1, 1, 2.0),
-        ([(100, 168), (50, 84), (25, 42), (13, 21)], 256, 256, 1, 2, 2.0),
-        ([(25, 42), (13, 21)], 256, 256, 3, 1, 30.0),
-        ([(9, 7), (1, 1), (2, 33)], 24, 40, 2, 1, 3.0),
-        ([(9, 7), (3, 64)], 16, 8, 2, 2, 3.0),
-    ]
-    for sizes, inner, outer, batch, stride, spread in cases:
+    for sizes, inner, outer, batch, stride, spread in CASES:
         for precision, dtype in precisions(torch).items():
             for last in (False, True):
                 error = against_double(

@@ -260,3 +260,57 @@ def test_aims_are_judged_and_said():
 
 def test_times_are_summarised():
     assert check_kernels.summary([3.0, 1.0, 2.0]) == {"median": 2.0, "minimum": 1.0, "maximum": 3.0, "p95": 3.0}
+
+
+def test_from_start_to_end_without_a_gpu(host_library, monkeypatch, tmp_path, capsys):
+    """Every part of it in the order it runs, with CPU stand-ins for what only a GPU has; the times mean nothing."""
+    import floors
+    import half_model
+    import kernel
+    from tiny_glip import tiny_model
+
+    def clocked(torch, action, runs):
+        action()
+        return check_kernels.summary([1.0] * runs)
+
+    def at_once(torch, action):
+        return action(), action
+
+    graph = {"case": "in a CUDA graph", "precision": "fp32", "error": 0.0, "ok": True}
+    for target, name, stand_in in (
+        (check_kernels, "require_gpu", lambda: torch),
+        (check_kernels, "timed", clocked),
+        (check_kernels, "milliseconds", clocked),
+        (check_kernels, "captured", at_once),
+        (check_kernels, "find_torchvision", lambda: None),
+        (check_kernels, "in_a_graph", lambda *_: graph),
+        (check_kernels, "precisions", lambda torch: {"fp32": torch.float32}),
+        (check_kernels, "stand_in", lambda torch: tiny_model()),
+        (kernel, "DeformLibrary", lambda file: host_library),
+        (floors, "calls", lambda: calls(96, 160)),
+        (half_model.Inputs, "random", lambda glip, *_: random_inputs(glip, 96, 160, 16, "cpu")),
+        (torch.cuda, "get_device_capability", lambda: (9, 0)),
+        (torch.cuda, "get_device_name", lambda: "NVIDIA H200"),
+        (torch.cuda, "max_memory_allocated", lambda: 0),
+        (torch.Tensor, "cuda", lambda self: self),
+        (torch.Tensor, "half", lambda self: self),
+        (torch.nn.Module, "cuda", lambda self: self),
+        (torch.nn.Module, "half", lambda self: self),
+    ):
+        monkeypatch.setattr(target, name, stand_in)
+    monkeypatch.setattr(
+        check_kernels, "CASES", [([(9, 7), (1, 1)], 24, 40, 2, 1, 3.0), ([(9, 7), (3, 64)], 16, 8, 2, 2, 3.0)]
+    )
+    (tmp_path / "lib.so").write_text("")
+    file = tmp_path / "result.json"
+    assert check_kernels.main(["--output", str(file), "--library", str(tmp_path / "lib.so"), "--runs", "5"]) == 0
+    result = json.loads(file.read_text())
+    assert all(row["ok"] for row in result["correct"]) and len(result["kernels"]["shapes"]) == 9
+    assert result["kernels"]["shapes"][0]["times_the_floor"] > 0
+    assert max(result["image_branch"]["error_against_fp32"].values()) < 1e-3  # nothing is halved here
+    assert result["aims"]["P3: times faster than torchvision"]["met"] is None
+    said = capsys.readouterr().out
+    assert "GLIP-T image branch" in said and "DyConv" in said and "not measured" in said
+
+
+random_inputs = Inputs.random
