@@ -28,8 +28,9 @@ __all__ = ["Task", "measure", "prompts_that_fit", "render_accuracy"]
 
 Job = tuple[Path, str, Any]
 """Picture, key in the work file, prompt."""
-BEST = 100
-"""Boxes a picture, over all prompts together: what COCO counts."""
+BEST = 300
+"""Boxes a picture, over all prompts together, as the official evaluation of large sets has it. A prompt gives 100 at
+most; COCO itself counts 100 a picture and class."""
 LOSERS = 10
 
 
@@ -160,6 +161,7 @@ def _identity(task: Task, bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": bundle.key,
         "annotations_sha256": hashlib.sha256(task.annotations.read_bytes()).hexdigest(),
+        "images": str(task.images.resolve()),
         "shortest_side": options.shortest_side,
         "longest_side": options.longest_side,
         "grounding": task.grounding,
@@ -181,10 +183,11 @@ def _run(
     on_step(f"{subject.name}: {len(missing)} of {len(jobs)} pictures and prompts")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", encoding="utf-8") as stream:  # also rewrites what was kept, without a torn last line
-            stream.write(json.dumps(identity) + "\n")
-            for key, row in rows.items():
-                stream.write(json.dumps([key, row]) + "\n")
+        lines = [json.dumps(identity), *(json.dumps([key, row]) for key, row in rows.items())]
+        whole = file.with_name(f"{file.name}.new")  # what was kept is never at risk, and a torn last line goes
+        whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        whole.replace(file)
+        with file.open("a", encoding="utf-8") as stream:
             for key, row in _detect(subject, missing):
                 rows[key] = row
                 stream.write(json.dumps([key, row]) + "\n")
@@ -197,11 +200,13 @@ def _run(
 def _read_work(file: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    lines = file.read_text(encoding="utf-8").splitlines()
     try:
+        lines = file.read_text(encoding="utf-8").splitlines()
         header = json.loads(lines[0])
+    except OSError as error:
+        raise GlipError(f"--resume: {file} cannot be read ({error.strerror or error}); start anew") from None
     except (IndexError, ValueError):
-        return {}  # interrupted before its first line was whole
+        raise GlipError(f"--resume: {file} is damaged; start anew without --resume") from None
     if header != dict(identity):
         other = next(
             (key for key in identity if not isinstance(header, dict) or header.get(key) != identity[key]), "set"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_set(annotations: Path, images: Path, limit: int | None = None) -> Set:
         raise GlipError(
             f"{annotations} has no {error.args[0]!r}; it needs COCO's images, categories, annotations"
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise GlipError(f"{annotations} is not a COCO-format detection set ({error})") from None
     if not categories or not listed:
         raise GlipError(
@@ -77,6 +78,8 @@ def read_set(annotations: Path, images: Path, limit: int | None = None) -> Set:
         )
     if len(dict(categories)) < len(categories) or len({name for _, name in categories}) < len(categories):
         raise GlipError(f"{annotations} names a category twice; ids and names must differ")
+    if len(dict(listed)) < len(listed):
+        raise GlipError(f"{annotations} gives several images one id; ids must differ")
     if not images.is_dir():
         raise GlipError(f"--images {images} is not a folder; name the one with the set's pictures")
     pictures = tuple(Picture(number, images / name) for number, name in listed[:limit])
@@ -89,6 +92,8 @@ def read_set(annotations: Path, images: Path, limit: int | None = None) -> Set:
     stray = next((row for row in rows if row["category_id"] not in known), None)
     if stray is not None:
         raise GlipError(f"{annotations}: an annotation is of category {stray['category_id']}, which it does not list")
+    if not rows:
+        raise GlipError(f"{annotations} has no annotations of its {len(pictures)} pictures; there is nothing to find")
     return Set(pictures, categories, tuple(rows))
 
 
@@ -106,6 +111,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _annotation(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
     x, y, width, height = (float(value) for value in one["bbox"])
+    if not all(math.isfinite(value) for value in (x, y, width, height)):
+        raise ValueError(f"annotation {number} has the box {one['bbox']}")
     return {
         "id": number,  # pycocotools takes 0 for "not matched"
         "image_id": int(one["image_id"]),
@@ -121,7 +128,8 @@ def average_precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precisio
 
     Args:
         data: the set.
-        found: {"image_id", "category_id", "bbox" (x, y, width, height), "score"} each; the best 100 a picture count.
+        found: {"image_id", "category_id", "bbox" (x, y, width, height), "score"} each; of a picture and class the best
+            100 count.
 
     Raises:
         GlipError: pycocotools is not installed.

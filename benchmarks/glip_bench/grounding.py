@@ -82,6 +82,9 @@ def _picture(one: Mapping[str, Any], images: Path) -> Picture:
         span = phrase["span"]
         pairs = [span] if span and isinstance(span[0], int) else span
         spans.append([(int(start), int(end)) for start, end in pairs])
+        outside = next((pair for pair in spans[-1] if not 0 <= pair[0] < pair[1] <= len(str(one["caption"]))), None)
+        if outside is not None:
+            raise ValueError(f"span {list(outside)} is not in a caption of {len(str(one['caption']))} characters")
         array = np.asarray(phrase["boxes"], np.float64)
         if array.ndim != 2 or array.shape[1] != 4 or not len(array):
             raise ValueError(f"boxes of shape {array.shape}, (N, 4) with N of 1 or more is needed")

@@ -136,6 +136,32 @@ def test_an_interrupted_run_goes_on(folder, tiny_bundle, oracles):
         measure(task(folder, tiny_bundle, classes_a_prompt=1), folder / "work", resume=True)
 
 
+def test_a_crowd_is_counted_whole(tiny_bundle, tmp_path, oracles):
+    """150 objects in a picture: more than a prompt gives, fewer than two give."""
+    from glip_bench.accuracy import _best
+
+    rows, truth = {}, []
+    for label in range(2):
+        boxes = [[10.0 * k, 20.0 * label, 10.0 * k + 7, 20.0 * label + 15] for k in range(75)]
+        rows[f"10/{label}"] = {"boxes": boxes, "scores": [0.9] * 75, "labels": [0] * 75}
+        truth += [{"image_id": 10, "category_id": 7 + label, "bbox": [*box[:2], 8.0, 16.0]} for box in boxes]
+    content = {"images": [{"id": 10, "file_name": "0.png"}], "annotations": truth}
+    content["categories"] = [{"id": 7 + i, "name": name} for i, name in enumerate(NAMES[:2])]
+    (tmp_path / "crowd.json").write_text(json.dumps(content))
+    (tmp_path / "0.png").write_bytes(b"")
+    data = read_set(tmp_path / "crowd.json", tmp_path)
+    found = list(_best(data, [["cat"], ["dog"]], rows))
+    assert len(found) == 150 and average_precision(data, found).figures["AP"] == pytest.approx(100)
+
+
+def test_a_damaged_work_file_is_said(folder, tiny_bundle, oracles):
+    oracles(("onnxruntime-cpu", right))
+    (folder / "work").mkdir()
+    (folder / "work" / "onnxruntime-cpu.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(GlipError, match="is damaged; start anew"):
+        measure(task(folder, tiny_bundle), folder / "work", resume=True)
+
+
 def test_an_interruption_says_how_to_go_on(folder, tiny_bundle, oracles, capsys):
     (oracle,) = oracles(("onnxruntime-cpu", right)).values()
     oracle.stop_after = 1
@@ -197,6 +223,11 @@ def spoil(change):
         (spoil(lambda c: c.update(categories=[])), "0 categories and 3 images"),
         (spoil(lambda c: c.update(images=[])), "3 categories and 0 images"),
         (spoil(lambda c: c["categories"][1].update(name="cat")), "names a category twice"),
+        (spoil(lambda c: c["categories"][1].update(name=" ")), "is empty"),
+        (spoil(lambda c: c["categories"][1].update(id=float("inf"))), "not a COCO-format detection set"),
+        (spoil(lambda c: c["images"][1].update(id=10)), "several images one id"),
+        (spoil(lambda c: c.update(annotations=[])), "has no annotations of its 3 pictures"),
+        (spoil(lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 3])), "annotation 1 has the box"),
         (spoil(lambda c: c["annotations"][0].update(bbox=[1, 2])), "not a COCO-format detection set"),
         (spoil(lambda c: c["annotations"][0].update(category_id=99)), "category 99, which it does not list"),
     ],

@@ -69,6 +69,10 @@ def test_the_tiny_bundle_end_to_end(folder, tiny_bundle, capsys):
         ('[{"image": "a.png", "caption": "x"}]', "caption 0: 'phrases' is missing"),
         ('[{"image": "a.png", "caption": "x", "phrases": []}]', "there are no phrases"),
         ('[{"image": "a.png", "caption": "x", "phrases": [{"span": [0, 1], "boxes": []}]}]', "boxes of shape"),
+        (
+            '[{"image": "a.png", "caption": "x", "phrases": [{"span": [0, 9], "boxes": [[0, 0, 1, 1]]}]}]',
+            r"span \[0, 9\]",
+        ),
         ('[{"image": "b.png", "caption": "x", "phrases": [{"span": [0, 1], "boxes": [[0, 0, 1, 1]]}]}]', "is missing"),
     ],
 )
