@@ -83,10 +83,11 @@ def compare_boxes(
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """GLIP's boxes include their last pixel: one pixel wide is x1 == x2."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (high - low).clip(min=0).prod(axis=-1)
-    area_a, area_b = ((box[:, 2:] - box[:, :2]).clip(min=0).prod(axis=-1) for box in (a, b))
+    both = (high - low + 1).clip(min=0).prod(axis=-1)
+    area_a, area_b = ((box[:, 2:] - box[:, :2] + 1).clip(min=0).prod(axis=-1) for box in (a, b))
     union = area_a[:, None] + area_b[None] - both
     result: NDArray[np.float64] = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
     return result

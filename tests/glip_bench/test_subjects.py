@@ -122,7 +122,12 @@ def test_boxes_match_by_label_place_and_score():
     agreement = compare_boxes(reference, shifted)
     assert (agreement.matched, agreement.of, agreement.found) == (1, 3, 3)
     assert str(agreement) == "1 of 3, 2 more" and not agreement.same
-    assert agreement.worst_iou == pytest.approx(99 / 101)
+    assert agreement.worst_iou == pytest.approx(100 * 101 / (102 * 101))
+
+
+def test_a_box_one_pixel_wide_is_a_box():
+    one = boxes((5, 0, 5, 10, 0.9, 0), (0, 7, 0, 7, 0.8, 0))
+    assert compare_boxes(one, one).same
 
 
 def test_a_box_has_one_partner():
