@@ -38,21 +38,30 @@ class Change:
     tolerance: float
     """Relative; within it, the change is noise."""
     counts: bool = True
+    more_is_better: bool = False
 
     @property
     def ratio(self) -> float:
-        """New over old; above 1 is slower, or more."""
+        """New over old."""
         return self.new / self.old if self.old else math.inf
 
     @property
     def worse(self) -> bool:
         """Beyond noise."""
-        return self.counts and self.ratio > 1 + self.tolerance
+        return self.counts and (self._less if self.more_is_better else self._more)
 
     @property
     def better(self) -> bool:
         """Beyond noise."""
-        return self.counts and self.ratio < 1 / (1 + self.tolerance)
+        return self.counts and (self._more if self.more_is_better else self._less)
+
+    @property
+    def _more(self) -> bool:
+        return self.new > self.old * (1 + self.tolerance)
+
+    @property
+    def _less(self) -> bool:
+        return self.new * (1 + self.tolerance) < self.old
 
 
 def uncertainty(timing: Mapping[str, Any]) -> float:
@@ -117,8 +126,8 @@ def _subject(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
             changes.append(Change(name, title, old[key] / 1e9, new[key] / 1e9, "GB", MEMORY))
     before, after = old.get("agreement"), new.get("agreement")
     if before and after and before["with"] == after["with"] and before["of"] and after["of"]:
-        missed = [1 - side["matched"] / side["of"] for side in (before, after)]
-        changes.append(Change(name, "boxes not matched", 1 + missed[0], 1 + missed[1], "share + 1", 0.0))
+        matched = [100 * side["matched"] / side["of"] for side in (before, after)]
+        changes.append(Change(name, "boxes matched", *matched, "%", 0.0, more_is_better=True))
     return changes
 
 
@@ -160,11 +169,8 @@ def render_comparison(changes: list[Change], remarks: list[str], old: Path | str
         if change.subject != subject:
             subject = change.subject
             lines.append(subject)
-        if change.unit == "share + 1":
-            old_text, new_text, ratio, noise = f"{change.old - 1:.1%}", f"{change.new - 1:.1%}", "", ""
-        else:
-            old_text, new_text = (f"{value:.2f} {change.unit}" for value in (change.old, change.new))
-            ratio, noise = f"{change.ratio:.2f}", f"{change.tolerance:.0%}"
+        old_text, new_text = (f"{value:.2f} {change.unit}" for value in (change.old, change.new))
+        ratio, noise = f"{change.ratio:.2f}", f"{change.tolerance:.0%}"
         verdict = "  WORSE" if change.worse else "  better" if change.better else ""
         lines.append(f"  {change.figure:<38}{old_text:>12}{new_text:>12}{ratio:>10}{noise:>9}{verdict}")
     worse = [change for change in changes if change.worse]
