@@ -180,7 +180,7 @@ class KernelDyConv(DyConv):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """See `DyConv.forward`."""
         maps = [x.contiguous(memory_format=torch.channels_last) for x in features]
-        positions = [self.offset(x).float() for x in maps]
+        positions = [self.offset(x.float()) for x in maps]  # as in an engine: fp16 is too coarse for positions
         offsets = [p[:, : 2 * TAPS].contiguous() for p in positions]
         masks = [p[:, 2 * TAPS :].sigmoid().contiguous() for p in positions]
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
@@ -205,9 +205,10 @@ class KernelDyConv(DyConv):
 
 
 def use_kernel(model: torch.nn.Module, convolve: Convolve) -> None:
-    """Make every DyConv of a model run on `convolve`; parameters stay as they are."""
+    """Make every DyConv of a model run on `convolve`, with positions in fp32; other parameters stay as they are."""
     for module in model.modules():
         if isinstance(module, DyConv):
+            module.offset.float()
             module.__class__ = KernelDyConv
             module.convolve = convolve  # type: ignore[assignment]
 
