@@ -126,8 +126,8 @@ def _subject(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
             changes.append(Change(name, title, old[key] / 1e9, new[key] / 1e9, "GB", MEMORY))
     before, after = old.get("agreement"), new.get("agreement")
     if before and after and before["with"] == after["with"] and before["of"] and after["of"]:
-        matched = [100 * side["matched"] / side["of"] for side in (before, after)]
-        changes.append(Change(name, "boxes matched", *matched, "%", 0.0, more_is_better=True))
+        was, now = (100 * side["matched"] / side["of"] for side in (before, after))
+        changes.append(Change(name, "boxes matched", was, now, "%", 0.0, more_is_better=True))
     return changes
 
 

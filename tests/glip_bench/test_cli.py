@@ -170,3 +170,29 @@ def test_bad_usage_is_status_2(capsys, extra):
     with pytest.raises(SystemExit) as caught:
         main(["--model", "x", *extra])
     assert caught.value.code == 2
+
+
+def test_quick_finds_what_make_demo_left(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--quick", "--frame", "120x90", "--shortest-side", "96", "--quiet"]
+    assert main(small) == 1
+    assert "run `make demo`, or name one with --model" in capsys.readouterr().err
+    shutil.copytree(tiny_bundle, tmp_path / "build" / "demo" / "glip_nano")
+    assert main(small) == 0
+    assert "not here: torch-official: it runs the released weights" in capsys.readouterr().out
+    (tmp_path / "examples" / "nano").mkdir(parents=True)
+    shutil.copy(tiny_checkpoint, tmp_path / "examples" / "nano" / "glip_nano.pth")
+    assert main([*small, "--no-memory"]) == 0
+    assert "against torch-official" in capsys.readouterr().out
+
+
+def test_memory_is_left_out_when_time_is_up(tiny_bundle):
+    from glip_bench.detection import Settings, run
+    from glip_bench.subjects import Options
+    from glip_export.verify import PICTURE
+
+    options, said = Options(tiny_bundle, shortest_side=96), []
+    settings = Settings(options, str(PICTURE), "dog", frame_size=(90, 120), rounds=1, budget=0.0, details=False)
+    result = run(settings, on_step=said.append)
+    assert "out of time: peak memory is left out" in said and result["complete"]
+    assert "peak_resident_bytes" not in result["subjects"]["onnxruntime-cpu"]
