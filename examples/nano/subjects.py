@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,7 @@ from glip_deploy.prompt import Prompt, PromptText, parse_prompt
 if TYPE_CHECKING:
     import torch
     from glip_export.model.glip import Glip
+    from glip_export.precision import Island
 
 __all__ = ["BundleSubject", "Subject", "TorchSubject", "rounded_copy"]
 
@@ -97,24 +99,25 @@ class BundleSubject:
         return self.detector.detect(image, prompt, threshold=0.0, color="rgb")
 
 
-def rounded_copy(bundle: Path, precision: str, target: Path) -> Path:
+def rounded_copy(bundle: Path, precision: str, target: Path, islands: Sequence[Island] | None = None) -> Path:
     """Copy an fp32 bundle and let its graphs round every half-precision value.
 
     ONNX Runtime's CPU keeps more than half precision where it can; this shows what an engine would give at worst. The
-    copy is for measuring only: it runs no faster.
+    copy is for measuring only: it runs no faster. `islands` are all of `glip_export.precision.ISLANDS` unless told.
     """
     import json
     import shutil
 
     import onnx_ir
-    from glip_export.precision import to_precision
+    from glip_export.precision import ISLANDS, to_precision
 
     from glip_deploy.bundle import IMAGE_GRAPH, MANIFEST, TEXT_GRAPH, TOKENIZER, sha256_of
 
     target.mkdir(parents=True)
     shutil.copy(bundle / TOKENIZER, target)
     for graph in (TEXT_GRAPH, IMAGE_GRAPH):
-        model = to_precision(onnx_ir.load(bundle / graph), precision, rounded=True)
+        kept = ISLANDS if islands is None else islands
+        model = to_precision(onnx_ir.load(bundle / graph), precision, rounded=True, islands=kept)
         onnx_ir.save(model, target / graph, external_data=f"{graph}.data")
     manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     manifest["files"] = {
