@@ -55,7 +55,14 @@ engines: $(VENV)/.ready
 	$(BIN)/python engines/build_matrix.py $(DEMO)/glip_t --others --limit 900 --output build/engines.json
 	GLIP_SLOW=1 $(BIN)/python -m pytest tests/glip_engines
 
-lint: $(VENV)/.ready
+STUBS := build/stubs
+
+# Only TensorRT's types: mypy then checks every use of its API without TensorRT.
+$(STUBS)/.ready: engines/tensorrt_stubs.py $(VENV)/.ready
+	$(BIN)/python engines/tensorrt_stubs.py $(STUBS)
+	touch $@
+
+lint: $(VENV)/.ready $(STUBS)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -279,13 +279,13 @@ class Toolkit:
         return gpu, gpu.compute_capability
 
     def _load_plugin(self, library: str) -> None:
-        trt = self._trt
+        trt_module = self._trt
         self._log.errors.clear()
-        trt.init_libnvinfer_plugins(self._log, "")
+        trt_module.init_libnvinfer_plugins(self._log, "")
         before = len(self._creators())
         handle: Any = None
         try:
-            registry = trt.get_plugin_registry()
+            registry: trt.IPluginRegistry = trt_module.get_plugin_registry()
             # Without load_library the library registers its creators itself when it is opened.
             load = getattr(registry, "load_library", ctypes.CDLL)
             handle = load(library)
@@ -296,7 +296,7 @@ class Toolkit:
             raise GlipError(f"plugin library {library} was refused ({why}); build it for {self.flavour} {self.version}")
 
     def _creators(self) -> Sequence[Any]:
-        registry = self._trt.get_plugin_registry()
+        registry: trt.IPluginRegistry = self._trt.get_plugin_registry()
         creators: Sequence[Any] = getattr(registry, "all_creators", None) or registry.plugin_creator_list
         return creators
 
@@ -338,20 +338,20 @@ class Toolkit:
         trt_module = self._trt
         self._log.errors.clear()
         try:
-            builder = trt_module.Builder(self._log)
+            builder: trt.Builder = trt_module.Builder(self._log)
         except (TypeError, RuntimeError) as error:  # the bindings' words for a null pointer
             raise GlipError(f"{self.flavour} {self.version} cannot start: {self._reason(str(error))}") from None
         kinds = trt_module.NetworkDefinitionCreationFlag.__members__
         wanted = ("STRONGLY_TYPED",) if self.strongly_typed else ("EXPLICIT_BATCH",)
         network = builder.create_network(sum(1 << int(kinds[name]) for name in wanted if name in kinds))
-        parser = trt_module.OnnxParser(network, self._log)
+        parser: trt.OnnxParser = trt_module.OnnxParser(network, self._log)
         if not parser.parse_from_file(job.onnx):
             raise GlipError(
                 f"{self.flavour} {self.version} refuses {Path(job.onnx).name}: {self._parser_error(parser)}"
             )
         return builder, network
 
-    def _parser_error(self, parser: Any) -> str:
+    def _parser_error(self, parser: trt.OnnxParser) -> str:
         if not parser.num_errors:
             return self._reason()
         error = parser.get_error(0)
@@ -359,12 +359,13 @@ class Toolkit:
         where = f"node {name} ({operator}): " if name or operator else f"node number {error.node()}: "
         return where + _one_line([error.desc()])
 
-    def _configure(self, config: Any) -> None:
+    def _configure(self, config: trt.IBuilderConfig) -> None:
         settings, trt_module = self._settings, self._trt
         if self.flavour is Flavour.RTX:
-            config.num_compute_capabilities = 1
+            rtx_config: Any = config  # the stubs are the full TensorRT's
+            rtx_config.num_compute_capabilities = 1
             target = "CURRENT" if settings.arch is None else settings.arch.upper()
-            config.set_compute_capability(getattr(trt_module.ComputeCapability, target), 0)
+            rtx_config.set_compute_capability(getattr(trt_module.ComputeCapability, target), 0)
         if settings.workspace is not None:
             config.set_memory_pool_limit(trt_module.MemoryPoolType.WORKSPACE, settings.workspace)
         if settings.optimization_level is not None:
@@ -388,13 +389,14 @@ class Toolkit:
             if single and layer.type not in moving:
                 layer.precision = trt_module.float32
 
-    def _profile(self, builder: trt.Builder, shapes: Mapping[str, Sequence[Sequence[int]]]) -> Any:
+    def _profile(self, builder: trt.Builder, shapes: Mapping[str, Sequence[Sequence[int]]]) -> trt.IOptimizationProfile:
         profile: trt.IOptimizationProfile = builder.create_optimization_profile()
         for name, (least, best, most) in shapes.items():
-            profile.set_shape(name, tuple(least), tuple(best), tuple(most))
+            sides: Any = tuple(least), tuple(best), tuple(most)  # the bindings make Dims of tuples
+            profile.set_shape(name, *sides)
         return profile
 
-    def _open_timing_cache(self, config: Any) -> Path | None:
+    def _open_timing_cache(self, config: trt.IBuilderConfig) -> Path | None:
         if self._settings.timing_cache is None:
             return None
         if self.flavour is Flavour.RTX:
@@ -411,15 +413,15 @@ class Toolkit:
             raise GlipError(f"timing cache {path} is of another GPU or TensorRT; delete it or name another file")
         return path
 
-    def _save_timing_cache(self, config: Any, path: Path) -> None:
+    def _save_timing_cache(self, config: trt.IBuilderConfig, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
         temporary.replace(path)
 
-    def _record(self, tensor: Any) -> TensorRecord:
+    def _record(self, tensor: trt.ITensor) -> TensorRecord:
         names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
         kind = tensor.dtype.name
-        return TensorRecord(tensor.name, names.get(kind, kind.lower()), tuple(int(side) for side in tensor.shape))
+        return TensorRecord(tensor.name, names.get(kind, kind.lower()), tuple(int(side) for side in tensor.shape[:]))
 
     def _reason(self, otherwise: str = "no reason given") -> str:
         """The first error logged is the cause, the rest its consequences."""

@@ -20,6 +20,7 @@ from glip_deploy.engine_record import ENGINES, EngineRecord, Machine, find_engin
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:
+    import tensorrt
     from numpy.typing import NDArray
 
     from glip_deploy.backends.cuda import Cuda
@@ -40,7 +41,7 @@ PER_FRAME = ("frames", "image_sizes")
 class _Bound:
     """Buffers of one shape, bound to an execution context of their own."""
 
-    context: Any
+    context: tensorrt.IExecutionContext
     staging: dict[str, NDArray[Any]]
     """Page-locked, by input and output; frames that are on the GPU have none."""
     device: dict[str, int]
@@ -53,11 +54,12 @@ class _Bound:
 class _Engine:
     """One deserialised engine, shared by clones; each has its own contexts, made here."""
 
-    def __init__(self, trt: Any, runtime: Any, file: Path, record: Any) -> None:
+    def __init__(self, trt: Any, runtime: tensorrt.Runtime, file: Path, record: Any) -> None:
         self.trt, self.file, self.record = trt, file, record
-        self.engine = runtime.deserialize_cuda_engine(file.read_bytes())
-        if self.engine is None:
+        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(file.read_bytes())
+        if engine is None:
             raise GlipError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
+        self.engine = engine
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         reads = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(name for name in names if reads[name])
@@ -254,7 +256,7 @@ class TensorRTBackend:
             if unknown:
                 raise GlipError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
             for name in (*engine.inputs, *engine.outputs):
-                shape, dtype = tuple(context.get_tensor_shape(name)), engine.dtypes[name]
+                shape, dtype = tuple(context.get_tensor_shape(name)[:]), engine.dtypes[name]
                 if isinstance(feed.get(name), np.ndarray | None):
                     bound.staging[name] = self._cuda.pinned(shape, dtype)
                 bound.device[name] = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
@@ -310,7 +312,7 @@ class TensorRTBackend:
     def _free(self, bound: _Bound) -> None:
         if bound.graph is not None:
             self._cuda.free_graph(bound.graph)
-        bound.context = None
+        del bound.context  # before the memory it points to
         for address in bound.device.values():
             self._cuda.free(address)
         for array in bound.staging.values():
@@ -363,14 +365,14 @@ def _module(flavour: str) -> Any:
     return module
 
 
-_RUNTIMES: dict[str, tuple[Any, Any]] = {}
+_RUNTIMES: dict[str, tuple[Any, tensorrt.Runtime]] = {}
 """By module: logger and runtime. TensorRT keeps the first logger of a process, and engines need their runtime."""
 _PLUGINS: set[tuple[str, str]] = set()
 """Libraries already registered, by module and content."""
 _REGISTRY = threading.Lock()
 
 
-def _runtime(trt: Any, plugin: Path | None) -> Any:
+def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
     """The runtime of a TensorRT module, with the plugin's creators registered, once a process."""
     from glip_deploy.bundle import sha256_of
 
@@ -380,7 +382,7 @@ def _runtime(trt: Any, plugin: Path | None) -> Any:
             trt.init_libnvinfer_plugins(logger, "")
             _RUNTIMES[trt.__name__] = logger, trt.Runtime(logger)
         if plugin is not None and (trt.__name__, digest := sha256_of(plugin)) not in _PLUGINS:
-            registry = trt.get_plugin_registry()
+            registry: tensorrt.IPluginRegistry = trt.get_plugin_registry()
             if registry.load_library(str(plugin)) is None:
                 raise GlipError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
