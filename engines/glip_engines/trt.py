@@ -286,9 +286,7 @@ class Toolkit:
         handle: Any = None
         try:
             registry: trt.IPluginRegistry = trt_module.get_plugin_registry()
-            # Without load_library the library registers its creators itself when it is opened.
-            load = getattr(registry, "load_library", ctypes.CDLL)
-            handle = load(library)
+            handle = registry.load_library(library)
         except Exception as error:  # bindings raise what they like for a library that is none
             self._log.errors.append(str(error))
         if handle is None or len(self._creators()) == before:
