@@ -1,11 +1,17 @@
 """Makes the helper modules importable from every test, whatever the import mode; shares one tiny bundle."""
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A shell starts its background jobs with Ctrl-C ignored, and the commands the tests interrupt would inherit that. A
+# handler, unlike an ignored signal, is not inherited: they start with the default action.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
