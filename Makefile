@@ -52,7 +52,7 @@ engines: $(VENV)/.ready
 	@mkdir -p $(DEMO)
 	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
 	@test -f $(DEMO)/glip_t/manifest.json || $(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t
-	$(BIN)/python engines/build_matrix.py $(DEMO)/glip_t --others --limit 900 --output build/engines.json
+	$(BIN)/python benchmarks/kernels/build_matrix.py $(DEMO)/glip_t --others --limit 900 --output build/engines.json
 	GLIP_SLOW=1 $(BIN)/python -m pytest tests/glip_engines
 
 STUBS := build/stubs

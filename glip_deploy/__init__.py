@@ -10,12 +10,13 @@ Importing this package imports neither torch, onnx, TensorRT nor an inference en
 
 from __future__ import annotations
 
-from glip_deploy.bundle import Bundle
-from glip_deploy.detections import Detection, Detections
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.detector import Detector, EncodedPrompt
 from glip_deploy.errors import GlipError
-from glip_deploy.image import load_image
-from glip_deploy.prompt import Caption, ClassName, Prompt
+from glip_deploy.frames.load import load_image
+from glip_deploy.prompts.syntax import Caption, ClassName
+from glip_deploy.prompts.tokens import Prompt
+from glip_deploy.results.detections import Detection, Detections
 
 __all__ = [
     "Bundle",

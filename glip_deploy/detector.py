@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy import image
-from glip_deploy.backends import Backend, open_backend
-from glip_deploy.bundle import Bundle
-from glip_deploy.detections import Detections, select
-from glip_deploy.device_frame import DeviceCanvas, device_canvas, is_on_device
+from glip_deploy.backends import open_backend
+from glip_deploy.backends.base import Backend
+from glip_deploy.bundle.contract import ImageInputs
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
-from glip_deploy.prompt_cache import PromptCache, default_cache_dir
+from glip_deploy.files import cache_folder
+from glip_deploy.frames.canvas import Canvas, Resize, make_canvas
+from glip_deploy.frames.device import DeviceCanvas, device_canvas, is_on_device
+from glip_deploy.prompts.cache import PromptCache
+from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
+from glip_deploy.results.detections import Detections
+from glip_deploy.results.postprocess import select_batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Detector", "EncodedPrompt"]
+__all__ = ["Detector", "EncodedPrompt", "FrameStep"]
 
 Threshold = float | Sequence[float] | Mapping[str, float]
+
+
+class FrameStep(StrEnum):
+    """The parts of a frame's way through `Detector.detect`, in order."""
+
+    RESIZE = "resize and canvas"
+    IMAGE = "image branch"
+    """To the device and back included, where there is one."""
+    SELECT = "threshold and NMS"
+
+
+class _Clock:
+    """Writes the seconds since its last reading into a mapping, if there is one."""
+
+    def __init__(self, timings: MutableMapping[FrameStep, float] | None) -> None:
+        self._timings, self._last = timings, time.perf_counter()
+
+    def lap(self, step: FrameStep) -> None:
+        """End a step."""
+        if self._timings is not None:
+            now = time.perf_counter()
+            self._timings[step], self._last = now - self._last, now
 
 
 class _Default(Enum):
@@ -65,7 +93,7 @@ class Detector:
         *,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
-        resize: image.Resize = image.Resize.EXACT,
+        resize: Resize = Resize.EXACT,
         cache_dir: Path | None = None,
     ) -> None:
         self.bundle = bundle
@@ -85,7 +113,7 @@ class Detector:
         engines: str | Path | None = None,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
-        resize: str | image.Resize = image.Resize.EXACT,
+        resize: str | Resize = Resize.EXACT,
         threads: int | None = None,
         cache_dir: str | Path | _Default | None = _Default.CACHE,
         verify: bool = True,
@@ -112,11 +140,11 @@ class Detector:
         if threads is not None and threads < 1:
             raise GlipError(f"threads is {threads}; legal is 1 or more, or None for one a core")
         try:
-            method = image.Resize(resize)
+            method = Resize(resize)
         except ValueError:
-            legal = ", ".join(item.value for item in image.Resize)
+            legal = ", ".join(item.value for item in Resize)
             raise GlipError(f'resize is "{resize}"; legal is {legal}') from None
-        directory = default_cache_dir() if isinstance(cache_dir, _Default) else cache_dir
+        directory = cache_folder() if isinstance(cache_dir, _Default) else cache_dir
         bundle = Bundle.open(path, verify=verify)
         return cls(
             bundle,
@@ -148,7 +176,7 @@ class Detector:
 
         Args:
             text: class names in a list; a caption "person. dog."; a caption with [phrases] in brackets; a `Caption`
-                with spans. See `glip_deploy.prompt.parse_prompt`.
+                with spans. See `glip_deploy.prompts.parse_prompt`.
 
         Raises:
             GlipError: an empty prompt, duplicate classes, more than 256 tokens, ...
@@ -170,6 +198,7 @@ class Detector:
         threshold: Threshold = 0.5,
         *,
         color: str,
+        timings: MutableMapping[FrameStep, float] | None = None,
     ) -> Detections:
         """Find what the prompt names in one frame.
 
@@ -181,11 +210,12 @@ class Detector:
             threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
             color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,
                 only worse ones.
+            timings: filled with the seconds that each `FrameStep` of this call took, for measurements.
 
         Returns:
             At most 100 detections, best first, boxes in pixels of `frame`.
         """
-        return self.detect_batch([frame], prompt, threshold, color=color)[0]
+        return self.detect_batch([frame], prompt, threshold, color=color, timings=timings)[0]
 
     def detect_batch(
         self,
@@ -194,8 +224,9 @@ class Detector:
         threshold: Threshold = 0.5,
         *,
         color: str,
+        timings: MutableMapping[FrameStep, float] | None = None,
     ) -> list[Detections]:
-        """The same for several frames at once.
+        """Find what the prompt names in several frames at once; see `detect`.
 
         All share one canvas, as large as the largest. GLIP sees padding (it is never masked), so frames of unequal
         shape give slightly other scores together than alone; frames of one shape do not.
@@ -204,40 +235,28 @@ class Detector:
             return []
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         limits = thresholds(encoded.prompt, threshold)
-        canvas: image.Canvas | DeviceCanvas
-        pixels: NDArray[np.uint8] | DeviceCanvas
+        clock = _Clock(timings)
         short, long = self.shortest_side, self.longest_side
+        canvas: Canvas | DeviceCanvas
         if any(is_on_device(frame) for frame in frames):
-            canvas = pixels = device_canvas(frames, color=color, shortest_side=short, longest_side=long)
+            canvas = device_canvas(frames, color=color, shortest_side=short, longest_side=long)
         else:
-            canvas = image.canvas(frames, color=color, shortest_side=short, longest_side=long, method=self.resize)
-            pixels = canvas.frames
-        batch = len(frames)
-
-        def repeat(array: NDArray[Any]) -> NDArray[Any]:
-            return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
-
-        boxes, scores, labels = self.backend.detect(
-            pixels,
+            canvas = make_canvas(frames, color=color, shortest_side=short, longest_side=long, method=self.resize)
+        clock.lap(FrameStep.RESIZE)
+        inputs = ImageInputs.of(canvas.pixels, canvas.image_sizes, encoded.embedding, encoded.prompt.class_map)
+        found = self.backend.detect(inputs)
+        clock.lap(FrameStep.IMAGE)
+        detections = select_batch(
+            found,
             canvas.image_sizes,
-            repeat(encoded.embedding),
-            np.ones((batch, encoded.embedding.shape[0]), np.int64),
-            repeat(encoded.prompt.class_map),
+            canvas.original_sizes,
+            thresholds=limits,
+            phrases=encoded.phrases,
+            nms_threshold=self.bundle.nms_iou,
+            max_detections=self.bundle.max_detections,
         )
-        return [
-            select(
-                boxes[i],
-                scores[i],
-                labels[i],
-                thresholds=limits,
-                phrases=encoded.phrases,
-                image_size=(int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1])),
-                original_size=(int(canvas.original_sizes[i][0]), int(canvas.original_sizes[i][1])),
-                nms_threshold=self.bundle.nms_iou,
-                max_detections=self.bundle.max_detections,
-            )
-            for i in range(batch)
-        ]
+        clock.lap(FrameStep.SELECT)
+        return detections
 
     def close(self) -> None:
         """Free the engine's memory; a context manager does it too."""

@@ -7,17 +7,17 @@ import pytest
 from tiny_glip import HIDDEN
 
 from glip_deploy import GlipError
+from glip_deploy.bundle import ImageInputs
 
 IDS = np.array([2, 40, 41, 3], np.int64)
 
 
 def feed(batch=1, height=64, width=96, tokens=4, classes=2):
     rng = np.random.default_rng(0)
-    return (
+    return ImageInputs(
         rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8),
         np.array([[height, width]] * batch, np.int64),
         rng.normal(size=(batch, tokens, HIDDEN)).astype(np.float32),
-        np.ones((batch, tokens), np.int64),
         np.full((batch, classes, tokens), 1 / tokens, np.float32),
     )
 

@@ -21,7 +21,7 @@ from parity_data import ROOT, load_golden
 from precision_table import OUTPUTS, exported, feed_of, mean_errors, session
 
 from glip_deploy import Detector, load_image
-from glip_deploy.image import canvas
+from glip_deploy.frames.canvas import make_canvas
 
 HALF_MAX, HALF_NORMAL = 65504.0, 2.0**-14
 GOLDEN = "glip_T_od"
@@ -35,7 +35,7 @@ def feed_at_full_size() -> dict[str, np.ndarray]:
     feed = feed_of(arrays, meta)
     picture = load_image(PICTURE)
     picture = picture[: round(picture.shape[1] * 800 / 1344)]
-    seen = canvas([picture], color="rgb", shortest_side=800, longest_side=1344)
+    seen = make_canvas([picture], color="rgb", shortest_side=800, longest_side=1344)
     assert seen.frames.shape == (1, 800, 1344, 3), seen.frames.shape
     return {**feed, "frames": seen.frames, "image_sizes": seen.image_sizes}
 

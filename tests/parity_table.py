@@ -58,7 +58,7 @@ def compare_with_golden(name: str) -> Parity:
     import torch
     from glip_export.model.head import select_candidates
 
-    from glip_deploy.detections import select
+    from glip_deploy.results.postprocess import select
 
     arrays, meta = load_golden(f"{name}.npz")
     model = stand_in_model(meta["manifest"], meta["salt"])

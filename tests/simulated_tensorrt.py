@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from glip_deploy import image
-from glip_deploy.bundle import MANIFEST, sha256_of
-from glip_deploy.engine_record import EngineFile, EngineRecord
+from glip_deploy.bundle.engines import EngineFile, EngineRecord
+from glip_deploy.bundle.manifest import MANIFEST
 from glip_deploy.errors import GlipError
+from glip_deploy.files import sha256_of
+from glip_deploy.frames import make_canvas
 
 VERSION = "10.9.0"
 
@@ -95,7 +96,7 @@ class SimulatedCuda:
         )
         order = "rgb" if red == 0 else "bgr"
         out = np.zeros((*canvas_size, 3), np.uint8)
-        out[: size[0], : size[1]] = image.canvas(
+        out[: size[0], : size[1]] = make_canvas(
             [np.ascontiguousarray(picture)], color=order, shortest_side=min(size), longest_side=max(size)
         ).frames[0, : size[0], : size[1]]
         ctypes.memmove(canvas, out.ctypes.data, out.nbytes)

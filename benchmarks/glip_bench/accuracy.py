@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from glip_bench.coco import Precision, Set, average_precision, read_set
 from glip_bench.grounding import Phrases, read_phrases, recall
 from glip_bench.subjects import Options, choose, open_subjects
-from glip_deploy import image
-from glip_deploy.bundle import Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import parse_prompt
+from glip_deploy.frames import load_image
+from glip_deploy.prompts.tokens import parse_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from glip_bench.subjects import Subject
-    from glip_deploy.detections import Detections
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["Task", "measure", "prompts_that_fit", "render_accuracy"]
 
@@ -230,7 +230,7 @@ def _detect(subject: Subject, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
         if prompt is not asked:
             subject.prepare(prompt)
             asked = prompt
-        yield key, _row(subject.run(image.load_image(file)))
+        yield key, _row(subject.run(load_image(file)))
 
 
 def _row(found: Detections) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from glip_deploy.detections import Detections
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["Agreement", "compare_boxes"]
 

@@ -232,8 +232,8 @@ def _floor(args: argparse.Namespace) -> str:
     from glip_bench.render import render_floor
     from glip_bench.results import write_result
     from glip_deploy import Bundle
-    from glip_deploy.image import network_size
-    from glip_deploy.prompt import parse_prompt
+    from glip_deploy.frames.geometry import network_size
+    from glip_deploy.prompts.tokens import parse_prompt
 
     machine = None if args.floor.lower() == "cpu" else hardware(args.floor)  # a wrong name fails before the work
     bundle = Bundle.open(_bundle(args))

@@ -12,15 +12,15 @@ import numpy as np
 
 from glip_bench.subjects import Piece, SubjectName
 from glip_bench.timing import Timing, measure, measure_interleaved
-from glip_deploy import image
-from glip_deploy.bundle import Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.detector import Detector
+from glip_deploy.frames import Resize, network_size, resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_bench.subjects import Options
-    from glip_deploy.detections import Detections
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["add_floors", "crop_to", "time_ends", "time_prompts", "time_resizing"]
 
@@ -33,7 +33,7 @@ def crop_to(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     scale = min(height / size[0], width / size[1])
     crop_h, crop_w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     top, left = (height - crop_h) // 2, (width - crop_w) // 2
-    return image.resize(np.ascontiguousarray(picture[top : top + crop_h, left : left + crop_w]), size)
+    return resize(np.ascontiguousarray(picture[top : top + crop_h, left : left + crop_w]), size)
 
 
 def time_prompts(options: Options, prompt: str | list[str]) -> dict[str, float]:
@@ -70,12 +70,12 @@ def time_resizing(picture: NDArray[np.uint8], options: Options, runs: int) -> li
     rows = []
     for height, width in ((720, 1280), (1080, 1920), (1440, 2560), (2160, 3840)):
         frame = crop_to(picture, (height, width))
-        size = image.network_size(height, width, options.shortest_side, options.longest_side)
+        size = network_size(height, width, options.shortest_side, options.longest_side)
         timings = measure_interleaved(
-            {method.value: partial(image.resize, frame, size, method) for method in image.Resize}, max(10, runs)
+            {method.value: partial(resize, frame, size, method) for method in Resize}, max(10, runs)
         )
         shrunk = (max(1, round(picture.shape[0] * size[0] / height)), max(1, round(picture.shape[1] * size[1] / width)))
-        exact, fast = (image.resize(picture, shrunk, method).astype(np.int16) for method in image.Resize)
+        exact, fast = (resize(picture, shrunk, method).astype(np.int16) for method in Resize)
         rows.append(
             {
                 "from": [height, width],
@@ -99,8 +99,8 @@ def time_ends(spec: str, frame: NDArray[np.uint8], found: Detections, runs: int)
     Returns:
         {"decode": {..., "size"} (milliseconds a frame), "draw": {..., "boxes"}}.
     """
-    from glip_deploy.draw import annotate
-    from glip_deploy.sources import open_source
+    from glip_deploy.results.drawing import annotate
+    from glip_deploy.video.open import open_source
 
     seconds, size = [], [0, 0]
     with open_source(spec, max_frames=32) as source:

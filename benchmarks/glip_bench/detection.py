@@ -19,17 +19,17 @@ from glip_bench.results import SCHEMA
 from glip_bench.subjects import Options, Piece, Subject, SubjectName, choose, open_subjects
 from glip_bench.sweep import Sweep, run_sweep
 from glip_bench.timing import Timing
-from glip_deploy import image
-from glip_deploy.bundle import Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import parse_prompt
-from glip_deploy.sources import open_source
+from glip_deploy.frames import make_canvas
+from glip_deploy.prompts.tokens import parse_prompt
+from glip_deploy.video.open import open_source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from glip_deploy.detections import Detections
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["Settings", "read_frames", "run"]
 
@@ -186,7 +186,7 @@ def _header(
 ) -> dict[str, Any]:
     bundle, options = Bundle.open(settings.options.bundle), settings.options
     prompt = parse_prompt(settings.prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
-    canvas = image.canvas(
+    canvas = make_canvas(
         frames[:1], color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
     )
     return {

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_bench.stages import Stage, stage_of
-from glip_deploy.bundle import IMAGE_GRAPH, Bundle
+from glip_deploy.bundle.contract import IMAGE_GRAPH
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:

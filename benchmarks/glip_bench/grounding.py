@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Caption
+from glip_deploy.prompts.syntax import Caption
 
 __all__ = ["Phrases", "Picture", "read_phrases", "recall"]
 

@@ -11,7 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.bundle import IMAGE_GRAPH, Bundle
+from glip_deploy.bundle.contract import IMAGE_GRAPH
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:
     from glip_bench.subject_onnx import BundleSubject
-    from glip_deploy.bundle import Bundle
+    from glip_deploy.bundle.manifest import Bundle
 
 __all__ = ["engine_absence", "open_engine_subject"]
 
@@ -24,7 +24,7 @@ def engine_absence(name: SubjectName, bundle: Path) -> str | None:
 
     from glip_bench.gpu import describe_gpus
     from glip_deploy.backends import BACKENDS
-    from glip_deploy.engine_record import read_records
+    from glip_deploy.bundle.engines import read_records
 
     found = find_spec(PACKAGES[name])
     if found is None or found.origin is None:  # no origin: an empty folder of that name, type stubs for instance
@@ -50,7 +50,7 @@ def open_engine_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
     """
     from glip_bench.subject_onnx import BundleSubject
     from glip_deploy.backends import open_backend
-    from glip_deploy.engine_record import read_records
+    from glip_deploy.bundle.engines import read_records
 
     folder, record = next((folder, record) for folder, record in read_records(bundle.path) if record.flavour == name)
     backend = open_backend(BACKEND, bundle, options.threads, folder)

@@ -9,16 +9,19 @@ import numpy as np
 
 from glip_bench.stages import Stage, profile_image_branch
 from glip_bench.subjects import Options, Piece, Stopwatch, SubjectName
-from glip_deploy import image
-from glip_deploy.bundle import Bundle
-from glip_deploy.detections import Detections, select
+from glip_deploy.bundle.contract import Candidates, ImageInputs
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Prompt, PromptText, parse_prompt, thresholds
+from glip_deploy.frames import Canvas, make_canvas
+from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
+from glip_deploy.results.detections import Detections
+from glip_deploy.results.postprocess import select_batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from glip_deploy.backends import Backend
+    from glip_deploy.backends.base import Backend
 
 __all__ = ["BundleSubject", "open_onnx_subject", "provider_absence", "select_all"]
 
@@ -92,7 +95,7 @@ class BundleSubject:
         with watch(Piece.RESIZE):
             canvas = _canvas(frames, self.options)
         with watch(Piece.IMAGE):  # to the device and back included, where there is one
-            found = self._backend.detect(**self._feed(canvas, prompt))
+            found = self._backend.detect(self._inputs(canvas, prompt))
         with watch(Piece.SELECT):
             detections = select_all(found, canvas, prompt, self.options.threshold, self._bundle)
         self.stages = watch.seconds
@@ -102,7 +105,7 @@ class BundleSubject:
         """See `Subject`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
         if self.name is not SubjectName.ONNXRUNTIME_CPU:
             return None
-        feed = self._feed(_canvas([frame], self.options), self._ready())
+        feed = self._inputs(_canvas([frame], self.options), self._ready()).feed()
         return profile_image_branch(self._bundle, feed, runs, self.options.threads)
 
     def describe(self) -> Mapping[str, Any]:
@@ -122,50 +125,30 @@ class BundleSubject:
             raise GlipError(f"{self.name} has no prompt yet; call prepare first")
         return self._prompt
 
-    def _feed(self, canvas: image.Canvas, prompt: Prompt) -> dict[str, NDArray[Any]]:
-        batch = len(canvas)
-
-        def repeat(array: NDArray[Any]) -> NDArray[Any]:
-            return np.ascontiguousarray(np.broadcast_to(array, (batch, *array.shape)))
-
-        return {
-            "frames": canvas.frames,
-            "image_sizes": canvas.image_sizes,
-            "text_embedding": repeat(self._embedding),
-            "text_mask": np.ones((batch, self._embedding.shape[0]), np.int64),
-            "class_map": repeat(prompt.class_map),
-        }
+    def _inputs(self, canvas: Canvas, prompt: Prompt) -> ImageInputs:
+        return ImageInputs.of(canvas.frames, canvas.image_sizes, self._embedding, prompt.class_map)
 
 
-def _canvas(frames: Sequence[NDArray[np.uint8]], options: Options) -> image.Canvas:
-    return image.canvas(frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side)
+def _canvas(frames: Sequence[NDArray[np.uint8]], options: Options) -> Canvas:
+    return make_canvas(frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side)
 
 
-def select_all(
-    found: Sequence[NDArray[Any]], canvas: image.Canvas, prompt: Prompt, threshold: float, bundle: Bundle
-) -> list[Detections]:
+def select_all(found: Candidates, canvas: Canvas, prompt: Prompt, threshold: float, bundle: Bundle) -> list[Detections]:
     """Turn the candidates of a batch into detections, as `Detector` does.
 
     Args:
-        found: boxes (B, K, 4), scores (B, K), labels (B, K).
+        found: what the image branch gave.
         canvas: what they were found in.
         prompt: what was looked for.
         threshold: scores must exceed it.
         bundle: its limits for NMS.
     """
-    limits = thresholds(prompt, threshold)
-    boxes, scores, labels = found
-    return [
-        select(
-            boxes[i],
-            scores[i],
-            labels[i],
-            thresholds=limits,
-            phrases=prompt.phrases,
-            image_size=(int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1])),
-            original_size=(int(canvas.original_sizes[i][0]), int(canvas.original_sizes[i][1])),
-            nms_threshold=bundle.nms_iou,
-            max_detections=bundle.max_detections,
-        )
-        for i in range(len(canvas))
-    ]
+    return select_batch(
+        found,
+        canvas.image_sizes,
+        canvas.original_sizes,
+        thresholds=thresholds(prompt, threshold),
+        phrases=prompt.phrases,
+        nms_threshold=bundle.nms_iou,
+        max_detections=bundle.max_detections,
+    )

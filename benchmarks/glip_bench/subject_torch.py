@@ -13,17 +13,19 @@ from glip_bench.official_form import PADDED, OfficialForm
 from glip_bench.stages import Stage
 from glip_bench.subject_onnx import select_all
 from glip_bench.subjects import Options, Piece, Stopwatch, SubjectName
-from glip_deploy import image
+from glip_deploy.bundle.contract import Candidates
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Prompt, PromptText, parse_prompt
+from glip_deploy.frames import make_canvas
+from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.tokens import Prompt, parse_prompt
 
 if TYPE_CHECKING:
     import numpy as np
     from glip_export.model.glip import Glip
     from numpy.typing import NDArray
 
-    from glip_deploy.bundle import Bundle
-    from glip_deploy.detections import Detections
+    from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["TorchSubject", "load_weights"]
 
@@ -96,7 +98,7 @@ class TorchSubject:
         watch, batch = Stopwatch(self._wait), len(frames)
         ids, mask, classes = (tensor.expand(batch, *tensor.shape[1:]) for tensor in self._text)
         with watch(Piece.RESIZE):
-            canvas = image.canvas(
+            canvas = make_canvas(
                 frames,
                 color="rgb",
                 shortest_side=self.options.shortest_side,
@@ -120,7 +122,7 @@ class TorchSubject:
             with watch(Piece.FROM_DEVICE):
                 found = (found[0].cpu(), found[1].cpu(), found[2].cpu())
         with watch(Piece.SELECT):
-            arrays = [tensor.numpy() for tensor in found]
+            arrays = Candidates(*(tensor.numpy() for tensor in found))
             detections = select_all(arrays, canvas, self._prompt, self.options.threshold, self._bundle)
         self.stages = watch.seconds
         return detections

@@ -15,17 +15,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glip_bench.subjects import Options, Piece, Stopwatch, SubjectName
-from glip_deploy import image
-from glip_deploy.detections import Detections
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Prompt, PromptText, parse_prompt
+from glip_deploy.frames import make_canvas
+from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.tokens import Prompt, parse_prompt
+from glip_deploy.results.detections import Detections
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from glip_bench.stages import Stage
-    from glip_deploy.bundle import Bundle
+    from glip_deploy.bundle.manifest import Bundle
 
 __all__ = ["PARAMETERS", "YardstickSubject", "yardstick_absence"]
 
@@ -81,7 +82,7 @@ class YardstickSubject:
             raise GlipError(f"{self.name} has no prompt yet; call prepare first")
         torch, watch = self._torch, Stopwatch(self._wait)
         with watch(Piece.RESIZE):
-            canvas = image.canvas(
+            canvas = make_canvas(
                 frames, color="rgb", shortest_side=self.options.shortest_side, longest_side=self.options.longest_side
             )
         height, width = canvas.frames.shape[1:3]

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_bench.stages import Stage
-    from glip_deploy.detections import Detections
-    from glip_deploy.prompt import Prompt, PromptText
+    from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.prompts.tokens import Prompt
+    from glip_deploy.results.detections import Detections
 
 __all__ = ["Options", "Piece", "Stopwatch", "Subject", "SubjectName", "absence", "choose", "open_subjects"]
 
@@ -207,7 +208,7 @@ def open_subjects(
     Raises:
         GlipError: a damaged bundle or checkpoint, a checkpoint that is not the bundle's, an engine that fails.
     """
-    from glip_deploy.bundle import Bundle
+    from glip_deploy.bundle.manifest import Bundle
 
     bundle = Bundle.open(options.bundle)
     weights: Any = None

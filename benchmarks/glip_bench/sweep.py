@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_bench.subjects import Options, Piece, Subject, choose, open_subjects
 from glip_bench.timing import Timing
-from glip_deploy.bundle import Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:
@@ -191,12 +191,12 @@ def _point(
     rounds: int,
     options: Options,
 ) -> dict[str, Any]:
-    from glip_deploy import image
-    from glip_deploy.prompt import parse_prompt
+    from glip_deploy.frames import make_canvas
+    from glip_deploy.prompts.tokens import parse_prompt
 
     bundle = Bundle.open(options.bundle)
     parsed = parse_prompt(prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
-    canvas = image.canvas(
+    canvas = make_canvas(
         frames[:1], color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
     )
     found: dict[str, dict[str, Any]] = {}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.bundle import MANIFEST, Bundle, sha256_of
-from glip_deploy.engine_record import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
+from glip_deploy.bundle.engines import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
+from glip_deploy.bundle.manifest import MANIFEST, Bundle
 from glip_deploy.errors import GlipError
+from glip_deploy.files import sha256_of
 from glip_engines.trt import GraphJob, Settings, choose_flavour, target_of
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.engine_record import TensorRecord
+from glip_deploy.bundle.engines import TensorRecord
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:

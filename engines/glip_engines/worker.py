@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from glip_deploy.engine_record import TensorRecord
+from glip_deploy.bundle.engines import TensorRecord
 from glip_deploy.errors import GlipError
 from glip_engines.trt import BuiltGraph, Flavour, GraphJob, Settings, library_folder
 

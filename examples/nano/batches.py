@@ -13,7 +13,7 @@ from glip_export.tokenizer import build_tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from glip_deploy.prompt import Prompt, parse_prompt
+from glip_deploy.prompts.tokens import Prompt, parse_prompt
 from nano.losses import Anchors, assign, make_anchors
 from nano.model import SIDE
 from nano.scenes import Scene, SceneStyle, caption_of, make_scene

@@ -23,7 +23,7 @@ def detect_on_picture(detector: Detector, source: Path, output: Path, threshold:
     """Detect twice, so that the second time shows what a cached prompt saves; write the annotated picture."""
     from PIL import Image
 
-    from glip_deploy.draw import annotate
+    from glip_deploy.results.drawing import annotate
 
     picture = load_image(source)
     for _ in range(2):
@@ -41,9 +41,10 @@ def detect_on_picture(detector: Detector, source: Path, output: Path, threshold:
 
 def detect_on_video(detector: Detector, source: Path, output: Path, threshold: float) -> None:
     """Change what is looked for in the middle of the video: only the embedding changes."""
-    from glip_deploy.sources import Frame, open_source
-    from glip_deploy.video import run
-    from glip_deploy.video_sink import VideoSink
+    from glip_deploy.video.base import Frame
+    from glip_deploy.video.open import open_source
+    from glip_deploy.video.pipeline import run
+    from glip_deploy.video.video_out import VideoSink
 
     early, late = (detector.encode(classes) for classes in VIDEO_PROMPTS)
     counts: dict[str, int] = {}

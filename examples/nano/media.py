@@ -98,9 +98,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20)
     args = parser.parse_args()
     try:
-        from glip_deploy.detections import Detections
-        from glip_deploy.sources import Frame
-        from glip_deploy.video_sink import VideoSink
+        from glip_deploy.results.detections import Detections
+        from glip_deploy.video.base import Frame
+        from glip_deploy.video.video_out import VideoSink
         from nano.scenes import SceneStyle, make_scene
 
         args.output.mkdir(parents=True, exist_ok=True)

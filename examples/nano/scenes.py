@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import Caption
+from glip_deploy.prompts.syntax import Caption
 from nano.objects import pictogram
 
 __all__ = ["Placed", "Scene", "SceneStyle", "caption_of", "make_scene", "photographs"]

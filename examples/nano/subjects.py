@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glip_deploy.detections import Detections, select
-from glip_deploy.image import canvas
-from glip_deploy.prompt import Prompt, PromptText, parse_prompt
+from glip_deploy.frames.canvas import make_canvas
+from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.tokens import Prompt, parse_prompt
+from glip_deploy.results.detections import Detections
+from glip_deploy.results.postprocess import select
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +58,7 @@ class TorchSubject:
         config = self.model.config
         with torch.inference_mode():
             parsed, embedding = self._encode(prompt)
-            frame = canvas([image], color="rgb", shortest_side=self.shortest_side, longest_side=LONGEST_SIDE)
+            frame = make_canvas([image], color="rgb", shortest_side=self.shortest_side, longest_side=LONGEST_SIDE)
             found = self.model(
                 torch.from_numpy(frame.frames),
                 torch.from_numpy(frame.image_sizes),
@@ -111,7 +113,9 @@ def rounded_copy(bundle: Path, precision: str, target: Path, islands: Sequence[I
     import onnx_ir
     from glip_export.precision import ISLANDS, to_precision
 
-    from glip_deploy.bundle import IMAGE_GRAPH, MANIFEST, TEXT_GRAPH, TOKENIZER, sha256_of
+    from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH
+    from glip_deploy.bundle.manifest import MANIFEST, TOKENIZER
+    from glip_deploy.files import sha256_of
 
     target.mkdir(parents=True)
     shutil.copy(bundle / TOKENIZER, target)

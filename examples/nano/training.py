@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import parse_prompt
+from glip_deploy.prompts.tokens import parse_prompt
 from nano.batches import Batch, Batches
 from nano.losses import Anchors, detection_losses, make_anchors, phrase_contrast
 from nano.model import build_nano, quick_deform, write_whole

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from glip_export.model.glip import Glip
 
-    from glip_deploy.detections import Detections
-    from glip_deploy.prompt import PromptText
+    from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.results.detections import Detections
     from nano.average_precision import Precision
     from nano.scenes import Scene
 
@@ -86,7 +86,7 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
     import torch
     from glip_export.tokenizer import build_tokenizer
 
-    from glip_deploy.prompt import parse_prompt
+    from glip_deploy.prompts.tokens import parse_prompt
     from nano.batches import token_map
     from nano.losses import assign, detection_losses, make_anchors
     from nano.model import quick_deform

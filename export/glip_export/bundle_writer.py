@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from glip_deploy.bundle import FORMAT, FORMAT_VERSION, MANIFEST, TOKENIZER, sha256_of
+from glip_deploy.bundle.manifest import FORMAT, FORMAT_VERSION, MANIFEST, TOKENIZER
 from glip_deploy.errors import GlipError
+from glip_deploy.files import sha256_of
 
 __all__ = ["BUNDLE_PRECISIONS", "ExportResult", "export_bundle", "steps"]
 

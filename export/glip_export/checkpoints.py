@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.bundle import sha256_of
 from glip_deploy.errors import GlipError
+from glip_deploy.files import sha256_of
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, InputConfig, SwinConfig
 from glip_export.tokenizer import SPECIAL_TOKENS
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH
+from glip_deploy.bundle.contract import (
+    IMAGE_GRAPH,
+    RAW_OUTPUTS,
+    TEXT_GRAPH,
+    GraphContract,
+    image_contract,
+    text_contract,
+)
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -23,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPSET",
-    "RAW_OUTPUTS",
-    "GraphContract",
-    "TensorContract",
     "drop_raw_outputs",
     "export_image",
     "export_text",
@@ -36,88 +39,13 @@ OPSET = 20  # DeformConv is 19, Gelu is 20
 EXAMPLE_HW = (448, 544)  # large enough that every pyramid level has several windows and several locations
 
 
-@dataclass(frozen=True)
-class TensorContract:
-    """Name, dtype and axes of one input or output; an axis is a number or the name of a dynamic size."""
-
-    name: str
-    dtype: str
-    shape: tuple[str | int, ...]
-    meaning: str
-
-    @property
-    def dynamic_axes(self) -> dict[int, str]:
-        """Axis index to name, for the exporter."""
-        return {i: axis for i, axis in enumerate(self.shape) if isinstance(axis, str)}
-
-
-@dataclass(frozen=True)
-class GraphContract:
-    """What a graph takes and gives, as the manifest states it."""
-
-    file: str
-    inputs: tuple[TensorContract, ...]
-    outputs: tuple[TensorContract, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-
-        def rows(tensors: tuple[TensorContract, ...]) -> list[dict[str, Any]]:
-            return [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "meaning": t.meaning} for t in tensors]
-
-        return {"file": self.file, "inputs": rows(self.inputs), "outputs": rows(self.outputs)}
-
-
-def _text_contract(hidden: int) -> GraphContract:
-    return GraphContract(
-        TEXT_GRAPH,
-        (
-            TensorContract("input_ids", "int64", ("batch", "tokens"), "WordPiece ids, [CLS] and [SEP] included"),
-            TensorContract("attention_mask", "int64", ("batch", "tokens"), "1 for real tokens"),
-        ),
-        (TensorContract("text_embedding", "float32", ("batch", "tokens", hidden), "input of the image branch"),),
-    )
-
-
-def _image_contract(hidden: int) -> GraphContract:
-    return GraphContract(
-        IMAGE_GRAPH,
-        (
-            TensorContract(
-                "frames",
-                "uint8",
-                ("batch", "height", "width", 3),
-                "BGR canvas, sides multiples of 32, picture top left",
-            ),
-            TensorContract("image_sizes", "int64", ("batch", 2), "height and width of the picture in the canvas"),
-            TensorContract("text_embedding", "float32", ("batch", "tokens", hidden), "from the text branch"),
-            TensorContract("text_mask", "int64", ("batch", "tokens"), "1 for real tokens"),
-            TensorContract(
-                "class_map", "float32", ("batch", "classes", "tokens"), "row c averages the tokens of class c"
-            ),
-        ),
-        (
-            TensorContract("boxes", "float32", ("batch", "candidates", 4), "xyxy pixels of the picture in the canvas"),
-            TensorContract("scores", "float32", ("batch", "candidates"), "0 for an empty slot"),
-            TensorContract("labels", "int64", ("batch", "candidates"), "row of class_map"),
-        ),
-    )
-
-
-RAW_OUTPUTS = (
-    TensorContract("logits", "float32", ("batch", "locations", "tokens"), "alignment of locations and tokens"),
-    TensorContract("deltas", "float32", ("batch", "locations", 4), "box regression dx, dy, dw, dh"),
-    TensorContract("centerness", "float32", ("batch", "locations"), "before the sigmoid"),
-)
-
-
 def export_text(model: Glip, directory: Path) -> GraphContract:
     """Write `text.onnx` and `text.onnx.data`; return what it takes and gives."""
     import torch
 
     from glip_export.model.glip import TextBranch
 
-    contract = _text_contract(model.config.bert.hidden)
+    contract = text_contract(model.config.bert.hidden)
     example = (torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64))
     _trace(TextBranch(model), example, contract, directory / TEXT_GRAPH)
     return contract
@@ -129,8 +57,7 @@ def export_image(model: Glip, directory: Path) -> GraphContract:
 
     from glip_export.model.glip import ImageBranch
 
-    contract = _image_contract(model.config.bert.hidden)
-    contract = GraphContract(contract.file, contract.inputs, contract.outputs + RAW_OUTPUTS)
+    contract = image_contract(model.config.bert.hidden, raw_outputs=True)
     batch, tokens, classes = 2, 9, 3
     height, width = EXAMPLE_HW
     example = (

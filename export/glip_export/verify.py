@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH
+from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, ImageInputs, text_inputs
 from glip_deploy.errors import GlipError
-from glip_deploy.image import canvas, load_image
-from glip_deploy.prompt import parse_prompt
-from glip_export.onnx_export import RAW_OUTPUTS
+from glip_deploy.frames.canvas import make_canvas
+from glip_deploy.frames.load import load_image
+from glip_deploy.prompts.tokens import parse_prompt
 from glip_export.precision import round_weights, to_precision
 
 if TYPE_CHECKING:
@@ -133,17 +133,11 @@ def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[dict[
     from glip_export.model.glip import ImageBranch
 
     prompt = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens)
-    content = canvas([load_image(picture)], color="rgb", shortest_side=SHORTEST_SIDE, longest_side=LONGEST_SIDE)
+    content = make_canvas([load_image(picture)], color="rgb", shortest_side=SHORTEST_SIDE, longest_side=LONGEST_SIDE)
     ids = torch.from_numpy(prompt.input_ids.copy())[None]
     with torch.inference_mode():
         embedding = model.encode_text(ids, torch.ones_like(ids))
-    feed: dict[str, NDArray[Any]] = {
-        "frames": np.ascontiguousarray(content.frames),
-        "image_sizes": np.ascontiguousarray(content.image_sizes),
-        "text_embedding": embedding.numpy(),
-        "text_mask": np.ones((1, len(prompt.input_ids)), np.int64),
-        "class_map": np.ascontiguousarray(prompt.class_map)[None],
-    }
+    feed = ImageInputs.of(content.frames, content.image_sizes, embedding[0].numpy(), prompt.class_map).feed()
     with torch.inference_mode():
         expected = [t.numpy() for t in ImageBranch(model)(*(torch.from_numpy(a.copy()) for a in feed.values()))]
     return feed, expected
@@ -169,7 +163,7 @@ def verify_precision(
 
     feed, expected = _image_case(model, tokenizer, picture)
     ids = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens).input_ids[None]
-    text_feed = {"input_ids": np.ascontiguousarray(ids), "attention_mask": np.ones_like(ids)}
+    text_feed = text_inputs(ids)
     with torch.inference_mode():
         text = model.encode_text(torch.from_numpy(ids.copy()), torch.ones(ids.shape, dtype=torch.int64)).numpy()
     names = [tensor.name for tensor in RAW_OUTPUTS]

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.errors import GlipError
+from glip_deploy.frames.geometry import ceil_div
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from glip_deploy.device_frame import DeviceFrame
+    from glip_deploy.frames.device import DeviceFrame
 
 __all__ = ["Cuda", "compile_kernel"]
 
@@ -199,7 +200,7 @@ class Cuda:
             *((numbers, side) for side in (*canvas_size, *size)),
         )
         values, kinds = tuple(value for _, value in arguments), tuple(kind for kind, _ in arguments)
-        blocks = (-(-canvas_size[1] // BLOCK[0]), -(-canvas_size[0] // BLOCK[1]))
+        blocks = (ceil_div(canvas_size[1], BLOCK[0]), ceil_div(canvas_size[0], BLOCK[1]))
         launch = self._driver.cuLaunchKernel
         self._call(launch(self._resize, *blocks, 1, *BLOCK, 1, 0, stream, (values, kinds), 0))
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.bundle import IMAGE_GRAPH, TEXT_GRAPH, Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.manifest import Bundle
+from glip_deploy.errors import FrameError, GlipError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from glip_deploy.device_frame import DeviceCanvas
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -78,33 +78,18 @@ class OnnxRuntimeBackend:
             if self._text is None and not self._closed:
                 self._text = self._session(TEXT_GRAPH)
             session = self._text
-        feed = {"input_ids": input_ids[None], "attention_mask": np.ones_like(input_ids)[None]}
-        (embedding,) = self._run(session, ["text_embedding"], feed)
+        (embedding,) = self._run(session, ["text_embedding"], text_inputs(input_ids))
         result: NDArray[np.float32] = embedding[0]
         return result
 
-    def detect(
-        self,
-        frames: NDArray[np.uint8] | DeviceCanvas,
-        image_sizes: NDArray[np.int64],
-        text_embedding: NDArray[np.float32],
-        text_mask: NDArray[np.int64],
-        class_map: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`."""
-        if not isinstance(frames, np.ndarray):
-            raise GlipError(
+        if not isinstance(inputs.frames, np.ndarray):
+            raise FrameError(
                 "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
             )
-        feed = {
-            "frames": frames,
-            "image_sizes": image_sizes,
-            "text_embedding": text_embedding,
-            "text_mask": text_mask,
-            "class_map": class_map,
-        }
-        boxes, scores, labels = self._run(self._image, ["boxes", "scores", "labels"], feed)
-        return boxes, scores, labels
+        boxes, scores, labels = self._run(self._image, ["boxes", "scores", "labels"], inputs.feed())
+        return Candidates(boxes, scores, labels)
 
     def _run(self, session: Any, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
         if session is None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.engine_record import ENGINES, EngineRecord, Machine, find_engines
+from glip_deploy.bundle.contract import Candidates, ImageInputs
+from glip_deploy.bundle.engines import ENGINES, EngineRecord, Machine, find_engines
 from glip_deploy.errors import GlipError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.backends.cuda import Cuda
-    from glip_deploy.bundle import Bundle
-    from glip_deploy.device_frame import DeviceCanvas
+    from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.frames.device import DeviceCanvas
 
     _Feed = Mapping[str, NDArray[Any] | DeviceCanvas]
 
@@ -134,19 +135,13 @@ class TensorRTBackend:
         (embedding,) = self._run("text", index, feed, ("text_embedding",))
         return np.ascontiguousarray(embedding[0, :count], np.float32)
 
-    def detect(
-        self,
-        frames: NDArray[np.uint8] | DeviceCanvas,
-        image_sizes: NDArray[np.int64],
-        text_embedding: NDArray[np.float32],
-        text_mask: NDArray[np.int64],
-        class_map: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`. What an engine's shapes are too large for is padded, as GLIP pads.
 
         Raises:
             GlipError: a frame, prompt or number of classes larger than the engine was built for.
         """
+        frames, text_mask, class_map = inputs.frames, inputs.text_mask, inputs.class_map
         index, tokens = self._bucket("image", "text_mask", text_mask.shape[1])
         profile = self._engines["image"].profiles[index]
         least, _, most = profile["frames"]
@@ -165,12 +160,12 @@ class TensorRTBackend:
             )
         if len(frames) > most[0]:  # more frames than fit go one after the other
             parts = (slice(start, start + most[0]) for start in range(0, len(frames), most[0]))
-            results = [
-                self.detect(_part(frames, i), image_sizes[i], text_embedding[i], text_mask[i], class_map[i])
-                for i in parts
-            ]
-            boxes, scores, labels = zip(*results, strict=True)
-            return np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels)
+            results = [self.detect(inputs.part(which)) for which in parts]
+            return Candidates(
+                np.concatenate([part.boxes for part in results]),
+                np.concatenate([part.scores for part in results]),
+                np.concatenate([part.labels for part in results]),
+            )
         batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
         classes = max(classes, least_classes)
         if isinstance(frames, np.ndarray):
@@ -179,14 +174,14 @@ class TensorRTBackend:
             frames = replace(frames, shape=(batch, height, width, 3))
         feed = {
             "frames": frames,
-            "image_sizes": _pad(image_sizes, {0: batch}, value=1),
-            "text_embedding": _pad(text_embedding, {0: batch, 1: tokens}),
+            "image_sizes": _pad(inputs.image_sizes, {0: batch}, value=1),
+            "text_embedding": _pad(inputs.text_embedding, {0: batch, 1: tokens}),
             "text_mask": _pad(text_mask, {0: batch, 1: tokens}),
             "class_map": _pad(class_map, {0: batch, 1: classes, 2: tokens}),
         }
-        found = self._run("image", index, feed, ("boxes", "scores", "labels"))
-        count = len(frames)
-        return found[0][:count], found[1][:count], found[2][:count].astype(np.int64, copy=False)
+        boxes, scores, labels = self._run("image", index, feed, ("boxes", "scores", "labels"))
+        count = len(inputs)
+        return Candidates(boxes[:count], scores[:count], labels[:count].astype(np.int64, copy=False))
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -374,7 +369,7 @@ _REGISTRY = threading.Lock()
 
 def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
     """The runtime of a TensorRT module, with the plugin's creators registered, once a process."""
-    from glip_deploy.bundle import sha256_of
+    from glip_deploy.files import sha256_of
 
     with _REGISTRY:
         if trt.__name__ not in _RUNTIMES:
@@ -387,10 +382,6 @@ def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
                 raise GlipError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
         return _RUNTIMES[trt.__name__][1]
-
-
-def _part(frames: NDArray[np.uint8] | DeviceCanvas, which: slice) -> NDArray[np.uint8] | DeviceCanvas:
-    return frames[which] if isinstance(frames, np.ndarray) else frames.part(which)
 
 
 def _pad(array: NDArray[Any], sizes: Mapping[int, int], value: int = 0) -> NDArray[Any]:

@@ -12,8 +12,8 @@ from glip_bench.subjects import Options, SubjectName
 from PIL import Image
 
 from glip_deploy import Bundle
-from glip_deploy.detections import Detections
 from glip_deploy.errors import GlipError
+from glip_deploy.results.detections import Detections
 
 NAMES = ("cat", "dog", "bus")
 

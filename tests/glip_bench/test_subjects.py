@@ -9,9 +9,9 @@ from glip_bench.details import crop_to
 from glip_bench.stages import Stage
 from glip_bench.subjects import Options, Piece, SubjectName, absence, choose, open_subjects
 
-from glip_deploy.detections import Detections
 from glip_deploy.errors import GlipError
-from glip_deploy.image import load_image
+from glip_deploy.frames.load import load_image
+from glip_deploy.results.detections import Detections
 
 HERE = (SubjectName.TORCH_OFFICIAL, SubjectName.TORCH, SubjectName.ONNXRUNTIME_CPU)
 

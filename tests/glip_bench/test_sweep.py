@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from glip_deploy import Bundle
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import parse_prompt
+from glip_deploy.prompts.tokens import parse_prompt
 
 ARGUMENTS = ["--frame", "120x90", "--shortest-side", "96", "--runs", "2", "--prompt", "person. dog", "--quiet"]
 

@@ -16,9 +16,10 @@ from glip_engines.compile import find_host_compiler, find_nvcc, find_tensorrt_he
 from glip_engines.trt import Flavour, GraphJob, Settings, choose_flavour, installed
 from glip_engines.worker import Worker
 
-from glip_deploy.bundle import MANIFEST, Bundle, sha256_of
-from glip_deploy.engine_record import EngineRecord, Machine
+from glip_deploy.bundle.engines import EngineRecord, Machine
+from glip_deploy.bundle.manifest import MANIFEST, Bundle
 from glip_deploy.errors import GlipError
+from glip_deploy.files import sha256_of
 
 needs_rtx = pytest.mark.skipif(
     not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"

@@ -156,7 +156,7 @@ def test_what_it_prints(text_bundle, capsys):
 
 @needs_rtx
 def test_the_recorded_command_builds_the_same(text_bundle, capsys):
-    from glip_deploy.engine_record import EngineRecord
+    from glip_deploy.bundle.engines import EngineRecord
 
     options = ["--min", "64x64", "--opt", "64x96", "--max", "96x96", "--tokens", "8:16:32", "--classes", "3"]
     assert main([str(text_bundle), *RTX, *options, "--workspace", "1G", "--name", "a"]) == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "engines" / "gpu"
+SCRIPTS = ROOT / "benchmarks" / "kernels"
 sys.path.insert(0, str(SCRIPTS))
 
 import check_kernels  # noqa: E402

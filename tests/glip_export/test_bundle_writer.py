@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from glip_export import bundle_writer, verify
 from glip_export.cli import main
-from glip_export.onnx_export import GraphContract
 from tiny_glip import tiny_state, write_tiny
 
 from glip_deploy import Bundle, GlipError
+from glip_deploy.bundle.contract import GraphContract
 
 FILES = {"image.onnx", "image.onnx.data", "manifest.json", "text.onnx", "text.onnx.data", "tokenizer.json"}
 

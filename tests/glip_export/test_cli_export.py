@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 from glip_export import bundle_writer
 from glip_export.cli import _Progress
-from glip_export.onnx_export import RAW_OUTPUTS
+
+from glip_deploy.bundle.contract import RAW_OUTPUTS
 
 STEPS = len(bundle_writer.steps("fp32"))
 PROGRAM = [sys.executable, "-m", "glip_export.cli"]

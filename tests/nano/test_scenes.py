@@ -7,7 +7,7 @@ from nano.objects import CATALOGUE, EXTRA, split_catalogue
 from nano.scenes import Placed, Scene, caption_of, make_scene, noun_phrase, plural
 
 from glip_deploy.errors import GlipError
-from glip_deploy.prompt import parse_prompt
+from glip_deploy.prompts.tokens import parse_prompt
 
 
 def test_split_holds_out_some_of_every_category():

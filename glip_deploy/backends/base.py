@@ -1,0 +1,37 @@
+"""What every inference engine looks like to the detector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from glip_deploy.bundle.contract import Candidates, ImageInputs
+
+__all__ = ["Backend"]
+
+
+class Backend(Protocol):
+    """Runs the two graphs of a bundle."""
+
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Turn (T,) token ids into the text embedding (T, D)."""
+        ...
+
+    def detect(self, inputs: ImageInputs) -> Candidates:
+        """Run the image branch.
+
+        Raises:
+            GlipError: frames in GPU memory that this engine cannot read; a shape that it was not built for.
+        """
+        ...
+
+    def clone(self) -> Backend:
+        """Another backend on the same engines, for frames that should not wait for this one's."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        ...

@@ -1,0 +1,171 @@
+"""What touches the disk: atomic writing, checks of outputs before they are made, hashes, and the cache folder.
+
+A file or folder written through `atomic_file` or `atomic_folder` is there whole or not at all: it grows under a
+temporary name beside its target and is renamed when complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glip_deploy.errors import OutputError
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "atomic_file",
+    "cache_folder",
+    "check_file",
+    "check_folder",
+    "not_written",
+    "refuse_overwriting",
+    "sha256_of",
+    "temporary_sibling",
+    "write_atomically",
+]
+
+CACHE_VARIABLE = "GLIP_DEPLOY_CACHE"
+"""Environment variable that moves everything the toolkit caches: prompt embeddings, compiled plugins."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder(*parts: str) -> Path | None:
+    """Return the toolkit's cache folder, or a folder below it; None where the user has no home.
+
+    `GLIP_DEPLOY_CACHE` if it is set, else the platform's own folder for caches (platformdirs): $XDG_CACHE_HOME or
+    ~/.cache on Linux, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows. Nothing is created.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    try:
+        if chosen:
+            return Path(chosen).expanduser().joinpath(*parts)
+        from platformdirs import user_cache_path
+
+        folder = user_cache_path("glip-deploy", appauthor=False)
+        # Where there is no home, "~" stays in the path as it is.
+        return folder.joinpath(*parts) if folder.is_absolute() else None
+    except RuntimeError:  # a "~" and no home, such as a service account's
+        return None
+
+
+@contextmanager
+def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it replaces `path` if the block ends well.
+
+    Whatever happens in the block, no temporary file stays and `path` is either the old file or the whole new one. The
+    temporary name keeps the suffix, because libraries choose a format by it.
+
+    Args:
+        path: the file to make or replace.
+        sync: wait until the bytes are on the disk, for results that must survive a power cut.
+
+    Raises:
+        OSError: whatever writing or renaming raised; `not_written` turns it into an error for people.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=f".part{path.suffix[:16]}", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        _default_permissions(partial)
+        if sync:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):  # gone already if all went well
+            partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | str, *, sync: bool = False) -> None:
+    """Write a whole file, or leave what was there (text as UTF-8); see `atomic_file` for what may be raised."""
+    with atomic_file(path, sync=sync) as partial:
+        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def temporary_sibling(target: Path) -> Iterator[Path]:
+    """Give an empty folder on the same disk as `target`, ready to be renamed to it.
+
+    Missing folders above `target` are made. At the end the folder is removed unless it was renamed, and so are the
+    folders made above it unless they hold something.
+
+    Raises:
+        OSError: the folder cannot be made, or whatever the block raised.
+    """
+    parent = target.resolve().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    directory: Path | None = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:32]}-"))
+        yield directory
+    finally:
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # the first that holds something, the target above all, ends it
+            for folder in made:
+                folder.rmdir()
+
+
+def refuse_overwriting(source: str, path: Path) -> None:
+    """Raise an OutputError if an output is the very file that is read."""
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise OutputError(f"output {path} is the source itself and would be overwritten; choose another name")
+
+
+def check_file(path: Path) -> None:
+    """Check that a file can be made or replaced, without touching anything.
+
+    Raises:
+        OutputError: it is a folder, its folder does not exist, or it may not be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"output {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"output {path}: folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"output {path} cannot be written (permission denied); choose another place")
+
+
+def check_folder(path: Path) -> None:
+    """Check that files can be made in a folder that may not exist yet, without touching anything.
+
+    Raises:
+        OutputError: something above it is a file, or may not be written.
+    """
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise OutputError(f"output folder {path}: {existing} is a file; choose another name")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {path} cannot be written (permission denied); choose another place")
+
+
+def not_written(path: Path, error: Exception) -> OutputError:
+    """Return the error for a file that could not be written; a full disk is named as such."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return OutputError(f"{path} cannot be written: no space left; free some, or write elsewhere")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{path} cannot be written ({' '.join(str(reason).split())}); choose another place")
+
+
+def _default_permissions(path: Path) -> None:
+    """Give a file made by mkstemp, which only its owner may read, the permissions a new file would have."""
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)

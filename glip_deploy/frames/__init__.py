@@ -1,0 +1,19 @@
+"""The path of a frame into the network: loaded, resized exactly as GLIP was trained, laid on the canvas."""
+
+from __future__ import annotations
+
+from glip_deploy.frames.canvas import Canvas, Color, Resize, make_canvas, resize
+from glip_deploy.frames.geometry import SIZE_DIVISOR, network_size
+from glip_deploy.frames.load import as_frame, load_image
+
+__all__ = [
+    "SIZE_DIVISOR",
+    "Canvas",
+    "Color",
+    "Resize",
+    "as_frame",
+    "load_image",
+    "make_canvas",
+    "network_size",
+    "resize",
+]

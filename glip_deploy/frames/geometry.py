@@ -1,0 +1,72 @@
+"""Sizes: to what a picture is resized, and how large the canvas around it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from glip_deploy.errors import GlipError
+
+__all__ = ["MAX_NETWORK_PIXELS", "SIZE_DIVISOR", "canvas_size", "ceil_div", "ceil_to", "network_size"]
+
+MAX_NETWORK_PIXELS = 64_000_000
+"""Largest resized picture, in pixels: without a longest side, a thin strip would fill the memory."""
+SIZE_DIVISOR = 32
+"""The canvas is a multiple of this many pixels on both sides (official DATALOADER.SIZE_DIVISIBILITY)."""
+
+
+def network_size(height: int, width: int, shortest_side: int = 800, longest_side: int | None = 1333) -> tuple[int, int]:
+    """Return the (height, width), in pixels, to which the official code resizes a picture.
+
+    Official `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize.get_size` (evaluation); without a
+    longest side, the demo's `torchvision.transforms.Resize`. The roundings are theirs: where the longest
+    side rules, the shortest is rounded first and the longest follows from it, so it may end a little to
+    either side of `longest_side` (2000x500 gives 1332x333).
+
+    A strip so thin that its short side would round to nothing, where the official code fails, becomes one
+    pixel by `longest_side`.
+
+    Raises:
+        GlipError: a side below 1, or a result above `MAX_NETWORK_PIXELS`.
+    """
+    if height < 1 or width < 1:
+        raise GlipError(f"picture is {width}x{height}: both sides must be at least 1 pixel")
+    if shortest_side < 1 or (longest_side is not None and longest_side < 1):
+        raise GlipError(
+            f"shortest side {shortest_side} and longest side {longest_side}: both must be at least 1 pixel;"
+            " the official values are 800 and 1333"
+        )
+    short, long = min(height, width), max(height, width)
+    new_short = shortest_side
+    new_long = None
+    if longest_side is not None and float(long) / float(short) * shortest_side > longest_side:
+        new_short = round(longest_side * float(short) / float(long))
+        if new_short == 0:
+            new_short, new_long = 1, longest_side
+    if new_long is None:
+        new_long = int(new_short * long / short)
+    if new_short * new_long > MAX_NETWORK_PIXELS:
+        raise GlipError(
+            f"a {width}x{height} picture resized to a shortest side of {shortest_side} has a side of"
+            f" {new_long} pixels, {new_short * new_long} in all, more than {MAX_NETWORK_PIXELS};"
+            " set a longest side (official: 1333) or crop the picture"
+        )
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """Return `value / divisor` rounded up, for whole numbers."""
+    return -(-value // divisor)
+
+
+def ceil_to(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `value`."""
+    return ceil_div(value, multiple) * multiple
+
+
+def canvas_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Return the (height, width) of the smallest canvas that holds pictures of these (height, width), in pixels.
+
+    Both sides are multiples of `SIZE_DIVISOR` (official `to_image_list(size_divisible=32)`).
+    """
+    heights, widths = zip(*sizes, strict=True)
+    return ceil_to(max(heights), SIZE_DIVISOR), ceil_to(max(widths), SIZE_DIVISOR)

@@ -1,0 +1,217 @@
+"""Prompt embeddings kept: the text branch runs once per distinct prompt, even across processes.
+
+On disk an entry is one file, written under a temporary name and renamed, so that a reader sees all of it or
+nothing whatever another process or a power cut does. A cache is never worth an error: what cannot be read is
+a miss, what cannot be written is kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import struct
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["DEFAULT_DISK_BYTES", "PromptCache"]
+
+DEFAULT_DISK_BYTES = 256 * 2**20
+_log = logging.getLogger(__name__)
+# magic, SHA-256 of all that must hold (bundle, key, shape, data), T, D; then T * D float32, little endian.
+# Raw numbers instead of .npy: nothing to parse, so nothing in a foreign file can be trusted by mistake.
+_HEADER = struct.Struct("<8s32sII")
+_MAGIC = b"GLIPEMB1"
+_SUFFIX = ".embedding"
+_PARTIAL = ".partial"
+_STALE_SECONDS = 3600  # a temporary file this old was left by a process that died
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class PromptCache:
+    """Text embeddings by prompt: least recently used in memory, and files that other processes share.
+
+    Safe with several threads and several processes. Embeddings go in and come out as (T, D) float32, T tokens
+    and D features, read-only.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        bundle_key: str,
+        memory_items: int = 64,
+        disk_bytes: int = DEFAULT_DISK_BYTES,
+    ) -> None:
+        """Open a cache; nothing is touched on disk before the first `put`.
+
+        Args:
+            directory: shared by all bundles; None keeps embeddings in memory alone.
+            bundle_key: what the embeddings depend on besides the prompt, such as the text graph's SHA-256.
+            memory_items: most entries kept in memory; 0 for none.
+            disk_bytes: most bytes of entries kept in `directory`, of all bundles together; the longest
+                unused go first.
+
+        Raises:
+            ValueError: a key that is not letters, digits, "_" and "-", or a negative limit.
+        """
+        if memory_items < 0 or disk_bytes < 0:
+            raise ValueError(f"memory_items {memory_items} and disk_bytes {disk_bytes}: neither may be negative")
+        self._bundle_key = _checked(bundle_key, "bundle_key")
+        self._root = None if directory is None else Path(directory)
+        self._memory_items = memory_items
+        self._disk_bytes = disk_bytes
+        self._memory: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warned = False
+
+    @property
+    def directory(self) -> Path | None:
+        """Where this bundle's entries lie, or None."""
+        return None if self._root is None else self._root / self._bundle_key[:16]
+
+    def get(self, key: str) -> NDArray[np.float32] | None:
+        """Return the (T, D) float32 embedding of a prompt, read-only, or None if it is not known."""
+        _checked(key, "key")
+        with self._lock:
+            known = self._memory.get(key)
+            if known is not None:
+                self._memory.move_to_end(key)
+                return known
+        embedding = self._read(key)
+        if embedding is not None:
+            self._remember(key, embedding)
+        return embedding
+
+    def put(self, key: str, embedding: NDArray[Any]) -> None:
+        """Keep a prompt's (T, D) float32 embedding; a copy is made.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        _checked(key, "key")
+        if embedding.ndim != 2 or embedding.dtype != np.float32:
+            raise ValueError(f"embedding has shape {embedding.shape} and dtype {embedding.dtype}; (T, D) float32")
+        own = np.array(embedding, dtype=np.float32, order="C")
+        own.setflags(write=False)
+        self._remember(key, own)
+        directory = self.directory
+        if directory is None or _HEADER.size + own.nbytes > self._disk_bytes:
+            return
+        try:
+            self._write(directory, key, own)
+            self._evict()
+        except OSError as error:
+            self._warn(directory, error)
+
+    def _remember(self, key: str, embedding: NDArray[np.float32]) -> None:
+        with self._lock:
+            self._memory[key] = embedding
+            self._memory.move_to_end(key)
+            while len(self._memory) > self._memory_items:
+                self._memory.popitem(last=False)
+
+    def _read(self, key: str) -> NDArray[np.float32] | None:
+        if self.directory is None:
+            return None
+        file = self.directory / (key + _SUFFIX)
+        try:
+            with file.open("rb") as stream:
+                # A file beyond the limit is none of ours, and must not fill the memory.
+                ours = os.fstat(stream.fileno()).st_size <= self._disk_bytes
+                content = stream.read() if ours else b""
+        except OSError:
+            return None
+        embedding = self._unpacked(key, content)
+        # A directory we may not write to, or another process that was quicker, is no reason to complain.
+        with suppress(OSError):
+            if embedding is None:
+                _log.info("removing a damaged prompt cache entry: %s", file)
+                file.unlink()
+            else:
+                os.utime(file)  # eviction goes by this time
+        return embedding
+
+    def _write(self, directory: Path, key: str, embedding: NDArray[np.float32]) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data = embedding.astype("<f4", copy=False).tobytes()
+        tokens, features = embedding.shape
+        header = _HEADER.pack(_MAGIC, self._digest(key, tokens, features, data), tokens, features)
+        handle, name = tempfile.mkstemp(suffix=_PARTIAL, prefix=key[:16] + ".", dir=directory)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(header)
+                stream.write(data)
+            partial.replace(directory / (key + _SUFFIX))
+        except BaseException:  # Ctrl-C included: leave nothing behind
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+    def _unpacked(self, key: str, content: bytes) -> NDArray[np.float32] | None:
+        if len(content) < _HEADER.size:
+            return None
+        magic, digest, tokens, features = _HEADER.unpack_from(content)
+        data = content[_HEADER.size :]
+        if magic != _MAGIC or len(data) != 4 * tokens * features:
+            return None
+        if digest != self._digest(key, tokens, features, data):
+            return None
+        values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False).reshape(tokens, features)
+        values.setflags(write=False)
+        return values
+
+    def _digest(self, key: str, tokens: int, features: int, data: bytes) -> bytes:
+        what = f"{self._bundle_key} {key} {tokens} {features}\n".encode()
+        return hashlib.sha256(what + data).digest()
+
+    def _evict(self) -> None:
+        """Remove the longest unused entries, and what crashed processes left."""
+        if self._root is None:
+            return
+        entries = []
+        stale = time.time() - _STALE_SECONDS
+        for file in self._root.glob("*/*"):
+            if file.suffix not in (_SUFFIX, _PARTIAL):
+                continue
+            with suppress(OSError):  # another process may be evicting too
+                status = file.stat()
+                if file.suffix == _SUFFIX:
+                    entries.append((status.st_mtime_ns, status.st_size, file))
+                elif status.st_mtime < stale:
+                    file.unlink()
+        excess = sum(size for _, size, _ in entries) - self._disk_bytes
+        for _, size, file in sorted(entries):
+            if excess <= 0:
+                break
+            with suppress(OSError):
+                file.unlink()
+            excess -= size
+
+    def _warn(self, directory: Path, error: OSError) -> None:
+        with self._lock:
+            first, self._warned = not self._warned, True
+        if first:
+            _log.warning(
+                "prompt embeddings cannot be kept in %s (%s), so the next process encodes them again;"
+                " free or allow the directory, or set GLIP_DEPLOY_CACHE to another",
+                directory,
+                error.strerror or error,
+            )
+
+
+def _checked(key: str, name: str) -> str:
+    if not _NAME.fullmatch(key):
+        raise ValueError(f"{name} is {key!r}; 1 to 128 letters, digits, '_' and '-' are legal")
+    return key

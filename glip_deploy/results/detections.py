@@ -1,0 +1,214 @@
+"""What was found in one picture, and how candidates of the image graph become it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Detection", "Detections"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One box.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the original frame.
+        score: in [0, 1].
+        label: 0-based class index in the prompt.
+        phrase: that class as the prompt names it.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    phrase: str
+
+
+def _no_boxes() -> NDArray[np.float32]:
+    return np.zeros((0, 4), dtype=np.float32)
+
+
+def _no_scores() -> NDArray[np.float32]:
+    return np.zeros(0, dtype=np.float32)
+
+
+def _no_labels() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The boxes of one picture, always by descending score (equal scores keep the order given).
+
+    `len(d)`, `for one in d` and `d[3]` give single `Detection`s; `d[:10]`, `d[d.scores > 0.5]` and
+    `d[[0, 2]]` give `Detections`.
+
+    Example:
+        >>> found = Detections(
+        ...     boxes=np.array([[0, 0, 9, 9], [5, 5, 20, 30]], np.float32),
+        ...     scores=np.array([0.4, 0.75], np.float32),
+        ...     labels=np.array([0, 1]),
+        ...     phrases=["person", "dog"],
+        ... )
+        >>> found[0].phrase, len(found[found.scores > 0.5])
+        ('dog', 1)
+
+    Attributes:
+        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the original frame.
+        scores: (N,) float32.
+        labels: (N,) int64, 0-based class index in the prompt.
+        phrases: the class of each box, as the prompt names it; N of them.
+
+    Raises:
+        ValueError: shapes or lengths that do not belong together, a number that is not finite, or a negative
+            or fractional label.
+    """
+
+    boxes: NDArray[np.float32] = field(default_factory=_no_boxes)
+    scores: NDArray[np.float32] = field(default_factory=_no_scores)
+    labels: NDArray[np.int64] = field(default_factory=_no_labels)
+    phrases: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        boxes, scores = np.asarray(self.boxes, np.float32), np.asarray(self.scores, np.float32)
+        labels, phrases = np.asarray(self.labels), list(self.phrases)
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"boxes have shape {boxes.shape}; (N, 4) is needed")
+        count = len(boxes)
+        if scores.shape != (count,) or labels.shape != (count,) or len(phrases) != count:
+            raise ValueError(
+                f"{count} boxes, scores of shape {scores.shape}, labels of shape {labels.shape} and"
+                f" {len(phrases)} phrases; one of each per box is needed"
+            )
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError("boxes and scores must be finite; there is a NaN or an infinity among them")
+        if not all(isinstance(phrase, str) for phrase in phrases):
+            raise ValueError("phrases must be str")
+        if count and not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels have dtype {labels.dtype}; an integer class index is needed")
+        labels = labels.astype(np.int64)
+        if count and labels.min() < 0:
+            raise ValueError(f"label {labels.min()} is negative; classes count from 0")
+        order = np.argsort(-scores, kind="stable")
+        object.__setattr__(self, "boxes", boxes[order])
+        object.__setattr__(self, "scores", scores[order])
+        object.__setattr__(self, "labels", labels[order])
+        object.__setattr__(self, "phrases", [phrases[i] for i in order])
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """Return no detections, with the right shapes and dtypes."""
+        return cls()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for index in range(len(self)):
+            yield self[index]
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Sequence[bool] | NDArray[Any]) -> Detections: ...
+
+    def __getitem__(
+        self, index: int | np.integer[Any] | slice | Sequence[int] | Sequence[bool] | NDArray[Any]
+    ) -> Detection | Detections:
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            x1, y1, x2, y2 = self.boxes[index].tolist()
+            return Detection(
+                box=(x1, y1, x2, y2),
+                score=float(self.scores[index]),
+                label=int(self.labels[index]),
+                phrase=self.phrases[index],
+            )
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.size == 0 and index.dtype != np.bool_:
+                index = index.astype(np.int64)
+        chosen = np.arange(len(self))[index]
+        return Detections(
+            self.boxes[chosen],
+            self.scores[chosen],
+            self.labels[chosen],
+            [self.phrases[i] for i in chosen],
+        )
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}` per box, ready for JSON.
+
+        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats. The
+        form of Hugging Face's zero-shot object detection pipeline.
+        """
+        return [
+            {
+                "score": one.score,
+                "label": one.phrase,
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), one.box, strict=True)),
+            }
+            for one in self
+        ]
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return COCO results: `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` per box.
+
+        Widths count the last pixel, `x2 - x1 + 1`, as the official evaluation writes them
+        (`BoxList.convert("xywh")`, `coco_eval.prepare_for_coco_detection`).
+
+        Args:
+            image_id: the picture's id in the annotation file.
+            category_ids: COCO category of each class, in the prompt's order; by default 1, 2, ...
+
+        Raises:
+            GlipError: fewer category ids than the classes found.
+        """
+        if category_ids is not None and len(self) and self.labels.max() >= len(category_ids):
+            raise GlipError(
+                f"{len(category_ids)} category ids, but class {self.labels.max()} was found;"
+                " give one id per class of the prompt"
+            )
+        results = []
+        for one in self:
+            x1, y1, x2, y2 = one.box
+            category = one.label + 1 if category_ids is None else int(category_ids[one.label])
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1],
+                    "score": one.score,
+                }
+            )
+        return results
+
+    def to_supervision(self) -> Any:
+        """Return a `supervision.Detections`; the phrases are its `data["class_name"]`.
+
+        Raises:
+            GlipError: the `supervision` package is not installed.
+        """
+        try:
+            supervision: Any = import_module("supervision")
+        except ImportError as error:
+            raise GlipError(
+                "to_supervision needs the supervision package, which is not installed;"
+                " pip install supervision, or use to_dicts()"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            data={"class_name": np.array(self.phrases, dtype=str)},
+        )

@@ -1,0 +1,373 @@
+"""The overlapped loop: one thread reads, the caller's thread detects, one thread draws and writes.
+
+Queues between them are short, so memory does not grow with the length of a video. Files wait for the slowest
+of the three; from a live source only the newest frame is kept, and what it replaces is counted as dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from glip_deploy.detector import Detector, EncodedPrompt
+    from glip_deploy.results.detections import Detections
+    from glip_deploy.video.base import Frame, Sink, Source
+
+    Threshold = float | Sequence[float] | Mapping[str, float]
+    PromptChoice = EncodedPrompt | Callable[[Frame], EncodedPrompt]
+
+__all__ = ["RunSummary", "StageTimes", "detect_stream", "run"]
+
+log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_TIMES_KEPT = 10_000
+_PATIENCE = 3.0
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Milliseconds a frame spent in one stage, over the last 10 000 frames; 0 where there was none."""
+
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes:
+        frames: frames read, including the dropped ones.
+        skipped: frames or pictures that could not be read.
+        detected: frames that went through the detector.
+        dropped: frames of a live source that a newer one replaced before the detector had time for them.
+        objects: detections in all frames together.
+        seconds: wall clock, from the first read to the last file closed.
+        fps: `detected / seconds`.
+        reading: decoding and conversion; for a live source mostly the wait for the next frame.
+        inference: `Detector.detect`, including preprocessing.
+        writing: all sinks together, including drawing.
+        interrupted: Ctrl-C ended it early.
+    """
+
+    frames: int
+    skipped: int
+    detected: int
+    dropped: int
+    objects: int
+    seconds: float
+    fps: float
+    reading: StageTimes
+    inference: StageTimes
+    writing: StageTimes
+    interrupted: bool = False
+
+
+def run(
+    detector: Detector,
+    source: Source,
+    prompt: PromptChoice,
+    sinks: Sequence[Sink] = (),
+    *,
+    threshold: Threshold = 0.5,
+    queue_size: int = 4,
+    on_frame: Callable[[Frame, Detections], None] | None = None,
+) -> RunSummary:
+    """Detect in every frame of a source, writing the results while the next ones are computed.
+
+    Ctrl-C (KeyboardInterrupt in the caller's thread) ends the run in good order: frames already detected are
+    written, the sinks completed, and the summary says `interrupted`. A second one does not wait. Any other
+    exception, from whichever thread, stops all three, and is raised here once they have ended: frames already
+    detected are written unless the writing itself failed, and the sinks are left as after an exception.
+
+    Args:
+        detector: an open detector.
+        source: an open source, not iterated yet; closed at the end.
+        prompt: what `Detector.encode` gave; or a function from the frame to it, to change what is looked for
+            while the video runs. Changing between encoded prompts costs nothing.
+        sinks: entered here, in order, and left at the end.
+        threshold: as `Detector.detect` takes it.
+        queue_size: at most so many frames wait before and after inference; at least 1.
+        on_frame: called in the caller's thread after each frame is detected.
+
+    Returns:
+        Counts and times.
+
+    Raises:
+        GlipError: the source, the detector or a sink failed.
+    """
+    if queue_size < 1:
+        raise GlipError(f"queue_size is {queue_size}; it must be at least 1")
+    start = time.perf_counter()
+    inference = _Clock()
+    detected = objects = 0
+    interrupted = False
+    with contextlib.ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+        reader = _Reader(source, queue_size)
+        writer = _Writer(sinks, queue_size, on_failure=reader.stop)
+        # The writer is the outer one: frames already detected are written after reading has stopped.
+        with writer, reader:
+            try:
+                for frame in reader:
+                    with inference:
+                        wanted = prompt(frame) if callable(prompt) else prompt
+                        found = detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
+                    detected += 1
+                    objects += len(found.scores)
+                    if not writer.put((frame, found)):
+                        break
+                    if on_frame is not None:
+                        on_frame(frame, found)
+                writer.finish()
+            except KeyboardInterrupt:
+                interrupted = True
+                log.info("interrupted; finishing what is detected")
+    seconds = time.perf_counter() - start
+    return RunSummary(
+        frames=reader.frames,
+        skipped=source.skipped,
+        detected=detected,
+        dropped=reader.dropped,
+        objects=objects,
+        seconds=seconds,
+        fps=detected / seconds if seconds else 0.0,
+        reading=reader.clock.times(),
+        inference=inference.times(),
+        writing=writer.clock.times(),
+        interrupted=interrupted,
+    )
+
+
+def detect_stream(
+    detector: Detector,
+    source: Source,
+    prompt: PromptChoice,
+    *,
+    threshold: Threshold = 0.5,
+    queue_size: int = 4,
+) -> Iterator[tuple[Frame, Detections]]:
+    """Give each frame with its detections, reading ahead meanwhile; from a live source, the newest frame.
+
+    Args and errors are those of `run`. Leave the loop whenever you like: the reading ends with it.
+    """
+    if queue_size < 1:
+        raise GlipError(f"queue_size is {queue_size}; it must be at least 1")
+    with _Reader(source, queue_size) as reader:
+        for frame in reader:
+            wanted = prompt(frame) if callable(prompt) else prompt
+            yield frame, detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
+
+
+class _Clock:
+    """Times a stage; bounded, however long it runs."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def times(self) -> StageTimes:
+        if not self._seconds:
+            return StageTimes(0.0, 0.0)
+        median, p95 = np.percentile(np.array(self._seconds) * 1000, [50, 95])
+        return StageTimes(float(median), float(p95))
+
+
+class _ClosedError(Exception):
+    """Nothing more comes out of a channel."""
+
+
+class _Channel(Generic[_Item]):
+    """A bounded queue between one producer and one consumer that either side can end.
+
+    Args:
+        capacity: so many items wait at most.
+        newest: replace what waits, instead of making the producer wait.
+    """
+
+    def __init__(self, capacity: int, *, newest: bool = False) -> None:
+        self._items: deque[_Item] = deque()
+        self._capacity = capacity
+        self._newest = newest
+        self._changed = threading.Condition()
+        self._finished = False
+        self.dropped = 0
+
+    def put(self, item: _Item) -> bool:
+        """Add an item, waiting for room; False if nobody will take it any more."""
+        with self._changed:
+            if self._newest:
+                while len(self._items) >= self._capacity:
+                    self._items.popleft()
+                    self.dropped += 1
+            while len(self._items) >= self._capacity and not self._finished:
+                self._changed.wait()
+            if self._finished:
+                return False
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def get(self, timeout: float | None = None) -> _Item:
+        """Take the oldest item, waiting for one.
+
+        Raises:
+            _ClosedError: there are none and there will be none.
+            TimeoutError: none came in `timeout` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._items or self._finished, timeout):
+                raise TimeoutError
+            if not self._items:
+                raise _ClosedError
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def finish(self, *, discard: bool = False) -> None:
+        """Take no more items; what waits can still be taken, unless it is discarded."""
+        with self._changed:
+            self._finished = True
+            if discard:
+                self._items.clear()
+            self._changed.notify_all()
+
+
+class _Reader:
+    """Reads ahead in its own thread; iterating it gives the frames, then raises what the source raised."""
+
+    def __init__(self, source: Source, queue_size: int) -> None:
+        self._source = source
+        live = source.is_live
+        self._channel: _Channel[Frame] = _Channel(1 if live else queue_size, newest=live)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="glip-reader", daemon=True)
+        self.frames = 0
+        self.clock = _Clock()
+
+    @property
+    def dropped(self) -> int:
+        return self._channel.dropped
+
+    def __enter__(self) -> _Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._source.close()
+        # A camera that hangs in its driver cannot be woken; the thread is a daemon and holds only the camera.
+        self._thread.join(_PATIENCE if self._source.is_live else None)
+
+    def __iter__(self) -> Iterator[Frame]:
+        patience = self._source.timeout + _PATIENCE if self._source.is_live else None
+        while True:
+            try:
+                frame = self._channel.get(patience)
+            except _ClosedError:
+                if self._error is not None:
+                    raise self._error from None
+                return
+            except TimeoutError:
+                raise GlipError(
+                    f"{self._source.name}: no frame for {patience:g} s;"
+                    " check that the camera is plugged in, or that the stream is running"
+                ) from None
+            yield frame
+
+    def stop(self) -> None:
+        """Forget what was read ahead and read no more."""
+        self._channel.finish(discard=True)
+
+    def _read(self) -> None:
+        try:
+            frames = iter(self._source)
+            while True:
+                with self.clock:
+                    frame = next(frames, None)
+                if frame is None:
+                    return
+                self.frames += 1
+                if not self._channel.put(frame):
+                    return
+        except BaseException as error:
+            self._error = error
+        finally:
+            # An error does not wait behind frames nobody has looked at yet.
+            self._channel.finish(discard=self._error is not None)
+
+
+class _Writer:
+    """Hands frames to the sinks in its own thread; leaving it waits for that and raises what they raised."""
+
+    def __init__(self, sinks: Sequence[Sink], queue_size: int, on_failure: Callable[[], None]) -> None:
+        self._sinks = sinks
+        self._on_failure = on_failure
+        self._channel: _Channel[tuple[Frame, Detections]] = _Channel(queue_size)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._write, name="glip-writer", daemon=True)
+        self._done = threading.Event()
+        self.clock = _Clock()
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            self.finish()
+        except BaseException:
+            # A second Ctrl-C: give up what waits, but never leave a sink while it is being written to.
+            self._channel.finish(discard=True)
+            self._done.wait()
+            raise
+        # A source or detector that failed first is what the user has to know.
+        if self._error is not None and error is None:
+            raise self._error
+
+    def put(self, item: tuple[Frame, Detections]) -> bool:
+        """Queue a frame, waiting for room; False once writing has failed."""
+        return self._channel.put(item)
+
+    def finish(self) -> None:
+        """Wait until everything queued is written, or writing has failed."""
+        self._channel.finish()
+        # Not Thread.join first: interrupted by Ctrl-C, it takes the thread for ended (bpo-45274's remedy).
+        self._done.wait()
+        self._thread.join()
+
+    def _write(self) -> None:
+        try:
+            while True:
+                frame, found = self._channel.get()
+                with self.clock:
+                    for sink in self._sinks:
+                        sink.write(frame, found)
+        except _ClosedError:
+            pass
+        except BaseException as error:
+            self._error = error
+            self._on_failure()
+        finally:
+            self._channel.finish(discard=True)
+            self._done.set()

@@ -1,0 +1,300 @@
+"""The TensorRT backend's own work, on a simulated GPU; and what it says where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from backend_inputs import IDS, error_of, feed
+from simulated_tensorrt import SimulatedCuda, SimulatedDeviceArray, simulated_tensorrt, write_engines
+
+from glip_deploy import Bundle, Detector, GlipError
+from glip_deploy.backends import open_backend, tensorrt
+from glip_deploy.backends.tensorrt import SHAPES_KEPT, TensorRTBackend, choose_engines
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt, "_RUNTIMES", {})
+    monkeypatch.setattr(tensorrt, "_PLUGINS", set())
+    shutil.copytree(tiny_bundle, tmp_path / "glip")
+    return Bundle.open(tmp_path / "glip")
+
+
+@pytest.fixture
+def cuda():
+    return SimulatedCuda()
+
+
+@pytest.fixture
+def opened(bundle, cuda):
+    """Opens the backend on engines of these shapes."""
+
+    def open_it(**shapes):
+        folder = write_engines(bundle, **shapes)
+        return TensorRTBackend(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
+
+    return open_it
+
+
+@pytest.fixture
+def reference(bundle):
+    return open_backend("onnxruntime", bundle, None)
+
+
+def candidates(found):
+    """The slots that are not empty, in an order of their own."""
+    boxes, scores, labels = found.boxes, found.scores, found.labels
+    rows = [
+        np.concatenate([[frame], [label], [score], box])
+        for frame in range(len(scores))
+        for box, score, label in zip(boxes[frame], scores[frame], labels[frame], strict=True)
+        if score > 0
+    ]
+    return np.array(sorted(rows, key=lambda row: (row[0], row[1], round(row[2], 4), *row[3:].round(2))))
+
+
+def assert_same(found, wanted):
+    for name in ("boxes", "scores", "labels"):
+        assert getattr(found, name).dtype == getattr(wanted, name).dtype
+    theirs = candidates(wanted)
+    assert len(theirs) > 10
+    np.testing.assert_allclose(candidates(found), theirs, atol=1e-3)
+
+
+def test_results_are_those_of_the_graphs(opened, reference):
+    backend = opened()
+    np.testing.assert_allclose(backend.encode_text(IDS), reference.encode_text(IDS), atol=1e-6)
+    for _ in range(3):  # plainly, while a graph is recorded, by the graph
+        assert_same(backend.detect(feed()), reference.detect(feed()))
+
+
+def test_a_prompt_padded_to_an_engines_length_changes_nothing(opened, reference):
+    """Two engines' lengths, one for more classes than the prompt has."""
+    backend = opened(tokens=((8, 8, 8), (32, 32, 32)), classes=(6, 6, 6))
+    embedding = backend.encode_text(IDS)
+    assert embedding.shape == reference.encode_text(IDS).shape
+    np.testing.assert_allclose(embedding, reference.encode_text(IDS), atol=1e-5)
+    for tokens in (4, 8, 9, 32):
+        assert_same(backend.detect(feed(tokens=tokens)), reference.detect(feed(tokens=tokens)))
+
+
+def test_from_the_second_frame_on_a_frame_is_one_launch(opened, cuda):
+    backend = opened()
+    logs = []
+    for _ in range(3):
+        cuda.log.clear()
+        backend.detect(feed())
+        logs.append(list(cuda.log))
+    first = ["upload"] * 3 + ["upload"] * 2 + ["execute"] + ["download"] * 3
+    assert logs == [first, ["launch"], ["launch"]]
+
+
+def test_a_new_prompt_is_uploaded_and_nothing_is_recorded_again(opened, cuda, reference):
+    backend = opened()
+    inputs = feed()
+    for _ in range(2):
+        backend.detect(inputs)
+    cuda.log.clear()
+    other = replace(inputs, text_embedding=inputs.text_embedding[..., ::-1].copy())
+    found = backend.detect(other)
+    assert cuda.log == ["upload", "launch"]
+    assert len(cuda.live_graphs) == 1
+    assert_same(found, reference.detect(other))
+    assert np.abs(found.scores - backend.detect(inputs).scores).max() > 1e-6
+
+
+def test_what_cannot_be_recorded_runs_plainly(opened, cuda, reference):
+    cuda.graphs = False
+    backend = opened()
+    for _ in range(3):
+        assert_same(backend.detect(feed()), reference.detect(feed()))
+    assert "launch" not in cuda.log
+
+
+def test_shapes_come_and_go_and_everything_is_given_back(opened, cuda, reference):
+    backend = opened()
+    for _ in range(2):
+        for height in range(32, 32 * (SHAPES_KEPT + 3), 32):
+            assert_same(backend.detect(feed(height=height)), reference.detect(feed(height=height)))
+            backend.detect(feed(height=height))
+    assert len(cuda.live_graphs) == SHAPES_KEPT
+    assert len(cuda.memory) == len(cuda.arrays) == SHAPES_KEPT * 8
+    backend.close()
+    backend.close()
+    assert not (cuda.memory or cuda.arrays or cuda.streams or cuda.live_graphs)
+    assert "is closed" in error_of(backend.detect, feed())
+    assert "is closed" in error_of(backend.encode_text, IDS)
+
+
+def test_more_frames_than_the_engine_takes_go_in_turn(opened, reference):
+    backend = opened(batch=2)
+    assert_same(backend.detect(feed(batch=5)), reference.detect(feed(batch=5)))
+
+
+def test_a_smaller_canvas_is_padded_as_glip_pads(opened, reference):
+    backend = opened(sizes=((96, 96, 96), (128, 128, 128)))
+    inputs = feed(height=64, width=96)
+    padded = np.zeros((1, 96, 128, 3), np.uint8)
+    padded[:, :64, :96] = inputs.frames
+    assert_same(backend.detect(inputs), reference.detect(replace(inputs, frames=padded)))
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"tokens": 65}, ("has 65 tokens, the engine takes up to 64", "glip-build", "--tokens 1:16:256")),
+        ({"classes": 17}, ("has 17 classes, the engine takes up to 16", "--classes 1:8:17")),
+        ({"height": 288}, ("288 pixels in height, the engine takes up to 256", "--shortest-side")),
+        ({"width": 512}, ("512 pixels in width", "--max")),
+    ],
+)
+def test_what_the_engine_was_not_built_for(opened, cuda, options, parts):
+    backend = opened()
+    message = error_of(backend.detect, feed(**options))
+    for part in parts:
+        assert part in message
+    assert not cuda.memory
+
+
+def test_clones_share_engines_and_no_buffers(opened, cuda, reference):
+    backend = opened()
+    twin = backend.clone()
+    assert len(cuda.streams) == 2
+    failures = []
+
+    def work(one, height):
+        try:
+            for _ in range(4):
+                assert_same(one.detect(feed(height=height)), reference.detect(feed(height=height)))
+        except AssertionError as error:
+            failures.append(error)
+
+    backend.detect(feed())
+    backend.close()
+    threads = [threading.Thread(target=work, args=(twin, height)) for height in (64, 96)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    twin.close()
+    assert not cuda.memory
+    with pytest.raises(GlipError, match="is closed"):
+        backend.clone()
+
+
+def test_a_detector_runs_on_it(bundle, cuda):
+    write_engines(bundle, classes=(1, 2, 8))
+    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    options = {"shortest_side": 96, "longest_side": 160}
+    frame = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    wanted = Detector.open(bundle.path, cache_dir=None, **options).detect(frame, ["cat", "dog"], 0.1, color="rgb")
+    detector = Detector(bundle, backend, **options)
+    with detector, detector.clone() as twin:
+        for one in (detector, detector, twin):
+            found = one.detect(frame, ["cat", "dog"], 0.1, color="rgb")
+            assert len(found) == len(wanted) > 0
+            np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-2)
+            np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+
+
+# -- frames on the GPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("row_bytes", [None, 512])
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_frames_on_the_gpu_give_the_same_boxes(bundle, cuda, color, row_bytes, channels):
+    write_engines(bundle)
+    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    picture = np.random.default_rng(1).integers(0, 256, (90, 120, channels), dtype=np.uint8)
+    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+        wanted = detector.detect(picture[..., :3], ["cat", "dog"], 0.1, color=color)
+        logs = []
+        for _ in range(3):
+            cuda.log.clear()
+            found = detector.detect(SimulatedDeviceArray(picture, row_bytes), ["cat", "dog"], 0.1, color=color)
+            logs.append(list(cuda.log))
+            assert len(found) == len(wanted) > 0
+            np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-2)
+            np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+    assert "upload" in logs[0]
+    assert logs[1:] == [["resize", "launch"]] * 2
+    assert not cuda.memory
+
+
+def test_frames_on_the_gpu_in_batches_and_with_work_pending(bundle, cuda):
+    write_engines(bundle, batch=2)
+    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    with cuda.active():
+        producer = cuda.stream()
+    pictures = np.random.default_rng(2).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+        wanted = detector.detect_batch(list(pictures), ["cat"], 0.1, color="rgb")
+        given = [SimulatedDeviceArray(picture, stream=producer) for picture in pictures]
+        for ours, theirs in zip(detector.detect_batch(given, ["cat"], 0.1, color="rgb"), wanted, strict=True):
+            np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+        with pytest.raises(GlipError, match="bring them to one side"):
+            detector.detect_batch([given[0], pictures[0]], ["cat"], color="rgb")
+
+
+# -- which engines --------------------------------------------------------------------------------------------------
+
+
+def test_engines_that_do_not_fit_are_passed_over(bundle, cuda):
+    trt = simulated_tensorrt(cuda)
+    write_engines(bundle, "a")
+    right = write_engines(bundle, "b")
+    (bundle.path / "engines" / "a" / "image.plan").write_bytes(b"cut short")
+    assert choose_engines(bundle, None, cuda, trt)[0] == right
+    with pytest.raises(GlipError, match=r"image\.plan was changed or cut short.*build again: glip-build"):
+        choose_engines(bundle, bundle.path / "engines" / "a", cuda, trt)
+    assert choose_engines(bundle, type(right)("b"), cuda, trt)[0] == right
+    cuda.compute_capability = 86
+    with pytest.raises(GlipError, match=r"were built for SM80, here is Simulated GPU \(SM86\); build again"):
+        choose_engines(bundle, None, cuda, trt)
+
+
+def test_no_engines(bundle, cuda):
+    message = error_of(open_backend, "tensorrt", bundle, None)
+    assert message == f"bundle {bundle.path} has no engines; build them with glip-build {bundle.path}"
+
+
+def test_a_machine_without_a_gpu(bundle):
+    write_engines(bundle)
+    if importlib.util.find_spec("cuda") is None:
+        assert "cuda-python is not installed; pip install" in error_of(open_backend, "tensorrt", bundle, None)
+        return
+    try:
+        import ctypes
+
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert error_of(open_backend, "tensorrt", bundle, None).startswith(
+            ("there is no NVIDIA driver", "the GPU cannot")
+        )
+        return
+    pytest.skip("there is an NVIDIA driver here")
+
+
+def test_the_backend_uses_what_tensorrt_rtx_has():
+    """Every method of the bindings that the simulated ones stand for."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'glip-deploy[dev]'")
+    for kind, names in {
+        "Runtime": ("deserialize_cuda_engine",),
+        "ICudaEngine": (
+            *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "create_execution_context"),
+        ),
+        "IExecutionContext": (
+            *("set_optimization_profile_async", "set_input_shape", "infer_shapes", "get_tensor_shape"),
+            *("set_tensor_address", "execute_async_v3"),
+        ),
+        "IPluginRegistry": ("load_library",),
+    }.items():
+        assert [name for name in names if not hasattr(getattr(trt, kind), name)] == []
+    assert {"nptype", "TensorIOMode", "Logger", "init_libnvinfer_plugins", "get_plugin_registry"} <= set(dir(trt))

@@ -1,0 +1,139 @@
+"""Bundles are checked when they are opened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from glip_deploy import Bundle, GlipError
+from glip_deploy.bundle.manifest import FORMAT_VERSION
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def error_of(path, **options):
+    with pytest.raises(GlipError) as caught:
+        Bundle.open(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def edit_manifest(bundle, change):
+    file = bundle / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+def test_a_whole_bundle_opens(bundle):
+    opened = Bundle.open(bundle)
+    assert opened.variant == "GLIP (custom)"
+    assert (opened.score_threshold, opened.nms_iou, opened.max_detections, opened.max_tokens) == (0.05, 0.6, 100, 256)
+    assert opened.tokenizer().encode("dog").tokens == ["[CLS]", "dog", "[SEP]"]
+
+
+@pytest.mark.parametrize("name", ["image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data", "tokenizer.json"])
+def test_a_changed_byte_anywhere(bundle, name):
+    file = bundle / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert f"{name} was changed after the export" in error_of(bundle)
+    Bundle.open(bundle, verify=False)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_missing_or_cut_file(bundle, verify):
+    data = bundle / "image.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    assert "the manifest says" in error_of(bundle, verify=verify)
+    data.unlink()
+    assert "lacks image.onnx.data" in error_of(bundle, verify=verify)
+
+
+def test_a_newer_format(bundle):
+    edit_manifest(bundle, lambda m: m.update(format_version=FORMAT_VERSION + 1))
+    message = error_of(bundle)
+    assert f"has format {FORMAT_VERSION + 1}" in message and "upgrade" in message
+
+
+@pytest.mark.parametrize("version", ["1", None, [1], 0, -1, True, 1.0])
+def test_a_version_that_is_none(bundle, version):
+    edit_manifest(bundle, lambda m: m.update(format_version=version))
+    assert f"is damaged (format_version is {version!r})" in error_of(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("files"),
+        lambda m: m.pop("variant"),
+        lambda m: m["config"].pop("head"),
+        lambda m: m.update(files=["image.onnx"]),
+        lambda m: m["files"]["text.onnx"].update(bytes="many"),
+        lambda m: m["files"]["text.onnx"].update(bytes=float("inf")),
+        lambda m: m["config"]["input"].update(max_tokens=None),
+        lambda m: m["config"]["input"].update(max_tokens=0),
+        lambda m: m["config"]["head"].update(score_threshold=float("nan")),
+        lambda m: m["config"]["head"].update(nms_iou=7),
+        lambda m: m["config"]["head"].update(max_detections=-1),
+    ],
+)
+def test_a_damaged_manifest(bundle, change):
+    edit_manifest(bundle, change)
+    assert "is damaged" in error_of(bundle)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 200_000, b'{"format": "something else"}'],
+    ids=["empty", "cut", "not text", "a list", "too deep", "another format"],
+)
+def test_a_manifest_that_is_none(bundle, content):
+    (bundle / "manifest.json").write_bytes(content)
+    message = error_of(bundle)
+    assert "cannot be read" in message or "is not a glip-deploy manifest" in message
+
+
+@pytest.mark.parametrize("name", ["../outside", "sub/../../outside", "/etc/hostname"])
+def test_files_outside_the_bundle_are_refused(bundle, name):
+    (bundle.parent / "outside").write_text("x")
+    edit_manifest(bundle, lambda m: m["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    assert "a file outside the bundle" in error_of(bundle)
+
+
+def test_a_graph_the_manifest_forgot(bundle):
+    edit_manifest(bundle, lambda m: m["files"].pop("text.onnx"))
+    assert "does not list text.onnx" in error_of(bundle)
+
+
+def test_what_is_not_a_bundle(tmp_path):
+    assert "does not exist" in error_of(tmp_path / "none")
+    assert "has no manifest.json" in error_of(tmp_path)
+    checkpoint = tmp_path / "glip_t.pth"
+    checkpoint.touch()
+    message = error_of(checkpoint)
+    assert "is a file" in message and f"glip-export --model {checkpoint}" in message
+
+
+def test_a_tokenizer_that_is_none(bundle):
+    (bundle / "tokenizer.json").write_text("{}")
+    with pytest.raises(GlipError, match="is not a tokenizer"):
+        Bundle(bundle, "", {}, {}).tokenizer()
+
+
+def test_the_key_is_that_of_the_text_side(bundle):
+    plain = Bundle.open(bundle).key
+    edit_manifest(bundle, lambda m: m["files"]["image.onnx"].update(sha256="0" * 64))
+    assert Bundle.open(bundle, verify=False).key == plain
+    keys = {plain}
+    for name in ("text.onnx", "text.onnx.data", "tokenizer.json"):
+        edit_manifest(bundle, lambda m, name=name: m["files"][name].update(sha256="0" * 64))
+        keys.add(Bundle.open(bundle, verify=False).key)
+    assert len(keys) == 4

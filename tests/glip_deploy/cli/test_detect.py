@@ -1,0 +1,492 @@
+"""`glip-detect` as its users meet it: what goes to which stream, which status, which words."""
+
+import inspect
+import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from glip_deploy.cli import detect as cli
+from glip_deploy.detector import Detector
+from glip_deploy.errors import GlipError
+from glip_deploy.prompts.syntax import mark
+from glip_deploy.results.detections import Detections
+
+
+class FakeDetector:
+    """Finds the first class of the prompt in the left half of every picture."""
+
+    opened = None
+    closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path,
+        *,
+        backend="onnxruntime",
+        engines=None,
+        shortest_side=800,
+        longest_side=1333,
+        resize="exact",
+        threads=None,
+        cache_dir="the default",
+        verify=True,
+    ):
+        cls.opened = {key: value for key, value in locals().items() if key != "cls"}
+        if "broken" in str(path):
+            raise GlipError(f"bundle {path} is broken; export it again")
+        return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        type(self).closed = True
+
+    def encode(self, text):
+        return types.SimpleNamespace(phrases=mark(text).phrases)
+
+    def detect(self, frame, prompt, threshold=0.5, *, color, timings=None):
+        assert color == "rgb" and frame.dtype == np.uint8
+        type(self).thresholds = threshold
+        height, width = frame.shape[:2]
+        return Detections(
+            boxes=np.array([[0, 0, width / 2, height - 1]], np.float32),
+            scores=np.array([0.75], np.float32),
+            labels=np.array([0]),
+            phrases=[prompt.phrases[0]],
+        )
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    fake = type("Detector", (FakeDetector,), {})
+    monkeypatch.setattr("glip_deploy.detector.Detector", fake)
+    return fake
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a picture, three pictures in a folder, and a video of 12 frames."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "photos/1.png", "photos/2.png", "photos/10.jpg"):
+        Image.new("RGB", (40, 30), (90, 120, 150)).save(tmp_path / name)
+    write_video(tmp_path / "v.mp4")
+    return tmp_path
+
+
+def write_video(path, frames=12):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"bf": "0"}
+        for i in range(frames):
+            image = np.full((48, 64, 3), 20 * (i % 12), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def frames_in(path):
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def names_in(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def detect(*args, prompt=("--prompt", "person. traffic light")):
+    return cli.main(["--model", "bundle", *prompt, *args])
+
+
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- without a bundle, as a process ---------------------------------------------------------------------------
+
+
+def run_process(*args, **options):
+    command = [sys.executable, "-m", "glip_deploy.cli.detect", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
+
+
+def test_help_has_examples_and_imports_nothing_heavy():
+    program = textwrap.dedent("""
+        import sys
+        from glip_deploy.cli import detect as cli
+        try:
+            cli.main(["--help"])
+        except SystemExit as done:
+            assert done.code == 0
+        heavy = {"onnxruntime", "av", "tqdm", "PIL", "tokenizers", "torch", "onnx"} & set(sys.modules)
+        sys.exit(f"imported {heavy}" if heavy else 0)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for word in ("examples:", "--class-threshold", "rtsp://", "exit status"):
+        assert word in done.stdout
+
+
+def test_version():
+    done = run_process("--version")
+    assert done.returncode == 0 and done.stdout.startswith("glip-detect 0.")
+
+
+REQUIRED = ["--model", "m", "--source", "s"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--source", "s", "--prompt", "x"], "--model"),
+        (["--model", "m", "--prompt", "x"], "--source"),
+        (REQUIRED, "one of the arguments --prompt --prompt-file --class --classes is required"),
+        ([*REQUIRED, "--prompt", "x", "--class", "y"], "not allowed with argument"),
+        ([*REQUIRED, "--classes", "x", "--class", "y"], "not allowed with argument"),
+        ([*REQUIRED, "--prompt", "x", "--threshold", "1.5"], "--threshold: '1.5' is not a number in [0, 1]"),
+        ([*REQUIRED, "--prompt", "x", "--threshold", "nan"], "'nan' is not a number in [0, 1]"),
+        ([*REQUIRED, "--prompt", "x", "--threshold", "much"], "'much' is not a number in [0, 1]"),
+        ([*REQUIRED, "--prompt", "x", "--stride", "0"], "--stride: '0' is not a whole number of at least 1"),
+        ([*REQUIRED, "--prompt", "x", "--max-frames", "-3"], "'-3' is not a whole number of at least 1"),
+        ([*REQUIRED, "--prompt", "x", "--longest-side", "-1"], "whole number of at least 0"),
+        ([*REQUIRED, "--prompt", "x", "--timeout", "0"], "'0' is not a number of seconds above 0"),
+        ([*REQUIRED, "--prompt", "x", "--class-threshold", "x"], "'x' is not NAME=VALUE"),
+        ([*REQUIRED, "--prompt", "x", "--class-threshold", "x=2"], "'2' is not a number in [0, 1]"),
+        ([*REQUIRED, "--prompt", "x", "--class-threshold", "y=0.2"], '"y" is not in the prompt; its classes: x'),
+        ([*REQUIRED, "--prompt", "x", "--coco-categories", "c"], "--coco-categories: needs --coco"),
+        ([*REQUIRED, "--prompt", "x", "--resize", "best"], "exact"),
+        ([*REQUIRED, "--prompt", "x", "--no-cache", "--cache-dir", "d"], "not allowed with argument"),
+    ],
+)
+def test_bad_usage_is_status_2_and_says_what_is_legal(args, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert message in err and out == ""
+
+
+def test_an_error_is_one_line_status_1_and_no_traceback(tmp_path):
+    done = run_process("--model", "m", "--prompt", "x", "--source", "nothing.jpg", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("glip-detect: error: source nothing.jpg does not exist")
+    assert done.stderr.count("\n") == 1
+
+
+# --- with a fake detector -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["open", "encode", "detect"])
+def test_the_fake_takes_what_the_real_detector_takes(method):
+    real, fake = (inspect.signature(getattr(kind, method)).parameters for kind in (Detector, FakeDetector))
+    assert list(fake) == list(real)
+    assert {name for name in fake if fake[name].kind is inspect.Parameter.KEYWORD_ONLY} == {
+        name for name in real if real[name].kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def test_json_lines_go_to_standard_output_if_no_output_is_named(here, detector, capsys):
+    assert detect("--source", "a.jpg") == 0
+    assert detector.closed
+    out, err = capsys.readouterr()
+    (line,) = lines_of(out)
+    assert line == {
+        "source": "a.jpg",
+        "frame": 0,
+        "width": 40,
+        "height": 30,
+        "detections": [
+            {"score": 0.75, "label": "person", "box": {"xmin": 0.0, "ymin": 0.0, "xmax": 20.0, "ymax": 29.0}}
+        ],
+    }
+    assert err.startswith("glip-detect: 1 frame, 1 detections in ") and "fps" in err and "detect" in err
+
+
+def test_a_picture(here, detector, capsys):
+    assert detect("--source", "a.jpg", "--output", "out.png") == 0
+    with Image.open("out.png") as picture:
+        assert picture.size == (40, 30) and picture.format == "PNG"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_to_everything_at_once(here, detector, capsys):
+    options = ["--output", "new/folder", "--json", "o.jsonl", "--coco", "o.json", "--quiet"]
+    assert detect("--source", "photos", *options) == 0
+    assert names_in("new/folder") == ["1.png", "10.jpg", "2.png"]
+    lines = lines_of(Path("o.jsonl").read_text())
+    assert [Path(line["source"]).name for line in lines] == ["1.png", "2.png", "10.jpg"]
+    assert [entry["image_id"] for entry in json.loads(Path("o.json").read_text())] == [1, 2, 10]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_video(here, detector):
+    assert detect("--source", "v.mp4", "--output", "o.mp4", "--stride", "3", "--max-frames", "3") == 0
+    assert frames_in("o.mp4") == 3
+    assert names_in(".") == ["a.jpg", "o.mp4", "photos", "v.mp4"]
+
+
+def test_a_video_into_a_folder_keeps_its_name(here, detector):
+    assert detect("--source", "v.mp4", "--output", "out/") == 0
+    assert names_in("out") == ["v.mp4"]
+    assert frames_in("out/v.mp4") == 12
+
+
+def test_unreadable_pictures_are_reported_and_the_rest_is_done(here, detector, capsys):
+    (here / "photos" / "3.png").write_bytes(b"junk")
+    assert detect("--source", "photos", "--json", "-") == 0
+    out, err = capsys.readouterr()
+    assert [line["frame"] for line in lines_of(out)] == [0, 1, 3]
+    assert "glip-detect: warning: picture 2: " in err and "(1 unreadable)" in err
+
+
+def test_options_reach_the_detector(here, detector, capsys):
+    assert detect("--source", "a.jpg") == 0
+    assert detector.opened == {
+        "path": "bundle",
+        "backend": "onnxruntime",
+        "engines": None,
+        "shortest_side": 800,
+        "longest_side": 1333,
+        "resize": "exact",
+        "threads": None,
+        "cache_dir": "the default",
+        "verify": True,
+    }
+    options = "--shortest-side 480 --longest-side 0 --resize fast --threads 2 --no-verify --cache-dir c"
+    options += " --backend x --engines e"
+    assert detect("--source", "a.jpg", *options.split()) == 0
+    assert detector.opened == {
+        "path": "bundle",
+        "backend": "x",
+        "engines": "e",
+        "shortest_side": 480,
+        "longest_side": None,
+        "resize": "fast",
+        "threads": 2,
+        "cache_dir": "c",
+        "verify": False,
+    }
+    assert detect("--source", "a.jpg", "--no-cache") == 0
+    assert detector.opened["cache_dir"] is None
+
+
+def test_thresholds_by_class(here, detector, capsys):
+    options = ["--threshold", "0.4", "--class-threshold", "Traffic_Light=0.2"]
+    assert detect("--source", "a.jpg", *options) == 0
+    assert list(detector.thresholds) == [0.4, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "label"),
+    [
+        (("--prompt", "a man with a [green hat]"), "green hat"),
+        (("--class", "sports ball", "--class", "dog"), "sports ball"),
+        (("--classes", "cat, dog"), "cat"),
+        (("--prompt-file", "p.txt"), "zebra"),
+    ],
+)
+def test_every_way_to_give_a_prompt(here, detector, capsys, prompt, label):
+    (here / "p.txt").write_text("zebra\n")
+    assert detect("--source", "a.jpg", prompt=prompt) == 0
+    (line,) = lines_of(capsys.readouterr().out)
+    assert line["detections"][0]["label"] == label
+
+
+def test_coco_names(here, detector, capsys):
+    data = {
+        "images": [{"id": 9, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "Person"}, {"id": 10, "name": "traffic light"}],
+    }
+    Path("c.json").write_text(json.dumps(data))
+    assert detect("--source", "a.jpg", "--coco", "o.json", "--coco-categories", "c.json") == 0
+    (entry,) = json.loads(Path("o.json").read_text())
+    assert (entry["image_id"], entry["category_id"]) == (9, 1)
+    prompt = ("--prompt", "unicorn")
+    assert detect("--source", "a.jpg", "--coco", "o.json", "--coco-categories", "c.json", prompt=prompt) == 1
+    assert 'class "unicorn" is not among the 2 COCO categories' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--source", "photos", "--output", "o.jpg"], "--output o.jpg is one file, but source photos holds 3"),
+        (["--source", "a.jpg", "--output", "o.mp4"], "is a video, but source a.jpg is a picture"),
+        (["--source", "a.jpg", "--output", "o.bmp"], "does not end in"),
+        (["--source", "v.mp4", "--output", "o.jpg"], "cannot hold source v.mp4, a video"),
+        (["--source", "v.mp4", "--output", "v.mp4"], "is the source itself"),
+        (["--source", "a.jpg", "--output", "./a.jpg"], "is the source itself"),
+        (["--source", "photos", "--output", "photos"], "is the folder of the source itself"),
+        (["--source", "v.mp4", "--output", "."], "is the source itself"),
+        (["--source", "a.jpg", "--output", "no/o.jpg"], "folder no does not exist"),
+        (["--source", "a.jpg", "--json", "no/o.jsonl"], "folder no does not exist"),
+        (["--source", "a.jpg", "--coco", "photos"], "is a folder"),
+        (["--source", "a.jpg", "--coco", "o.json", "--coco-categories", "a.jpg"], "COCO file a.jpg"),
+        (["--source", "a.txt"], "source a.txt does not exist"),
+    ],
+)
+def test_wrong_outputs_are_found_before_the_model_is_loaded(here, detector, capsys, args, message):
+    before = sorted(here.rglob("*"))
+    assert detect(*args) == 1
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("glip-detect: error: ") and err.count("\n") == 1 and out == ""
+    assert detector.opened is None
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_broken_bundle_leaves_earlier_results_alone(here, detector, capsys):
+    for name in ("o.mp4", "o.json", "o.jsonl"):
+        Path(name).write_text("earlier")
+    options = ["--output", "o.mp4", "--json", "o.jsonl", "--coco", "o.json"]
+    assert cli.main(["--model", "broken", "--prompt", "x", "--source", "v.mp4", *options]) == 1
+    assert capsys.readouterr().err == "glip-detect: error: bundle broken is broken; export it again\n"
+    assert {Path(name).read_text() for name in ("o.mp4", "o.json", "o.jsonl")} == {"earlier"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line(here, detector, capsys):
+    assert detect("--source", "v.mp4", "--json", "/dev/full") == 1
+    assert capsys.readouterr().err == (
+        "glip-detect: error: /dev/full cannot be written: no space left; free some, or write elsewhere\n"
+    )
+
+
+def test_a_truncated_video_is_one_line(here, detector, capsys):
+    data = (here / "v.mp4").read_bytes()
+    (here / "v.mp4").write_bytes(data[: len(data) // 2])
+    assert detect("--source", "v.mp4") == 1
+    err = capsys.readouterr().err
+    assert "v.mp4: cannot be opened as a video" in err and err.count("\n") == 1
+
+
+def test_quiet_still_tells_errors_but_not_warnings(here, detector, capsys):
+    (here / "photos" / "3.png").write_bytes(b"junk")
+    assert detect("--source", "photos", "--output", "o/", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+    assert detect("--source", "nothing", "--quiet") == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_only(here, detector, monkeypatch, capsys):
+    assert detect("--source", "v.mp4", "--json", "o.jsonl") == 0
+    assert "detecting" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert detect("--source", "v.mp4", "--json", "o.jsonl") == 0
+    assert "detecting" in sys.stderr.getvalue() and "12/12" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert detect("--source", "v.mp4") == 0
+    assert "detecting" not in sys.stderr.getvalue()  # it would run through the data
+
+
+def test_main_leaves_logging_as_it_was(here, detector, capsys):
+    logger = logging.getLogger("glip_deploy")
+    before = (logger.level, list(logger.handlers))
+    assert detect("--source", "a.jpg", "--log-level", "debug") == 0
+    assert (logger.level, list(logger.handlers)) == before
+
+
+def test_ctrl_c_while_the_model_is_loaded(here, detector, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detector, "open", interrupt)
+    assert detect("--source", "v.mp4", "--output", "o.mp4") == 130
+    assert capsys.readouterr().err == "glip-detect: interrupted\n"
+    assert not Path("o.mp4").exists()
+
+
+SLOW = """
+import sys, time, types
+import numpy as np
+import glip_deploy.detector
+from glip_deploy.results import Detections
+
+class Slow:
+    @classmethod
+    def open(cls, path, **options):
+        return cls()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def encode(self, text):
+        return types.SimpleNamespace(phrases=("x",))
+
+    def detect(self, frame, prompt, threshold, color, timings=None):
+        time.sleep(0.02)
+        return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([0.5], np.float32), np.array([0]), ["x"])
+
+glip_deploy.detector.Detector = Slow
+from glip_deploy.cli.detect import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_slow(here, *args):
+    command = [sys.executable, "-c", SLOW, "--model", "m", "--prompt", "x", "--source", "long.mp4", *args]
+    return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
+def test_ctrl_c_completes_the_files_and_is_status_130(here):
+    write_video(here / "long.mp4", frames=3000)
+    process = start_slow(here, "--output", "o.mp4", "--coco", "o.json", "--json", "-")
+    first = [process.stdout.readline() for _ in range(4)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    lines = lines_of("".join(first) + out)
+    assert process.returncode == 130
+    assert 4 <= len(lines) < 3000
+    assert [line["frame"] for line in lines] == list(range(len(lines)))
+    assert frames_in(here / "o.mp4") == len(lines)
+    assert len(json.loads((here / "o.json").read_text())) == len(lines)
+    assert "interrupted" in err and "Traceback" not in err
+    assert names_in(here) == ["a.jpg", "long.mp4", "o.json", "o.mp4", "photos", "v.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot kill a process outright")
+def test_a_killed_process_leaves_a_playable_video(here):
+    write_video(here / "long.mp4", frames=3000)
+    process = start_slow(here, "--output", "o.mp4", "--json", "-")
+    for _ in range(8):
+        process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)
+    assert frames_in(here / "o.mp4") >= 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows closes pipes in another way")
+def test_a_reader_that_goes_away_is_no_error_message(here):
+    write_video(here / "long.mp4", frames=3000)
+    process = start_slow(here)
+    process.stdout.readline()
+    process.stdout.close()
+    start = time.monotonic()
+    process.wait(timeout=60)
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.returncode == 141
+    assert time.monotonic() - start < 30

@@ -1,0 +1,158 @@
+"""Frames in GPU memory: what is read of them, and the resize kernel's own source run on this CPU pixel by pixel."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated_tensorrt import SimulatedDeviceArray
+
+import glip_deploy.backends
+from glip_deploy import Detector, GlipError
+from glip_deploy.backends.cuda import compile_kernel
+from glip_deploy.frames import load_image, make_canvas, resize
+from glip_deploy.frames.device import DeviceFrame, device_canvas, is_on_device
+
+SOURCE = Path(glip_deploy.backends.__file__).with_name("resize.cu")
+HOST = """
+#define __device__
+#define __global__
+struct Index { int x, y, z; };
+static Index blockIdx, blockDim, threadIdx;
+#include "resize.cu"
+extern "C" void run(const unsigned char* in, long long stride, int in_height, int in_width, int channels, int red,
+                    unsigned char* out, int canvas_height, int canvas_width, int height, int width) {
+  blockDim = {32, 8, 1};
+  for (blockIdx.y = 0; blockIdx.y * 8 < canvas_height; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x * 32 < canvas_width; ++blockIdx.x)
+      for (threadIdx.y = 0; threadIdx.y < 8; ++threadIdx.y)
+        for (threadIdx.x = 0; threadIdx.x < 32; ++threadIdx.x)
+          glip_resize(in, stride, in_height, in_width, channels, red, out, canvas_height, canvas_width, height, width);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler; apt-get install g++")
+    folder = tmp_path_factory.mktemp("kernel")
+    (folder / "host.cpp").write_text(HOST)
+    library = folder / "resize.so"
+    command = [compiler, "-O2", "-shared", "-fPIC", f"-I{SOURCE.parent}", "-o", library, folder / "host.cpp"]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library)).run
+
+
+def drawn(kernel, array, color, **sides):
+    """The canvas the kernel makes of one frame."""
+    canvas = device_canvas([array], color=color, **sides)
+    (frame,) = canvas.pictures
+    out = np.full(canvas.shape[1:], 99, np.uint8)
+    kernel(
+        ctypes.c_void_p(frame.address),
+        ctypes.c_longlong(frame.row_bytes),
+        *(frame.height, frame.width, frame.channels, canvas.red),
+        ctypes.c_void_p(out.ctypes.data),
+        *canvas.shape[1:3],
+        *(int(side) for side in canvas.image_sizes[0]),
+    )
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    channels=st.sampled_from([3, 4]),
+    gap=st.integers(0, 9),
+    color=st.sampled_from(["rgb", "bgr"]),
+    shortest=st.integers(1, 120),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_kernel_is_the_cpus_resize_to_one_grey_level(kernel, height, width, channels, gap, color, shortest, seed):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    array = SimulatedDeviceArray(picture, width * channels + gap)
+    sides = {"shortest_side": shortest, "longest_side": 200}
+    wanted = make_canvas([np.ascontiguousarray(picture[..., :3])], color=color, **sides)
+    found = drawn(kernel, array, color, **sides)
+    assert found.shape == wanted.frames.shape[1:]
+    assert np.abs(found.astype(int) - wanted.frames[0]).max() <= 1
+    rows, columns = wanted.image_sizes[0]
+    assert not found[rows:].any()
+    assert not found[:, columns:].any()
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (480, 640), (720, 1280)])
+def test_a_photograph_at_the_networks_size(kernel, size):
+    photo = resize(load_image(Path(__file__).parents[3] / "export/glip_export/data/picture.jpg"), size)
+    wanted = make_canvas([photo], color="rgb").frames[0]
+    found = drawn(kernel, SimulatedDeviceArray(photo), "rgb")
+    difference = np.abs(found.astype(int) - wanted)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.2
+
+
+@pytest.mark.parametrize("compute_capability", [75, 80, 90, 120])
+def test_the_kernel_compiles_without_a_gpu(compute_capability):
+    try:
+        code = compile_kernel(SOURCE, compute_capability)
+    except GlipError as error:
+        if "not installed" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert code.startswith(b"\x7fELF")
+    assert b".text.glip_resize" in code
+
+
+def test_a_gpu_the_compiler_does_not_know():
+    try:
+        compile_kernel(SOURCE, 80)
+    except GlipError as error:
+        pytest.skip(str(error))
+    with pytest.raises(GlipError, match=r"cannot compile resize\.cu for SM31 .*install the nvidia-cuda-nvrtc"):
+        compile_kernel(SOURCE, 31)
+
+
+def test_what_is_read_of_a_frame():
+    frame = DeviceFrame.of(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8), 64, stream=7))
+    assert (frame.height, frame.width, frame.channels, frame.row_bytes, frame.stream) == (4, 5, 3, 64, 7)
+    assert is_on_device(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8)))
+    assert not is_on_device(np.zeros((4, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"typestr": "<f4"}, "has type <f4; legal is uint8"),
+        ({"shape": (3, 4, 5)}, r"has shape \(3, 4, 5\); legal is \(H, W, 3\)"),
+        ({"shape": (4, 5)}, r"has shape \(4, 5\)"),
+        ({"shape": (0, 5, 3)}, r"has shape \(0, 5, 3\)"),
+        ({"strides": (1, 4, 20)}, "no gaps inside"),
+    ],
+)
+def test_frames_that_cannot_be(change, message):
+    array = SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))
+    array.__cuda_array_interface__.update(change)
+    with pytest.raises(GlipError, match=message):
+        DeviceFrame.of(array)
+
+
+def test_a_colour_must_be_said():
+    with pytest.raises(GlipError, match='must be "bgr" or "rgb"'):
+        device_canvas([SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))], color="grey")
+
+
+def test_the_cpus_backend_says_that_it_cannot_read_them(tiny_bundle):
+    with (
+        Detector.open(tiny_bundle, cache_dir=None) as detector,
+        pytest.raises(GlipError, match="is in GPU memory, which this backend cannot read"),
+    ):
+        detector.detect(SimulatedDeviceArray(np.zeros((64, 64, 3), np.uint8)), ["cat"], color="rgb")

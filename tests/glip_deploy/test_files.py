@@ -1,0 +1,116 @@
+"""What touches the disk: whole or not at all, checked before, cached in one place."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from glip_deploy.errors import OutputError
+from glip_deploy.files import (
+    atomic_file,
+    cache_folder,
+    check_file,
+    check_folder,
+    not_written,
+    refuse_overwriting,
+    temporary_sibling,
+    write_atomically,
+)
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "results.json"
+    write_atomically(file, "old")
+    write_atomically(file, b"new", sync=True)
+    assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("failure", [OSError("disk"), KeyboardInterrupt()])
+def test_after_a_failure_the_old_file_stays_and_nothing_else(tmp_path, failure):
+    file = tmp_path / "results.json"
+    file.write_text("old")
+    with pytest.raises(type(failure)), atomic_file(file) as partial:
+        partial.write_text("half of the n")
+        raise failure
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_temporary_name_keeps_the_suffix_and_the_folder(tmp_path):
+    with atomic_file(tmp_path / "picture.png") as partial:
+        assert partial.suffix == ".png" and partial.parent == tmp_path and partial.name.startswith(".picture.png.")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_others_may_read_what_they_could_read_before(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    write_atomically(tmp_path / "atomic", "x")
+    assert stat.S_IMODE((tmp_path / "atomic").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_long_name_is_no_obstacle(tmp_path):
+    file = tmp_path / ("n" * 240 + ".json")
+    write_atomically(file, "x")
+    assert file.read_text() == "x"
+
+
+def test_a_sibling_folder_goes_away_with_the_folders_made_for_it(tmp_path):
+    target = tmp_path / "a" / "b" / "bundle"
+    with pytest.raises(ValueError, match="stop"), temporary_sibling(target) as folder:
+        (folder / "file").write_text("x")
+        raise ValueError("stop")
+    assert list(tmp_path.iterdir()) == []
+    with temporary_sibling(target) as folder:
+        (folder / "file").write_text("x")
+        folder.rename(target)
+    assert [path.name for path in target.parent.iterdir()] == ["bundle"]
+
+
+def test_outputs_are_checked_without_being_touched(tmp_path):
+    (tmp_path / "file").write_text("x")
+    check_file(tmp_path / "new.json")
+    check_folder(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for check, path, words in (
+        (check_file, tmp_path, "is a folder; name a file in it"),
+        (check_file, tmp_path / "none" / "x.json", "does not exist; make it first"),
+        (check_folder, tmp_path / "file" / "x", "is a file; choose another name"),
+    ):
+        with pytest.raises(OutputError, match=words):
+            check(path)
+    with pytest.raises(OutputError, match="is the source itself"):
+        refuse_overwriting(str(tmp_path / "file"), tmp_path / "file")
+
+
+def test_a_full_disk_is_named():
+    import errno
+
+    assert "no space left" in str(not_written(Path("x"), OSError(errno.ENOSPC, "No space left on device")))
+    assert "(strange)" in str(not_written(Path("x"), OSError(errno.EIO, "strange")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="platformdirs decides by the platform it runs on")
+def test_the_cache_folder(monkeypatch, tmp_path):
+    for name in ("GLIP_DEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "glip-deploy"
+    assert cache_folder("plugin") == tmp_path / ".cache" / "glip-deploy" / "plugin"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "glip-deploy"
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", "~/own")
+    assert cache_folder() == tmp_path / "own"
+    assert not (tmp_path / "own").exists()
+
+
+def test_no_home_is_no_folder(monkeypatch):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", "~/own")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cache_folder() is None
