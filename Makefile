@@ -66,6 +66,7 @@ lint: $(VENV)/.ready $(STUBS)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf build dist

@@ -18,6 +18,8 @@ from glip_deploy.prompts.syntax import Caption, ClassName
 from glip_deploy.prompts.tokens import Prompt
 from glip_deploy.results.detections import Detection, Detections
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Bundle",
     "Caption",
@@ -28,5 +30,6 @@ __all__ = [
     "EncodedPrompt",
     "GlipError",
     "Prompt",
+    "__version__",
     "load_image",
 ]

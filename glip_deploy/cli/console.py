@@ -1,0 +1,141 @@
+"""Standard error of a command: plain lines, log records, and progress bars where it is a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Steps", "frame_progress", "log_lines", "say"]
+
+_BARS: list[Progress] = []
+"""The bar that is being shown, if any: lines go above it."""
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, above the progress bar if there is one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is closed: there is no one to tell
+        if _BARS:
+            _BARS[-1].console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def log_lines(program: str, level: str, *names: str) -> Iterator[None]:
+    """Write the records of these loggers as `PROGRAM: LEVEL: MESSAGE`, a line each, on standard error.
+
+    Args:
+        program: the program's name.
+        level: "debug", "info", "warning" or "error".
+        names: of the loggers; all of the toolkit's where none is given.
+    """
+    handler = _Lines(program)
+    loggers = [
+        logging.getLogger(name) for name in names or ("glip_deploy", "glip_export", "glip_engines", "glip_bench")
+    ]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, program: str) -> None:
+        super().__init__()
+        self._program = program
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{self._program}: {record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def frame_progress(total: int | None, description: str, *, show: bool = True) -> Iterator[Callable[[], None]]:
+    """Show frames done, frames a second and the time left; gives a function to call after each frame.
+
+    Args:
+        total: number of frames, or None where it is unknown.
+        description: what is going on.
+        show: False for no bar at all; there is none where standard error is no terminal either.
+    """
+    if not show or not _is_terminal():
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Frames a second, over the last of them."""
+
+        def render(self, task: object) -> Text:
+            speed = getattr(task, "speed", None)
+            return Text("" if speed is None else f"{speed:.1f} fps")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        _BARS.append(bar)
+        try:
+            yield lambda: bar.advance(task)
+        finally:
+            _BARS.remove(bar)
+
+
+class Steps:
+    """A known number of steps: a bar with the running time on a terminal, a line a step elsewhere.
+
+    Args:
+        count: number of steps.
+        quiet: show nothing.
+    """
+
+    def __init__(self, count: int, *, quiet: bool = False) -> None:
+        self._count, self._quiet, self._begun = count, quiet, 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Steps:
+        if not self._quiet and _is_terminal():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=_console(), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._count)
+            _BARS.append(self._bar)
+        return self
+
+    def step(self, name: str) -> None:
+        """Say that a step begins, and so that the one before is done."""
+        self._begun += 1
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._begun - 1, description=name)
+        elif not self._quiet:
+            say(f"[{self._begun}/{self._count}] {name}")
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            _BARS.remove(self._bar)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
