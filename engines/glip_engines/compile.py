@@ -1,8 +1,9 @@
-"""Finds compilers and builds the deformable convolution of `engines/plugin`, once per machine.
+"""Find compilers and build the deformable convolution of `engines/plugin`, once per machine.
 
-What is built is kept under a name that holds a hash of the sources, the compiler and its options: a changed source is
-another file, and two processes that build the same one end with the same. The folder is $GLIP_CACHE, or
-~/.cache/glip-deploy/plugin.
+What is built is kept in the toolkit's cache folder (`glip_deploy.files.cache_folder`, below "plugin") under a name that
+holds a hash of the sources, the compiler and its options: a changed source is another file, and two processes that
+build the same one end with the same. A library is native code that will be loaded, so the folder must belong to the
+user, and a file is used again only if it still has the hash that was recorded when it was built.
 
 nvcc 13 builds for compute capability 7.5 and up. For 6.0 and 7.0, and where there is no nvcc at all, NVRTC compiles the
 kernels, which include no header but their own.
@@ -15,14 +16,15 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import EngineError, GlipError, OutputError
+from glip_deploy.files import CACHE_VARIABLE, atomic_file, cache_folder, sha256_of, write_atomically
 
 __all__ = [
     "ARCHITECTURES",
@@ -31,7 +33,6 @@ __all__ = [
     "build_cubin",
     "build_host_library",
     "build_library",
-    "cache_folder",
     "find_host_compiler",
     "find_nvcc",
     "find_nvrtc",
@@ -72,22 +73,16 @@ class Nvrtc:
 
 
 def plugin_sources() -> Path:
-    """The folder of the C++ and CUDA sources.
+    """Return the folder of the C++ and CUDA sources: in the installed package, or in `engines/plugin` of a checkout.
 
     Raises:
-        GlipError: this installation has none.
+        EngineError: this installation has none.
     """
-    here = Path(__file__).resolve().parent
-    for folder in (here.parent / "plugin", here / "plugin"):
+    package = Path(__file__).resolve().parent
+    for folder in (package / "plugin", package.parent / "plugin"):
         if (folder / "glip_deform.h").is_file():
             return folder
-    raise GlipError(f"the plugin's sources are not beside {here}; pip install -e . from a checkout")
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept: $GLIP_CACHE, or ~/.cache/glip-deploy/plugin."""
-    given = os.environ.get("GLIP_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "glip-deploy" / "plugin"
+    raise EngineError(f"{package / 'plugin'} with the plugin's sources is missing; install glip-deploy again")
 
 
 # -- compilers ------------------------------------------------------------------------------------------------------
@@ -316,22 +311,47 @@ def _source_hash() -> str:
 
 
 def _cached(name: str, suffix: str, facts: Sequence[str], build: Callable[[Path], None]) -> Path:
-    """The file of these facts, built if it is not there; it appears whole or not at all."""
+    """Return the file of these facts, built unless it is there and unchanged; it appears whole or not at all.
+
+    Raises:
+        OutputError: there is no folder to keep it in, it belongs to someone else, or it cannot be written.
+    """
     key = hashlib.sha256("\n".join([_source_hash(), *facts]).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{name}-{key}{suffix}"
-    if path.is_file():
-        return path
+    folder = cache_folder("plugin")
+    if folder is None:
+        raise OutputError(f"there is no home folder to keep the plugin in; set {CACHE_VARIABLE} to a folder of yours")
+    path = folder / f"{name}-{key}{suffix}"
+    record = path.with_name(f"{path.name}.sha256")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".building-") as folder:
-            target = Path(folder) / path.name
-            build(target)
-            target.replace(path)
-    except OSError as error:
-        raise GlipError(
-            f"{path} cannot be written ({error.strerror or error}); point $GLIP_CACHE at a folder that can"
-        ) from None
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder)
+        if path.is_file() and record.is_file() and record.read_text(encoding="ascii") == sha256_of(path):
+            return path
+        with atomic_file(path) as partial:
+            build(partial)
+            digest = sha256_of(partial)
+        write_atomically(record, digest)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} cannot be written ({reason}); set {CACHE_VARIABLE} to another folder") from None
     return path
+
+
+def _check_owner(folder: Path) -> None:
+    """Refuse a cache folder in which someone else could have put a library (Windows keeps it in the user's profile).
+
+    Raises:
+        OutputError: it is another user's, or everyone may write to it.
+    """
+    if os.name != "posix":
+        return
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise OutputError(
+            f"cache folder {folder} belongs to another user (id {status.st_uid}); set {CACHE_VARIABLE} to your own"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise OutputError(f"cache folder {folder} can be written by every user; chmod o-w {folder}")
 
 
 def _run(command: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ OPEN = {"height": Range(64, 128, 256), "width": Range(64, 160, 256)}
 def plugin_cache(tmp_path_factory):
     """Plugins compiled once for all tests, not taken from this user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIP_CACHE", str(tmp_path_factory.mktemp("plugins")))
+        patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugins")))
         yield
 
 

@@ -12,7 +12,8 @@ import pytest
 from glip_engines import compile as deform
 from glip_engines.compile import ARCHITECTURES, Nvcc, build_cubin, build_library, find_nvcc, find_nvrtc
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import EngineError, GlipError, OutputError
+from glip_deploy.files import sha256_of
 
 KERNELS = [
     *(f"glip_deform_{data}_{tile}" for data in ("f16", "bf16") for tile in ("wide", "medium", "small", "scalar")),
@@ -33,8 +34,8 @@ def missing(*finders):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLIP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plugin"
 
 
 def compiler_for(arch):
@@ -82,7 +83,73 @@ def test_a_second_build_is_the_first_one(cache):
     stamp = first.stat().st_mtime_ns
     assert deform.build_host_library() == first
     assert first.stat().st_mtime_ns == stamp
-    assert [path.name for path in cache.iterdir()] == [first.name]
+    assert sorted(path.name for path in cache.iterdir()) == [first.name, f"{first.name}.sha256"]
+
+
+needs_host_compiler = pytest.mark.skipif(
+    bool(missing(deform.find_host_compiler)), reason=missing(deform.find_host_compiler) or "there is a compiler"
+)
+
+
+@needs_host_compiler
+@pytest.mark.parametrize("record", ["0" * 64, "", None], ids=["wrong", "empty", "missing"])
+def test_a_cached_library_without_its_recorded_hash_is_built_again(record):
+    first = deform.build_host_library()
+    note = first.with_name(f"{first.name}.sha256")
+    first.write_bytes(b"something else")
+    if record is None:
+        note.unlink()
+    else:
+        note.write_text(record)
+    assert deform.build_host_library() == first
+    assert first.read_bytes().startswith(b"\x7fELF")
+    assert note.read_text() == sha256_of(first)
+
+
+@needs_host_compiler
+def test_a_cached_library_that_was_exchanged_is_built_again():
+    first = deform.build_host_library()
+    first.write_bytes(b"planted")
+    assert deform.build_host_library().read_bytes().startswith(b"\x7fELF")
+
+
+@needs_host_compiler
+def test_a_cache_folder_of_another_user_is_refused(cache, monkeypatch):
+    cache.mkdir(parents=True)
+    user = os.geteuid()
+    monkeypatch.setattr(deform.os, "geteuid", lambda: user + 1)
+    with pytest.raises(OutputError, match=r"belongs to another user .*GLIP_DEPLOY_CACHE"):
+        deform.build_host_library()
+    assert list(cache.iterdir()) == []
+
+
+@needs_host_compiler
+def test_a_cache_folder_that_everyone_may_write_to_is_refused(cache):
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    with pytest.raises(OutputError, match=r"can be written by every user; chmod o-w"):
+        deform.build_host_library()
+
+
+def test_the_cache_folder_is_private(cache):
+    reason = missing(deform.find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    deform.build_host_library()
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_sources_come_from_the_package_or_from_the_checkout(tmp_path, monkeypatch):
+    """A wheel has them inside the package; a folder "plugin" beside the package is someone else's there."""
+    assert deform.plugin_sources() == Path(deform.__file__).parents[1] / "plugin"
+    package = tmp_path / "site-packages" / "glip_engines"
+    monkeypatch.setattr(deform, "__file__", str(package / "compile.py"))
+    with pytest.raises(EngineError, match="plugin's sources is missing; install glip-deploy again"):
+        deform.plugin_sources()
+    for folder in (package.parent / "plugin", package / "plugin"):
+        folder.mkdir(parents=True)
+        (folder / "glip_deform.h").touch()
+    assert deform.plugin_sources() == package / "plugin"
 
 
 def test_other_options_are_another_file():
@@ -102,13 +169,20 @@ def test_a_failed_build_leaves_nothing(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
+@needs_host_compiler
+def test_without_a_home_the_cache_must_be_named(monkeypatch):
+    monkeypatch.setattr(deform, "cache_folder", lambda *parts: None)
+    with pytest.raises(OutputError, match=r"no home folder .*set GLIP_DEPLOY_CACHE"):
+        deform.build_host_library()
+
+
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     reason = missing(deform.find_host_compiler)
     if reason:
         pytest.skip(reason)
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GLIP_CACHE", str(tmp_path / "file"))
-    with pytest.raises(GlipError, match=r"\$GLIP_CACHE"):
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"cannot be written .*set GLIP_DEPLOY_CACHE"):
         deform.build_host_library()
 
 
@@ -174,7 +248,7 @@ def plugin(tmp_path_factory):
     if reason:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIP_CACHE", str(tmp_path_factory.mktemp("plugin")))
+        patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugin")))
         return build_library([80], tensorrt=True)
 
 

@@ -59,7 +59,7 @@ def libraries(tmp_path_factory):
     def library(capability):
         if capability not in built:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("GLIP_CACHE", str(cache))
+                patch.setenv("GLIP_DEPLOY_CACHE", str(cache))
                 path = build_host_library("host/deform_emulated.cpp", [f"GLIP_DEFORM_EMULATED={capability}"])
             built[capability] = ctypes.CDLL(str(path))
         return built[capability]

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(bool(_no_compiler()), reason=_no_compiler() or "
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
         loaded = ctypes.CDLL(str(build_host_library()))
     loaded.glip_deform_host_problem_error.restype = ctypes.c_char_p
     loaded.glip_deform_host_packed_weight_bytes.restype = ctypes.c_ulonglong

@@ -104,7 +104,7 @@ def host_library(monkeypatch, tmp_path):
         find_host_compiler()
     except GlipError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv("GLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path))
     host = ctypes.CDLL(str(build_host_library()))
     host.glip_deform_host_problem_error.restype = ctypes.c_char_p
     host.glip_deform_host_packed_weight_bytes.restype = ctypes.c_ulonglong
