@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     started = time.perf_counter()
     try:
-        if args.engine is not None:  # a mistake is said now, not after the export
-            from glip_engines.cli import check_options
+        builder = None
+        if args.engine is not None:  # a mistake in the options is reported before the export, not after it
+            from glip_export.engine_builder import find_engine_builder
 
-            check_options(_words(args.engine))
+            builder = find_engine_builder()
+            builder.check_options(_words(args.engine))
         from glip_export.bundle_writer import export_bundle, steps
 
         with _Progress(len(steps(args.precision)), args.quiet) as progress:
@@ -65,15 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if not args.quiet:
         _report(result, time.perf_counter() - started)
-    return 0 if args.engine is None else _build_engines(result.path, args)
-
-
-def _build_engines(bundle: Path, args: argparse.Namespace) -> int:
-    """Go on as `glip-build BUNDLE` would; the bundle is whole whatever comes of it."""
-    from glip_engines.cli import main as build
-
-    options = ["--quiet"] if args.quiet else []
-    return build([str(bundle), *_words(args.engine), *options])
+    if builder is None:
+        return 0
+    # The bundle stays whatever comes of the engines.
+    return builder.main([str(result.path), *_words(args.engine), *(["--quiet"] if args.quiet else [])])
 
 
 def _words(options: str) -> list[str]:
