@@ -1,32 +1,66 @@
-"""What every command of the toolkit shares: how it is declared, run, and how it ends.
+"""What every command of the toolkit shares: how it is declared, how it runs, and how it ends.
 
-A command is a `typer` application made by `make_app` and run by `run_app`. Data goes to standard output; log, progress,
-summaries and errors go to standard error. Exit status: 0 done, 1 an error that the caller can put right (one line, no
-traceback), 2 bad usage, 130 after Ctrl-C, 141 if the reader of standard output went away.
+A command is a `typer` application made by `make_app` and run by `run_app`. Data goes to standard output; log records,
+progress, summaries and errors go to standard error. Exit status: 0 done, 1 an error that the caller can put right (one
+line, no traceback), 2 bad usage (one line), 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 141 if the reader of
+standard output went away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from glip_deploy.cli.console import say
+from glip_deploy.cli.console import one_line, say
 from glip_deploy.errors import GlipError
 
-__all__ = ["QUIET", "VERSION", "UsageError", "bad_option", "examples", "make_app", "run_app", "run_main"]
+__all__ = ["QUIET", "VERSION", "UsageError", "bad_option", "examples", "make_app", "plain", "run_app", "run_main"]
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Bad usage of any kind, as typer raises it (its own class is not public)."""
 
 
+class _Help:
+    """Prints the examples below the options as they were typed: rich would wrap them, and they could not be copied."""
+
+    epilog: str | None
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Print the help."""
+        epilog, self.epilog = self.epilog, None
+        super().format_help(context, formatter)  # type: ignore[misc]
+        self.epilog = epilog
+        if epilog:
+            typer.echo(epilog)
+
+
+class _Command(_Help, TyperCommand):
+    pass
+
+
+class _Group(_Help, TyperGroup):
+    pass
+
+
+class _App(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        """Declare a command; see `typer.Typer.command`."""
+        return super().command(name, **{"cls": _Command, **options})
+
+
 def make_app(**options: Any) -> typer.Typer:
     """Return an empty application with the conventions of this toolkit; `options` go to `typer.Typer`."""
-    return typer.Typer(
+    return _App(
+        cls=_Group,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -35,11 +69,15 @@ def make_app(**options: Any) -> typer.Typer:
     )
 
 
-def examples(*lines: str, note: str = "") -> str:
-    """Return an epilog for `--help`: command lines as typed, then a note."""
-    from rich.markup import escape
+def plain(text: str) -> str:
+    """Return a help text in which [words in brackets] are shown as they are, not taken for markup."""
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
 
-    return "\n\n".join(["examples:", *(escape(line) for line in lines), *([escape(note)] if note else [])])
+
+def examples(*lines: str, note: str = "") -> str:
+    """Return an epilog for `--help`: the heading "examples:", command lines to be copied, then a note."""
+    commands = "\n".join(f"  {line}" for line in lines)
+    return "\n".join(["examples:", commands, *(["", note] if note else [])])
 
 
 def bad_option(option: str, problem: str) -> Exception:
@@ -48,7 +86,7 @@ def bad_option(option: str, problem: str) -> Exception:
 
 
 def run_app(app: typer.Typer, program: str, argv: Sequence[str] | None = None, *, extra: str | None = None) -> int:
-    """Run an application and return its exit status; nothing but `SystemExit` from a debugger passes through.
+    """Run an application and return its exit status.
 
     Args:
         app: made by `make_app`; a command may return its exit status.
@@ -58,24 +96,33 @@ def run_app(app: typer.Typer, program: str, argv: Sequence[str] | None = None, *
     """
 
     def command() -> int:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        return int(app(arguments, prog_name=program, standalone_mode=False) or 0)
+        # Not `app()`: that turns Ctrl-C and a closed pipe into exit statuses of its own, without a word.
+        parsed = typer.main.get_command(app)
+        with parsed.make_context(program, list(sys.argv[1:] if argv is None else argv)) as context:
+            return int(parsed.invoke(context) or 0)
 
     return run_main(command, program, extra=extra)
 
 
 def run_main(command: Callable[[], int], program: str, *, extra: str | None = None) -> int:
-    """Run a function as a program's body: what it raises becomes one line and an exit status; see `run_app`."""
+    """Run a function as a program's body: what it raises becomes one line and an exit status; see `run_app`.
+
+    SIGTERM and SIGHUP raise KeyboardInterrupt in it, as Ctrl-C does, so that it ends in the same good order.
+    """
+    _open_closed_streams()
+    with _signals_as_interrupts() as received:
+        status = _status(command, program, extra)
+    return 128 + received[0] if status == 130 and received else status
+
+
+def _status(command: Callable[[], int], program: str, extra: str | None) -> int:
     try:
         return command()
     except UsageError as error:
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            say(context.get_usage())
-        say(f"{program}: error: {_one_line(error.format_message())}")  # type: ignore[attr-defined]
+        say(f"{program}: error: {one_line(_usage_problem(error, program))}")
         return 2
     except GlipError as error:
-        say(f"{program}: error: {error}")
+        say(f"{program}: error: {one_line(str(error))}")
         return 1
     except ImportError as error:
         if extra is None or error.name is None or error.name.startswith("glip_"):
@@ -92,8 +139,51 @@ def run_main(command: Callable[[], int], program: str, *, extra: str | None = No
         return 141
 
 
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
+def _usage_problem(error: Any, program: str) -> str:
+    context = error.ctx
+    if type(error) is not typer.BadParameter:
+        problem = error.format_message().rstrip(".")
+        return f"{problem}; see {context.command_path if context else program} --help"
+    named = str(error.param_hint or "").strip("'") or "/".join(error.param.opts if error.param else ())
+    return f"argument {named}: {error.message}" if named else str(error.message)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP; gives the numbers of those that came.
+
+    A signal that is ignored (nohup) or handled already is left alone.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Open what was started without standard input, output or error to nowhere.
+
+    Otherwise the next file that is opened takes the number, and messages of C libraries are written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
 
 
 def _forget_stdout() -> None:
@@ -104,18 +194,19 @@ def _forget_stdout() -> None:
         os.close(nowhere)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(context: typer.Context, wanted: bool) -> None:
     if wanted:
         from glip_deploy import __version__
 
-        typer.echo(f"glip-deploy {__version__}")
+        typer.echo(f"{context.find_root().info_name} {__version__}")
         raise typer.Exit
 
 
 VERSION = Annotated[
-    bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    bool,
+    typer.Option("--version", metavar="", help="Print the version and exit.", callback=_print_version, is_eager=True),
 ]
 """The `--version` option of a command."""
 
-QUIET = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
+QUIET = Annotated[bool, typer.Option("--quiet", metavar="", help="Print only errors.")]
 """The `--quiet` option of a command."""

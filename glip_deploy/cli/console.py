@@ -12,19 +12,27 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-__all__ = ["Steps", "frame_progress", "log_lines", "say"]
+__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "say"]
 
 _BARS: list[Progress] = []
 """The bar that is being shown, if any: lines go above it."""
 
 
 def say(line: str) -> None:
-    """Print a line to standard error, above the progress bar if there is one."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is closed: there is no one to tell
+    """Print a line to standard error, above the progress bar if there is one; nothing where it is closed."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
         if _BARS:
             _BARS[-1].console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def one_line(message: str) -> str:
+    """Return a message as a single line: line breaks become spaces, other control characters are spelled out."""
+    line = " ".join(message.splitlines())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @contextlib.contextmanager
@@ -58,7 +66,7 @@ class _Lines(logging.Handler):
         self._program = program
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"{self._program}: {record.levelname.lower()}: {record.getMessage()}")
+        say(f"{self._program}: {record.levelname.lower()}: {one_line(record.getMessage())}")
 
 
 @contextlib.contextmanager

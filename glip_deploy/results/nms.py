@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.results.boxes import areas, iou
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,13 +21,12 @@ def class_wise_nms(
     iou_threshold: float = 0.6,
     max_detections: int | None = 100,
 ) -> NDArray[np.int64]:
-    """Greedy suppression within each class, over all levels at once, then the best `max_detections`.
+    """Suppress overlapping boxes within each class, over all levels at once, and keep the best `max_detections`.
 
     The rule of the official GPU branch (`csrc/cuda/ml_nms.cu`, `boxlist_ml_nms`, and the top 100 of
-    `ATSSPostProcessor.select_over_all_levels`): a box's last pixel belongs to it, so a width is
-    `x2 - x1 + 1`; a box goes when its IoU with a better box of its own class is **strictly** above the
-    threshold; equal scores are visited in the order given; every box that ties with the last one allowed
-    in is kept too, so the answer may be longer than `max_detections`.
+    `ATSSPostProcessor.select_over_all_levels`): a box is removed when its IoU with a better box of its own class is
+    **strictly** above the threshold (see `glip_deploy.results.boxes`); equal scores are visited in the order given;
+    every box that ties with the last one kept is kept too, so the result may be longer than `max_detections`.
 
     Only as many boxes are visited as are needed: once `max_detections` are kept, no lower score can matter.
 
@@ -65,30 +66,26 @@ def class_wise_nms(
     grouped = classes[order]
     ends = np.searchsorted(grouped, grouped, side="right")
 
-    x1, y1, x2, y2 = np.ascontiguousarray(corners[order].T)
-    one = np.float32(1)
-    areas = (x2 - x1 + one) * (y2 - y1 + one)
+    corners = corners[order]
+    area = areas(corners)
+    columns = np.ascontiguousarray(corners.T)
     limit = np.float32(iou_threshold)
     alive = np.ones(count, dtype=bool)
     ranked_scores = values[by_score]
 
     kept: list[int] = []
-    for rank in range(count):
-        if max_detections is not None and len(kept) >= max_detections:
-            last = by_score[kept[max_detections - 1]]
-            if ranked_scores[rank] < values[last]:
-                break
-        at = place[rank]
-        if not alive[at]:
-            continue
-        kept.append(rank)
-        rest = slice(at + 1, ends[at])
-        if rest.start >= rest.stop:
-            continue
-        # devIoU's order of operations, so that a float32 IoU lands on the same side of the limit.
-        width = np.minimum(x2[at], x2[rest]) - np.maximum(x1[at], x1[rest]) + one
-        height = np.minimum(y2[at], y2[rest]) - np.maximum(y1[at], y1[rest]) + one
-        shared = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # two boxes of no area: 0/0, above no limit
-            alive[rest] &= ~(shared / (areas[at] + areas[rest] - shared) > limit)
+    with np.errstate(invalid="ignore"):  # two boxes of no area: 0 / 0, above no threshold
+        for rank in range(count):
+            if max_detections is not None and len(kept) >= max_detections:
+                last = by_score[kept[max_detections - 1]]
+                if ranked_scores[rank] < values[last]:
+                    break
+            at = place[rank]
+            if not alive[at]:
+                continue
+            kept.append(rank)
+            rest = slice(at + 1, ends[at])
+            if rest.start >= rest.stop:
+                continue
+            alive[rest] &= ~(iou(columns[:, at], columns[:, rest], area[at], area[rest]) > limit)
     return by_score[np.asarray(kept, dtype=np.int64)].astype(np.int64)

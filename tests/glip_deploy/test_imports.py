@@ -49,5 +49,6 @@ def test_every_help_is_instant(program):
     script = Path(sys.executable).with_name(program.name)
     command = [str(script)] if script.is_file() else [sys.executable, "-m", program.module]
     done, seconds = timed([*command, "--help"])
-    assert done.stdout.startswith(f"usage: {program.name} ") and "examples:" in done.stdout and done.stderr == ""
+    assert done.stdout.lower().split()[:2] == ["usage:", program.name]
+    assert "examples:" in done.stdout and done.stderr == ""
     assert seconds < 1.5  # 0.3 s on a quiet machine
