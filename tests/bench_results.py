@@ -1,7 +1,7 @@
 """Result files of glip-bench, made up."""
 
-from glip_bench.subjects import Piece
-from glip_bench.timing import Timing
+from glip_bench.measuring.timing import Timing
+from glip_bench.subjects.base import Piece
 
 
 def timing(samples):

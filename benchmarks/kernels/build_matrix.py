@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glip_bench.machine import describe_machine
+from glip_bench.machine.host import describe_machine
 
 from glip_deploy.bundle.engines import ENGINES, EngineRecord
 from glip_deploy.bundle.manifest import MANIFEST

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def floors_as_text() -> str:
     """Return the least microseconds of every shape on every GPU of the table, fp16."""
     from floors import LAYERS, calls, floor_of, total_floor
-    from glip_bench.floor import HARDWARE
+    from glip_bench.limits.floor import HARDWARE
 
     rows = [("800x1344, fp16, us", "GMAC", "MB", "a layer", *HARDWARE)]
     for call in calls():
@@ -94,7 +94,7 @@ def check(args: argparse.Namespace) -> int:
     Raises:
         GlipError: no torch, no GPU, no compiler, or an output that cannot be written.
     """
-    from glip_bench.results import check_target, write_result
+    from glip_bench.reporting.results import check_target, write_result
 
     check_target(args.output, "--output")
     torch = require_gpu()
@@ -149,8 +149,8 @@ def require_gpu() -> Any:
 
 def header(torch: Any) -> dict[str, Any]:
     """Return what was measured on."""
-    from glip_bench.gpu import describe_gpus
-    from glip_bench.machine import describe_machine
+    from glip_bench.machine.gpus import describe_gpus
+    from glip_bench.machine.host import describe_machine
 
     gpus = [gpu.to_dict() for gpu in describe_gpus()]
     return {
@@ -320,7 +320,7 @@ def kernel_times(torch: Any, library: DeformLibrary, gpu: str, runs: int) -> dic
     from dataclasses import replace
 
     from floors import LAYERS, calls, floor_of, total_floor
-    from glip_bench.floor import hardware_of
+    from glip_bench.limits.floor import hardware_of
 
     machine = hardware_of(gpu)
     torchvision = find_torchvision()

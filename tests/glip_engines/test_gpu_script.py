@@ -16,7 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import check_kernels  # noqa: E402
 from floors import LAYERS, calls, floor_of, total_floor  # noqa: E402
-from glip_bench.floor import HARDWARE  # noqa: E402
+from glip_bench.limits.floor import HARDWARE  # noqa: E402
 from glip_export.model.config import GlipConfig  # noqa: E402
 from glip_export.model.dyhead import DyConv  # noqa: E402
 from glip_export.model.glip import Glip, normalise  # noqa: E402

@@ -53,8 +53,8 @@ def test_two_implementations_agree():
     """pycocotools, as glip-bench has it, on scenes of many near misses."""
     from pathlib import Path
 
-    from glip_bench.coco import Picture, Set
-    from glip_bench.coco import average_precision as by_pycocotools
+    from glip_bench.quality.coco import Picture, Set
+    from glip_bench.quality.coco import average_precision as by_pycocotools
 
     names = ("cat", "dog", "bus")
     rng = np.random.default_rng(0)

@@ -1,0 +1,1 @@
+"""How it is measured: rounds in turn, sweeps, frame rates, memory."""

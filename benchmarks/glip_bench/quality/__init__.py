@@ -1,0 +1,1 @@
+"""Whether it is right: average precision, recall of phrases, agreement between subjects."""

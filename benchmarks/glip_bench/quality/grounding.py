@@ -1,0 +1,135 @@
+"""Phrase grounding as on Flickr30K Entities: is the best box of a phrase on what it means?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glip_deploy.errors import GlipError
+from glip_deploy.prompts.syntax import Caption
+
+__all__ = ["Phrases", "Picture", "read_phrases", "recall"]
+
+LEAST_IOU = 0.5
+RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, its caption, and what each phrase of it means."""
+
+    file: Path
+    caption: Caption
+    boxes: tuple[NDArray[np.float64], ...]
+    """(N, 4) xyxy in pixels, N of 1 or more, for every phrase."""
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """A set of grounded captions."""
+
+    pictures: tuple[Picture, ...]
+
+
+def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> Phrases:
+    """Read grounded captions.
+
+    The file is a JSON list of {"image": file name, "caption": text, "phrases": [{"span": [start, end] or a list of
+    such pairs, "boxes": [[x1, y1, x2, y2], ...]}]}; positions count characters, end exclusive.
+
+    Args:
+        annotations: the file.
+        images: folder the names are relative to.
+        limit: the first so many captions only.
+
+    Raises:
+        GlipError: not readable, not of this form, a phrase without a box, or a picture is missing.
+    """
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GlipError(f"{annotations} cannot be read ({error.strerror or error}); name an annotation file") from None
+    except (ValueError, RecursionError):
+        raise GlipError(f"{annotations} is not JSON; name an annotation file") from None
+    if not isinstance(content, list) or not content:
+        raise GlipError(f"{annotations} is no list of captions; see glip_bench.quality.grounding for its form")
+    if not images.is_dir():
+        raise GlipError(f"--images {images} is not a folder; name the one with the set's pictures")
+    pictures = []
+    for number, one in enumerate(content[:limit]):
+        try:
+            pictures.append(_picture(one, images))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise GlipError(
+                f"{annotations}, caption {number}: {reason}; see glip_bench.quality.grounding for its form"
+            ) from None
+    for picture in pictures:
+        if not picture.file.is_file():
+            raise GlipError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
+    return Phrases(tuple(pictures))
+
+
+def _picture(one: Mapping[str, Any], images: Path) -> Picture:
+    spans, boxes = [], []
+    for phrase in one["phrases"]:
+        span = phrase["span"]
+        pairs = [span] if span and isinstance(span[0], int) else span
+        spans.append([(int(start), int(end)) for start, end in pairs])
+        outside = next((pair for pair in spans[-1] if not 0 <= pair[0] < pair[1] <= len(str(one["caption"]))), None)
+        if outside is not None:
+            raise ValueError(f"span {list(outside)} is not in a caption of {len(str(one['caption']))} characters")
+        array = np.asarray(phrase["boxes"], np.float64)
+        if array.ndim != 2 or array.shape[1] != 4 or not len(array):
+            raise ValueError(f"boxes of shape {array.shape}, (N, 4) with N of 1 or more is needed")
+        boxes.append(array)
+    if not spans:
+        raise ValueError("there are no phrases")
+    return Picture(images / str(one["image"]), Caption(str(one["caption"]), spans), tuple(boxes))
+
+
+def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recall@1, 5 and 10, in percent, by two protocols.
+
+    "any": one of the k best boxes of a phrase overlaps one of its objects by half or more (as GLIP reports it).
+    "merged": the union of its objects is what must be overlapped.
+
+    Args:
+        data: the set.
+        rows: by position of the caption: boxes, scores and labels (position of the phrase).
+    """
+    hits = {(protocol, rank): 0 for protocol in ("any", "merged") for rank in RANKS}
+    total = 0
+    for number, picture in enumerate(data.pictures):
+        row = rows[str(number)]
+        boxes = np.asarray(row["boxes"], np.float64).reshape(-1, 4)
+        scores, labels = np.asarray(row["scores"]), np.asarray(row["labels"])
+        for label, truth in enumerate(picture.boxes):
+            total += 1
+            mine = np.flatnonzero(labels == label)
+            best = boxes[mine[np.argsort(-scores[mine], kind="stable")]]
+            union = np.concatenate([truth[:, :2].min(axis=0), truth[:, 2:].max(axis=0)])[None]
+            for protocol, target in (("any", truth), ("merged", union)):
+                right = np.asarray((_overlap(best, target) >= LEAST_IOU).any(axis=1))
+                for rank in RANKS:
+                    hits[protocol, rank] += bool(right[:rank].any())
+    figures = {
+        f"R@{rank}" + (" merged" if protocol == "merged" else ""): round(100 * count / total, 4)
+        for (protocol, rank), count in hits.items()
+    }
+    return {"figures": figures}
+
+
+def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = (high - low).clip(min=0).prod(axis=-1)
+    areas = [(box[:, 2:] - box[:, :2]).clip(min=0).prod(axis=-1) for box in (a, b)]
+    union = areas[0][:, None] + areas[1][None] - both
+    result: NDArray[np.float64] = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    return result

@@ -1,0 +1,1 @@
+"""What becomes of a result: files, text, reports, comparisons, the paper's table."""

@@ -1,0 +1,198 @@
+"""glip-bench on a tiny bundle, and its errors."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from glip_bench.cli import main
+from glip_bench.reporting.results import read_result
+from glip_bench.reporting.text import render
+from glip_bench.subjects.profile import Stage
+
+ARGUMENTS = ["--frame", "120x90", "--shortest-side", "96", "--runs", "2", "--prompt", "person. dog", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def file(tiny_bundle, tiny_checkpoint, tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "result.json"
+    extra = ["--checkpoint", str(tiny_checkpoint), "--threshold", "0.2"]
+    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra, "--json", str(file)]) == 0
+    return file
+
+
+@pytest.fixture(scope="module")
+def result(file):
+    return read_result(file)
+
+
+def test_a_result_says_what_was_measured_on_what(result):
+    assert result["kind"] == "detection" and result["schema"] == 2 and result["complete"]
+    assert result["shape"] == {"batch": 1, "frame": [90, 120], "network": [96, 128], "tokens": 5, "classes": 2}
+    assert result["model"]["variant"] == "GLIP (custom)" and result["model"]["fusion"]
+    assert len(result["model"]["checkpoint_sha256"]) == 64
+    assert result["machine"]["cores"] >= 1 and "onnxruntime" in result["versions"]
+
+
+def test_every_subject_is_timed_and_finds_the_same(result):
+    assert list(result["subjects"]) == ["torch-official", "torch", "onnxruntime-cpu"]
+    for facts in result["subjects"].values():
+        for timing in facts["pieces_ms"].values():
+            assert timing["runs"] == len(timing["samples"]) == 2
+            assert 0 < timing["minimum"] <= timing["median"] <= timing["p99"] <= timing["maximum"]
+        agreement = facts["agreement"]
+        assert agreement["with"] == "torch-official"
+        assert agreement["matched"] == agreement["of"] == agreement["found"] == facts["detections"] > 0
+        assert facts["peak_resident_bytes"] > 30e6 and facts["peak_device_bytes"] is None
+    assert "text branch" in result["subjects"]["torch-official"]["pieces_ms"]
+    assert "text branch" not in result["subjects"]["torch"]["pieces_ms"]
+
+
+def test_memory_is_of_the_subject_alone(result):
+    peaks = {name: facts["peak_resident_bytes"] for name, facts in result["subjects"].items()}
+    assert peaks["onnxruntime-cpu"] < peaks["torch"] / 2  # torch's libraries alone are larger
+
+
+def test_every_block_of_the_network_took_time(result):
+    stages = result["subjects"]["onnxruntime-cpu"]["stages_ms"]
+    assert list(stages) == [stage.value for stage in Stage]
+    assert all(ms > 0 for ms in stages.values())
+
+
+def test_a_known_prompt_costs_next_to_nothing(result):
+    cost = result["prompt_ms"]
+    first = cost["first prompt (loads the text branch)"]
+    assert cost["first prompt again (memory)"] < first / 3
+    assert cost["known from an earlier run (disk)"] < first
+
+
+def test_the_table_has_every_row(result):
+    shown = render(result)
+    for part in ("image branch", "Swin", "second prompt", "1920x1080", "p99", "FPS", "peak resident memory"):
+        assert part in shown
+    found = result["subjects"]["torch"]["detections"]
+    assert f"{found} of {found}" in shown
+    assert "not here: onnxruntime-tensorrt: onnxruntime has no TensorrtExecutionProvider here" in shown
+
+
+def test_an_interrupted_run_goes_on(tiny_bundle, tmp_path, monkeypatch, capsys):
+    from glip_bench.measuring import run as detection
+
+    saved = tmp_path / "result.json"
+    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--runs", "4", "--no-details", "--json", str(saved)]
+    sleep = iter([None, None])
+
+    def interrupt(seconds):
+        if next(sleep, 0) == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detection.time, "sleep", interrupt)
+        assert main(arguments) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    partial = read_result(saved)
+    assert partial["rounds_done"] == 2 and not partial["complete"]
+    kept = partial["subjects"]["onnxruntime-cpu"]["pieces_ms"]["whole frame"]["samples"]
+    assert "interrupted: not everything was measured" in render(partial)
+    assert main([*arguments, "--resume"]) == 0
+    whole = read_result(saved)
+    assert whole["complete"] and whole["rounds_done"] == 4
+    samples = whole["subjects"]["onnxruntime-cpu"]["pieces_ms"]["whole frame"]["samples"]
+    assert len(samples) == 4 and samples[:2] == kept
+    assert main([*arguments, "--resume", "--prompt", "dog"]) == 1
+    assert "--resume: the run in the file is of another prompt" in capsys.readouterr().err
+
+
+def test_a_camera_too_fast_loses_frames(tiny_bundle, capsys):
+    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--no-details", "--no-memory", "--frame-rate", "1000"]
+    assert main(arguments) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("   no"))
+    taken, dropped = (int(cell) for cell in row.split()[1:3])
+    assert taken >= 3 and taken + dropped >= 3000
+
+
+def test_no_round_begins_out_of_time(tiny_bundle, tmp_path):
+    from glip_bench.measuring.run import Settings, run
+    from glip_bench.subjects.base import Options
+    from glip_export.verify import PICTURE
+
+    options = Options(tiny_bundle, shortest_side=96)
+    settings = Settings(
+        options, str(PICTURE), "dog", frame_size=(90, 120), rounds=50, budget=0.0, memory=False, details=False
+    )
+    assert run(settings)["rounds_done"] == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--picture", "none.jpg"], "none.jpg"),
+        (["--json", "no/such/folder/x.json"], "does not exist"),
+        (["--json", "."], "is a folder"),
+        (["--prompt", " . "], "no words"),
+        (["--longest-side", "-5"], "longest_side is -5"),
+        (["--subjects", "tflite"], '"tflite" is unknown; legal are torch-official'),
+        (["--subjects", "torch"], "subject torch cannot run: it runs the released weights; name them with --check"),
+        (["--subjects", ","], "no subjects are named"),
+        (["--frames", "."], "holds no pictures"),
+        (["--resume"], "name it with --json"),
+        (["--resume", "--json", "none.json"], "result none.json cannot be read"),
+    ],
+)
+def test_errors_are_one_line(tiny_bundle, capsys, monkeypatch, tmp_path, extra, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("glip-bench: error: ") and said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_bundle_is_refused(tiny_bundle, tmp_path, capsys):
+    copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with (copy / "image.onnx.data").open("r+b") as file:
+        file.write(b"\x01\x02\x03\x04")
+    assert main(["--model", str(copy), *ARGUMENTS]) == 1
+    assert "was changed after the export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--frame", "big"],
+        ["--frame", "0x5"],
+        ["--runs", "0"],
+        ["--threads", "x"],
+        ["--frame-rate", "0"],
+        ["--threshold", "2"],
+    ],
+)
+def test_bad_usage_is_status_2(capsys, extra):
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", "x", *extra])
+    assert caught.value.code == 2
+
+
+def test_quick_finds_what_make_demo_left(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--quick", "--frame", "120x90", "--shortest-side", "96", "--quiet"]
+    assert main(small) == 1
+    assert "run `make demo`, or name one with --model" in capsys.readouterr().err
+    shutil.copytree(tiny_bundle, tmp_path / "build" / "demo" / "glip_nano")
+    assert main(small) == 0
+    assert "not here: torch-official: it runs the released weights" in capsys.readouterr().out
+    (tmp_path / "examples" / "nano").mkdir(parents=True)
+    shutil.copy(tiny_checkpoint, tmp_path / "examples" / "nano" / "glip_nano.pth")
+    assert main([*small, "--no-memory"]) == 0
+    assert "against torch-official" in capsys.readouterr().out
+
+
+def test_memory_is_left_out_when_time_is_up(tiny_bundle):
+    from glip_bench.measuring.run import Settings, run
+    from glip_bench.subjects.base import Options
+    from glip_export.verify import PICTURE
+
+    options, said = Options(tiny_bundle, shortest_side=96), []
+    settings = Settings(options, str(PICTURE), "dog", frame_size=(90, 120), rounds=1, budget=0.0, details=False)
+    result = run(settings, on_step=said.append)
+    assert "out of time: peak memory is left out" in said and result["complete"]
+    assert "peak_resident_bytes" not in result["subjects"]["onnxruntime-cpu"]
