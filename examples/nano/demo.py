@@ -15,7 +15,9 @@ from glip_deploy import Detections, Detector, GlipError, load_image
 
 MEDIA = Path(__file__).with_name("media")
 SIDE = 224  # the shortest side it was trained with
-PICTURE_PROMPT = ["dog", "red apple", "bicycle", "guitar", "penguin", "owl"]
+PICTURE_PROMPT = [
+    "dog", "red apple", "bicycle", "guitar", "penguin", "sunflower", "bus", "traffic light", "backpack",
+]  # fmt: skip
 VIDEO_PROMPTS = (["dog", "red apple", "pizza"], ["penguin", "bus", "guitar", "sunflower"])
 
 
