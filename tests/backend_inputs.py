@@ -13,6 +13,7 @@ IDS = np.array([2, 40, 41, 3], np.int64)
 
 
 def feed(batch=1, height=64, width=96, tokens=4, classes=2):
+    """One call of the image branch, with random pixels and a random embedding."""
     rng = np.random.default_rng(0)
     return ImageInputs(
         rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8),
@@ -22,8 +23,9 @@ def feed(batch=1, height=64, width=96, tokens=4, classes=2):
     )
 
 
-def error_of(function, *arguments):
-    with pytest.raises(GlipError) as caught:
+def error_of(function, *arguments, kind=GlipError):
+    """Return the message of the error that a call raises: of this class, and a single line."""
+    with pytest.raises(kind) as caught:
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -42,11 +42,11 @@ class Loss:
 
 def session(model, folder: Path, name: str):
     import onnx_ir
-    import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)
+    from glip_deploy.backends.onnxruntime import open_session
+
     onnx_ir.save(model, folder / f"{name}.onnx", external_data=f"{name}.data")
-    return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+    return open_session(folder / f"{name}.onnx")
 
 
 def exported(manifest: str, salt: str, folder: Path) -> Path:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.engines import EngineFile, EngineRecord
 from glip_deploy.bundle.manifest import MANIFEST
 from glip_deploy.errors import GlipError
@@ -191,11 +193,9 @@ class SimulatedContext:
 
 class SimulatedEngine:
     def __init__(self, cuda, graph, profiles):
-        import onnxruntime
-
         kinds = {"tensor(uint8)": "u1", "tensor(int64)": "i8", "tensor(float)": "f4"}
         self.cuda, self.profiles = cuda, profiles
-        self.session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        self.session = open_session(Path(graph))
         self.outputs = {row.name: row for row in self.session.get_outputs()}
         rows = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.names = [row.name for row in rows]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, ImageInputs, text_inputs
 from glip_deploy.errors import GlipError
 from glip_deploy.frames.canvas import make_canvas
@@ -81,14 +82,6 @@ def _row(graph: str, output: str, ours: NDArray[Any], torchs: NDArray[Any], tole
     return ParityRow(graph, output, error, error / max(largest, 1e-12), tolerance)
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[ParityRow]:
     """Compare the text branch, for one prompt and for a batch of two with padding."""
     import torch
@@ -100,7 +93,7 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
     short = parse_prompt(["dog"], tokenizer).input_ids
     ids[0], mask[0] = prompt.input_ids, 1
     ids[1, : len(short)], mask[1, : len(short)] = short, 1
-    session = _session(directory / TEXT_GRAPH)
+    session = open_session(directory / TEXT_GRAPH)
     rows = []
     for name, batch in (("text_embedding", slice(0, 1)), ("text_embedding, padded batch", slice(0, 2))):
         with torch.inference_mode():
@@ -113,7 +106,7 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
 def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
     """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
     feed, expected = _image_case(model, tokenizer, picture)
-    session = _session(directory / IMAGE_GRAPH)
+    session = open_session(directory / IMAGE_GRAPH)
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(names, feed), strict=True))
     large = model.config.swin.embed_dim > 128
@@ -197,7 +190,7 @@ def _run_changed(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".changed-") as scratch:
         copy = Path(scratch) / path.name
         onnx_ir.save(change(onnx_ir.load(path)), copy, external_data=f"{path.name}.data")
-        results: list[NDArray[Any]] = _session(copy).run(outputs, feed)
+        results: list[NDArray[Any]] = open_session(copy).run(outputs, feed)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +32,9 @@ def open_backend(name: str, bundle: Bundle, threads: int | None, engines: Path |
     if name == "onnxruntime":
         from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(bundle, threads)
+        return OnnxRuntimeBackend.open(bundle, threads)
     if name == "tensorrt":
         from glip_deploy.backends.tensorrt import TensorRTBackend
 
         return TensorRTBackend(bundle, engines)
-    raise GlipError(f'backend "{name}" is unknown; legal is {", ".join(BACKENDS)}')
+    raise OptionError(f'backend "{name}" is unknown; legal is {", ".join(BACKENDS)}')

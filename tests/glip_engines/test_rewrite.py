@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from glip_engines.rewrite import (
     PLUGIN_DOMAIN,
@@ -20,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_data import load_golden
 
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.errors import GlipError
 
 DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
@@ -27,9 +27,7 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
 def run(model, feeds):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), options)
+    session = open_session(ir.serde.serialize_model(model).SerializeToString(), threads=1)
     return session.run(None, feeds)
 
 

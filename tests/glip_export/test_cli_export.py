@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 
-import onnxruntime
 import pytest
 from glip_export import bundle_writer
 from glip_export.cli import _Progress
 
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import RAW_OUTPUTS
 
 STEPS = len(bundle_writer.steps("fp32"))
@@ -54,7 +54,7 @@ def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
     assert re.fullmatch(r"GLIP \(custom\): \d+ MB in \d+ s", lines[-1])
     promised = [tensor["name"] for tensor in manifest["io"]["image"]["outputs"]]
     assert promised == ["boxes", "scores", "labels", *(tensor.name for tensor in RAW_OUTPUTS)]
-    session = onnxruntime.InferenceSession(str(target / "image.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(target / "image.onnx")
     assert [output.name for output in session.get_outputs()] == promised
 
 

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from glip_export.model.glip import ImageBranch
@@ -15,13 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_glip import HIDDEN, VOCABULARY, tiny_model
 
+from glip_deploy.backends.onnxruntime import open_session
+
 GRAPHS = ("text", "image")
-
-
-def session(path):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +26,7 @@ def raw(tmp_path_factory):
     model = tiny_model()
     with torch.inference_mode():
         contract = export_image(model, directory)
-    return model, directory, contract, session(directory / contract.file)
+    return model, directory, contract, open_session(directory / contract.file)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -79,7 +74,7 @@ def test_text_graph_is_torch_at_every_length(tiny_bundle, batch, tokens, data):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, len(VOCABULARY), (batch, tokens))
     mask = (np.arange(tokens) < rng.integers(1, tokens + 1, (batch, 1))).astype(np.int64)
-    (found,) = session(tiny_bundle / "text.onnx").run(None, {"input_ids": ids, "attention_mask": mask})
+    (found,) = open_session(tiny_bundle / "text.onnx").run(None, {"input_ids": ids, "attention_mask": mask})
     with torch.inference_mode():
         expected = tiny_model().encode_text(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
@@ -155,7 +150,7 @@ def test_raw_outputs_can_be_left_out(raw, tmp_path):
     with torch.inference_mode():
         contract = drop_raw_outputs(export_image(model, tmp_path), tmp_path)
     assert [tensor.name for tensor in contract.outputs] == ["boxes", "scores", "labels"]
-    lean = session(tmp_path / contract.file)
+    lean = open_session(tmp_path / contract.file)
     feed = feed_of(3, 2, 64, 96, 5, 2)
     for first, second in zip(lean.run(None, feed), runner.run(["boxes", "scores", "labels"], feed), strict=True):
         np.testing.assert_array_equal(first, second)
@@ -166,7 +161,7 @@ def test_without_fusion_too(tmp_path):
     model = tiny_model(fusion=False)
     with torch.inference_mode():
         contract = export_image(model, tmp_path)
-    runner = session(tmp_path / contract.file)
+    runner = open_session(tmp_path / contract.file)
     names = [tensor.name for tensor in contract.outputs]
     for batch, height, width, tokens, classes in ((1, 64, 96, 3, 2), (2, 160, 64, 12, 5)):
         feed = feed_of(width, batch, height, width, tokens, classes)
@@ -187,7 +182,7 @@ def test_a_tuned_prompt_is_in_the_text_graph(tmp_path, tokens):
     with torch.inference_mode():
         contract = export_text(model, tmp_path)
     ids = np.random.default_rng(tokens).integers(5, len(VOCABULARY), (2, tokens))
-    (found,) = session(tmp_path / contract.file).run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    (found,) = open_session(tmp_path / contract.file).run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     model.rpn.tunable_linear.weight.zero_()
     with torch.inference_mode():
         plain = model.encode_text(torch.from_numpy(ids), torch.ones(ids.shape, dtype=torch.int64))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_bench.subjects.profile import Stage, stage_of
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import IMAGE_GRAPH
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
@@ -167,7 +168,6 @@ def count_image_branch(bundle: Bundle, shape: Shape) -> list[Work]:
 def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
     """Return the graph with every axis a number: ONNX Runtime folds the arithmetic on sizes, ONNX infers the rest."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(str(path), load_external_data=False)
     for value in model.graph.input:
@@ -184,12 +184,7 @@ def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
                     if not link.exists():
                         _link(source, link)
         onnx.save(model, str(fixed))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
-        onnxruntime.InferenceSession(str(fixed), options, providers=["CPUExecutionProvider"])
+        open_session(fixed, folded=folded)
         onnx.shape_inference.infer_shapes_path(str(folded), str(inferred), data_prop=True)
         graph: onnx.GraphProto = onnx.load(str(inferred), load_external_data=False).graph
     return graph

@@ -53,7 +53,7 @@ def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> Bu
     """
     from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-    backend = OnnxRuntimeBackend(bundle, options.threads, PROVIDERS[name])
+    backend = OnnxRuntimeBackend.open(bundle, options.threads, PROVIDERS[name])
     return BundleSubject(name, options, bundle, backend, "cpu" if name is SubjectName.ONNXRUNTIME_CPU else "cuda")
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import IMAGE_GRAPH
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
@@ -80,19 +81,9 @@ def profile_image_branch(
 
     The first, unprofitable run (allocation, warm-up) is profiled apart and thrown away.
     """
-    import onnxruntime
-
     fusion = bool(bundle.manifest["config"]["head"]["fusion"])
     with tempfile.TemporaryDirectory() as scratch:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "profile")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(
-            str(bundle.path / IMAGE_GRAPH), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(bundle.path / IMAGE_GRAPH, threads=threads, profile=Path(scratch) / "profile")
         for _ in range(runs + 1):
             session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -1,19 +1,26 @@
-"""Inference engines: chosen by name, with one line for whatever they cannot do."""
+"""ONNX Runtime: one way to open a graph, and one line for whatever it cannot do."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
+from simulated_tensorrt import SimulatedDeviceArray
 from tiny_glip import HIDDEN
 
 from glip_deploy import Bundle
 from glip_deploy.backends import BACKENDS, open_backend
+from glip_deploy.backends.onnxruntime import open_session
+from glip_deploy.bundle.contract import text_inputs
+from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
+from glip_deploy.frames.device import device_canvas
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +48,25 @@ def test_shapes_and_dtypes(backend):
 def test_the_number_of_threads_changes_no_result(bundle, backend, threads):
     other = open_backend("onnxruntime", bundle, threads)
     np.testing.assert_allclose(other.encode_text(IDS), backend.encode_text(IDS), atol=1e-6)
-    assert other._image.get_session_options().intra_op_num_threads == threads
+    for session in (other._sessions.image, other._sessions.text):
+        assert session.get_session_options().intra_op_num_threads == threads
 
 
 def test_an_unknown_engine(bundle):
-    message = error_of(open_backend, "openvino", bundle, None)
+    message = error_of(open_backend, "openvino", bundle, None, kind=OptionError)
     assert '"openvino" is unknown' in message and all(name in message for name in BACKENDS)
 
 
 def test_an_engine_that_is_not_installed(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "is not installed; pip install" in error_of(open_backend, "onnxruntime", bundle, None)
+    message = error_of(open_backend, "onnxruntime", bundle, None, kind=MissingPackage)
+    assert "is not installed; pip install" in message
 
 
 @pytest.mark.parametrize("version", ["1.24.4", "1.9.0", "0.99"])
 def test_an_engine_that_is_too_old(bundle, monkeypatch, version):
     monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(__version__=version))
-    message = error_of(open_backend, "onnxruntime", bundle, None)
+    message = error_of(open_backend, "onnxruntime", bundle, None, kind=BackendError)
     assert version in message and "pip install -U 'onnxruntime>=1.25'" in message
 
 
@@ -66,8 +75,32 @@ def test_a_graph_it_cannot_load(tiny_bundle, tmp_path, content):
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     opened = Bundle.open(copy)
     (copy / "image.onnx").write_bytes(content)
-    message = error_of(open_backend, "onnxruntime", opened, None)
+    message = error_of(open_backend, "onnxruntime", opened, None, kind=BackendError)
     assert f"cannot load {copy / 'image.onnx'}" in message and "export the bundle again" in message
+    assert "cannot load a graph in memory" in error_of(open_session, content, kind=BackendError)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_is_not_there(tiny_bundle):
+    def open_it():
+        open_session(tiny_bundle / "text.onnx", providers=["CUDAExecutionProvider"])
+
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has its CUDA provider here")
+    assert "fell back from CUDAExecutionProvider" in error_of(open_it, kind=BackendError)
+
+
+def test_a_session_may_be_profiled_and_its_folded_graph_kept(tiny_bundle, tmp_path):
+    graph = tiny_bundle / "text.onnx"
+    session = open_session(graph, profile=tmp_path / "profile", folded=tmp_path / "folded.onnx")
+    (found,) = session.run(None, text_inputs(IDS))
+    events = json.loads(Path(session.end_profiling()).read_text())
+    assert [event["name"] for event in events].count("model_run") == 1
+    assert (tmp_path / "folded.data").stat().st_size > 1000
+    (again,) = open_session(tmp_path / "folded.onnx").run(None, text_inputs(IDS))
+    np.testing.assert_allclose(again, found, atol=1e-6)
 
 
 def test_the_text_graph_is_not_needed_before_the_first_prompt(tiny_bundle, tmp_path):
@@ -81,14 +114,33 @@ def test_the_text_graph_is_not_needed_before_the_first_prompt(tiny_bundle, tmp_p
 
 def test_what_the_graph_refuses_is_named_with_its_shapes(backend):
     inputs = feed()
-    message = error_of(backend.detect, replace(inputs, text_embedding=inputs.text_embedding[..., :-1]))
+    message = error_of(
+        backend.detect, replace(inputs, text_embedding=inputs.text_embedding[..., :-1]), kind=BackendError
+    )
     assert "ONNX Runtime failed on" in message and f"text_embedding (1, 4, {HIDDEN - 1})" in message
-    assert "input_ids (1, 2)" in error_of(backend.encode_text, np.array([2, 10**6], np.int64))
+    assert "input_ids (1, 2)" in error_of(backend.encode_text, np.array([2, 10**6], np.int64), kind=BackendError)
+
+
+def test_frames_in_gpu_memory_are_refused(backend):
+    canvas = device_canvas([SimulatedDeviceArray(np.zeros((64, 64, 3), np.uint8))], color="rgb")
+    message = error_of(backend.detect, replace(feed(), frames=canvas), kind=FrameError)
+    assert "in GPU memory" in message and "backend tensorrt" in message
 
 
 def test_after_close_nothing_runs_and_nothing_is_loaded_again(bundle):
     opened = open_backend("onnxruntime", bundle, None)
     opened.close()
     opened.close()
-    assert "is closed" in error_of(opened.detect, feed())
-    assert "is closed" in error_of(opened.encode_text, IDS)
+    assert "is closed" in error_of(opened.detect, feed(), kind=ClosedError)
+    assert "is closed" in error_of(opened.encode_text, IDS, kind=ClosedError)
+    assert "is closed" in error_of(opened.clone, kind=ClosedError)
+
+
+def test_clones_share_their_sessions_and_close_apart(bundle):
+    opened = open_backend("onnxruntime", bundle, None)
+    twin = opened.clone()
+    embedding = opened.encode_text(IDS)  # loads the text graph, for both
+    assert twin._sessions.text is opened._sessions.text
+    opened.close()
+    np.testing.assert_array_equal(twin.encode_text(IDS), embedding)
+    assert len(twin.detect(feed())) == 1
