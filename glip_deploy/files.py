@@ -23,6 +23,7 @@ __all__ = [
     "cache_folder",
     "check_file",
     "check_folder",
+    "deliver_folder",
     "not_written",
     "refuse_overwriting",
     "sha256_of",
@@ -119,6 +120,34 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def deliver_folder(folder: Path, target: Path) -> None:
+    """Rename a finished folder to `target`, in place of one that may be there.
+
+    The old folder is put aside first and removed last, so that a failure leaves one of the two whole. Folder and files
+    get the permissions of new ones.
+
+    Args:
+        folder: made by `temporary_sibling(target)`.
+        target: where it belongs.
+
+    Raises:
+        OSError: it cannot be renamed; `not_written` turns it into an error for people.
+    """
+    for path in (folder, *folder.rglob("*")):
+        _default_permissions(path)
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:32]}-old-"))
+    try:
+        target.rename(old / target.name)
+        folder.rename(target)
+    finally:  # Ctrl-C included
+        if not target.exists():
+            (old / target.name).rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def refuse_overwriting(source: str, path: Path) -> None:
     """Raise an OutputError if an output is the very file that is read."""
     if path.exists() and Path(source).exists() and path.samefile(source):
@@ -164,8 +193,8 @@ def not_written(path: Path, error: Exception) -> OutputError:
 
 
 def _default_permissions(path: Path) -> None:
-    """Give a file made by mkstemp, which only its owner may read, the permissions a new file would have."""
+    """Give a file or folder made by tempfile, which only its owner may read, the permissions a new one would have."""
     if os.name == "posix":
         mask = os.umask(0)
         os.umask(mask)
-        path.chmod(0o666 & ~mask)
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

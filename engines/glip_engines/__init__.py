@@ -1,1 +1,18 @@
-"""Bundle to TensorRT engine. Nothing here yet: the builder, the plugin and the C++ runtime are the next stage."""
+"""From a bundle's portable graphs to TensorRT engines.
+
+    cli.py          the command `glip-build`
+    options.py      what a build may be asked for, and how it is written on a command line
+    plan.py         options checked against a bundle, every default filled in
+    builder.py      the build itself: graph by graph into a folder that appears whole or not at all
+
+    rewrite.py      the portable graph in the operators a TensorRT parser understands (graph.py, turing.py)
+
+    flavours.py     TensorRT or TensorRT-RTX: which is installed, and for which GPU it builds
+    trt.py          the one module that calls TensorRT (messages.py, progress.py)
+    worker.py       a process of its own for it
+
+    compile.py      the deformable convolution of `engines/plugin`, compiled once per machine (compilers.py)
+    deform_abi.py   its C interface
+
+Importing any of these loads neither TensorRT nor ONNX; functions do when they need it.
+"""

@@ -1,7 +1,7 @@
-"""A process of its own for TensorRT: it may abort, run out of memory or be interrupted without taking the user along.
+"""A process of its own for TensorRT, which may abort, run out of memory or be interrupted without ending the caller.
 
-The two sides exchange lines of JSON. The parent sends Settings, then one GraphJob after another; the child answers with
-the environment, then with progress and one result, or an error, for each.
+The two sides exchange lines of JSON. The parent sends `Settings`, then one `GraphJob` after another; the child answers
+with the environment, then with progress and one result, or an error, for each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from glip_deploy import errors
 from glip_deploy.bundle.engines import TensorRecord
-from glip_deploy.errors import GlipError
-from glip_engines.trt import BuiltGraph, Flavour, GraphJob, Settings, library_folder
+from glip_deploy.errors import EngineError, GlipError
+from glip_engines.flavours import Dialect, Flavour, library_folder
+from glip_engines.trt import BuiltGraph, GraphJob, Settings
 
 __all__ = ["Environment", "Worker"]
 
@@ -31,48 +33,45 @@ __all__ = ["Environment", "Worker"]
 class Environment:
     """What the child found."""
 
-    version: str
+    dialect: Dialect
     gpu: str | None
     """Name of this machine's GPU if that is the target."""
-    compute_capability: int
-    has_int64: bool
-    old_parser: bool
-    multiplies_half_only: bool
 
 
 class Worker:
     """The parent's side; a context manager, and the child does not outlive it.
 
     Args:
-        settings: what every engine shares.
+        settings: what all engines share.
 
     Raises:
-        GlipError: on entering: what `glip_engines.trt.Toolkit` says, or the child's last words if it died.
+        GlipError: on entering: what `glip_engines.trt.Toolkit` raises, or an EngineError if the child died.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._child: subprocess.Popen[str]
         self._folder: Path
-        self._words: IO[bytes]
+        self._stderr: IO[bytes]
         self.environment: Environment
 
     def __enter__(self) -> Worker:
         self._folder = Path(tempfile.mkdtemp(prefix="glip-build-"))
-        self._words = (self._folder / "stderr").open("w+b")
+        self._stderr = (self._folder / "stderr").open("w+b")
         try:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "glip_engines.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._words,
+                stderr=self._stderr,
                 text=True,
                 env={**os.environ, **self._library_path()},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends the child
             )
             try:
                 answer = self._ask(asdict(self._settings), lambda fraction, phase: None)
-                self.environment = Environment(**answer)
+                dialect = Dialect(self._settings.flavour, answer["version"], answer["compute_capability"])
+                self.environment = Environment(dialect, answer["gpu"])
             except BaseException:
                 self._end()
                 raise
@@ -90,10 +89,10 @@ class Worker:
 
         Args:
             job: what to build.
-            on_progress: called with the done fraction and the name of what goes on.
+            on_progress: called with the done fraction and the name of the phase.
 
         Raises:
-            GlipError: the parser or the builder refused, or died.
+            EngineError: the parser or the builder refused, or the child died.
             OSError: the engine could not be written.
         """
         answer = self._ask(asdict(job), on_progress)
@@ -104,9 +103,10 @@ class Worker:
         return BuiltGraph(tensors(answer["inputs"]), tensors(answer["outputs"]), answer["seconds"])
 
     def _library_path(self) -> dict[str, str]:
-        """With a plugin, tensorrt_rtx's parser opens `libtensorrt_rtx.so`, which its wheel has only with a number.
+        """Return the environment in which TensorRT-RTX finds its own library by the name without a version number.
 
-        It ends the process where it does not find it.
+        With a plugin its parser opens `libtensorrt_rtx.so`, which its wheel has only with a number, and it ends the
+        process where it does not find it.
         """
         libraries = library_folder(self._settings.flavour)
         if self._settings.plugin is None or libraries is None:
@@ -121,7 +121,7 @@ class Worker:
     def _ask(self, question: dict[str, Any], on_progress: Callable[[float, str], None]) -> dict[str, Any]:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        with suppress(BrokenPipeError):  # it died: what it said last follows below
+        with suppress(BrokenPipeError):  # it died: why follows below
             self._child.stdin.write(json.dumps(question) + "\n")
             self._child.stdin.flush()
         for line in self._child.stdout:
@@ -134,20 +134,20 @@ class Worker:
             elif kind == "os error":
                 raise OSError(answer["number"], answer["reason"])
             else:
-                raise GlipError(answer["message"])
-        raise GlipError(self._last_words())
+                raise getattr(errors, answer["error"], EngineError)(answer["message"])
+        raise EngineError(self._how_it_ended())
 
-    def _last_words(self) -> str:
+    def _how_it_ended(self) -> str:
         status = self._child.wait()
         how = f"status {status}" if status >= 0 else signal.Signals(-status).name
-        self._words.seek(0)
-        lines = [line.strip() for line in self._words.read().decode(errors="replace").splitlines() if line.strip()]
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
         what = f": {lines[-1][:300]}" if lines else ""
         advice = "; the machine may be out of memory" if status == -signal.SIGKILL else ""
         return f"{self._settings.flavour} ended the build ({how}){what}{advice}; try other shapes or another precision"
 
     def _end(self) -> None:
-        """Kill rather than ask: an engine in the making cannot be interrupted, and nothing of it is kept."""
+        """Kill the child: a build cannot be interrupted otherwise, and nothing of an unfinished one is kept."""
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -156,7 +156,7 @@ class Worker:
                     pipe.close()
 
     def _clean(self) -> None:
-        self._words.close()
+        self._stderr.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -185,7 +185,7 @@ class _Reporter:
 
 
 def _serve() -> None:
-    # TensorRT's libraries print where they like: what was stdout becomes stderr, and the parent's channel is apart.
+    # TensorRT's libraries print to stdout: that becomes stderr, and the parent's channel is another descriptor.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     report = _Reporter(channel)
@@ -196,18 +196,15 @@ def _serve() -> None:
         toolkit = Toolkit(Settings(**{**given, "flavour": Flavour(given["flavour"])}))
         report.send(
             "result",
-            version=toolkit.version,
+            version=toolkit.dialect.version,
+            compute_capability=toolkit.dialect.compute_capability,
             gpu=None if toolkit.gpu is None else toolkit.gpu.name,
-            compute_capability=toolkit.compute_capability,
-            has_int64=toolkit.has_int64,
-            old_parser=toolkit.old_parser,
-            multiplies_half_only=toolkit.multiplies_half_only,
         )
         for line in sys.stdin:
             built = toolkit.build(GraphJob(**json.loads(line)), report.progress)
             report.send("result", **asdict(built))
     except GlipError as error:
-        report.send("error", message=str(error))
+        report.send("error", error=type(error).__name__, message=str(error))
     except OSError as error:
         report.send("os error", number=error.errno or 0, reason=error.strerror or str(error))
 

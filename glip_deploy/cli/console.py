@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "say"]
+__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "phase_progress", "say"]
 
 _BARS: list[Progress] = []
 """The bar that is being shown, if any: lines go above it."""
@@ -97,6 +97,44 @@ def frame_progress(total: int | None, description: str, *, show: bool = True) ->
         _BARS.append(bar)
         try:
             yield lambda: bar.advance(task)
+        finally:
+            _BARS.remove(bar)
+
+
+@contextlib.contextmanager
+def phase_progress(*, quiet: bool = False) -> Iterator[Callable[[str, float, str], None]]:
+    """Show how far each of several long steps is: a bar with the running time on a terminal, a line a step elsewhere.
+
+    Gives a function to call with the step's name, its done fraction (0 to 1) and the phase it is in. A bar begins anew
+    with each step and never goes back.
+
+    Args:
+        quiet: show nothing.
+    """
+    begun: list[str] = []
+    if quiet or not _is_terminal():
+
+        def line(step: str, fraction: float, phase: str) -> None:
+            if not quiet and step not in begun:
+                begun.append(step)
+                say(step)
+
+        yield line
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TaskProgressColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=_console(), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        _BARS.append(bar)
+
+        def update(step: str, fraction: float, phase: str) -> None:
+            done = bar.tasks[task].completed if begun == [step] else 0.0
+            begun[:] = [step]
+            bar.update(task, completed=max(done, fraction), description=f"{step}: {phase}"[:60])
+
+        try:
+            yield update
         finally:
             _BARS.remove(bar)
 

@@ -15,6 +15,7 @@ from glip_deploy.files import (
     cache_folder,
     check_file,
     check_folder,
+    deliver_folder,
     not_written,
     refuse_overwriting,
     temporary_sibling,
@@ -114,3 +115,39 @@ def test_no_home_is_no_folder(monkeypatch):
     monkeypatch.setenv("GLIP_DEPLOY_CACHE", "~/own")
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert cache_folder() is None
+
+
+def make_folder(target, text):
+    with temporary_sibling(target) as folder:
+        (folder / "file").write_text(text)
+        deliver_folder(folder, target)
+
+
+def test_a_folder_is_delivered_whole_in_place_of_another(tmp_path):
+    target = tmp_path / "made" / "bundle"
+    make_folder(target, "first")
+    (target / "stale").touch()
+    make_folder(target, "second")
+    assert [path.name for path in target.parent.iterdir()] == ["bundle"]
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("file", "second")]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").touch()
+    for ours, plain in ((target, tmp_path / "new"), (target / "file", tmp_path / "new" / "file")):
+        assert ours.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_folder_that_cannot_be_delivered_leaves_the_old_one(tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    make_folder(target, "first")
+    rename = Path.rename
+
+    def refuse(self, other):
+        if (self / "file").is_file() and (self / "file").read_text() == "second" and self != target:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        make_folder(target, "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "file").read_text() == "first"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from glip_engines.cli import main
-from glip_engines.trt import Flavour, installed
+from glip_engines.flavours import Flavour, installed
 
 needs_rtx = pytest.mark.skipif(
     not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
@@ -55,8 +55,7 @@ def assert_one_line(stderr, *parts):
 def test_help_needs_nothing_heavy():
     code = (
         "import sys; from glip_engines.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
+        "assert main(['--help']) == 0\n"
         "heavy = {'torch', 'onnx', 'onnx_ir', 'tensorrt', 'tensorrt_rtx', 'tqdm', 'onnxruntime'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -123,7 +122,7 @@ def test_a_library_that_is_no_plugin(bundle, capsys):
 
 @needs_rtx
 def test_without_a_gpu_the_target_must_be_named(bundle, capsys):
-    from glip_engines.trt import current_gpu
+    from glip_engines.flavours import current_gpu
 
     if current_gpu() is not None:
         pytest.skip("there is a GPU here")
@@ -132,10 +131,8 @@ def test_without_a_gpu_the_target_must_be_named(bundle, capsys):
 
 
 def test_bad_usage_is_2(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
-    capsys.readouterr()
+    assert main([]) == 2
+    assert "Missing argument 'BUNDLE'" in capsys.readouterr().err
 
 
 @needs_rtx
@@ -179,7 +176,7 @@ def test_a_full_disk(bundle):
 
     result = run(bundle, *RTX, *SMALL, preexec_fn=small_disk)
     assert result.returncode == 1
-    assert_one_line(result.stderr, "writing failed (File too large); nothing was written", "GB are free there")
+    assert_one_line(result.stderr, "cannot be written (File too large)")
     assert not (bundle / "engines").exists()
 
 

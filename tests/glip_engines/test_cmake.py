@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from glip_engines.compile import find_host_compiler, find_nvcc, find_tensorrt_headers
+from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
 
 from glip_deploy.errors import GlipError
 

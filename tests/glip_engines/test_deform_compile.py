@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from glip_engines import compile as deform
-from glip_engines.compile import ARCHITECTURES, Nvcc, build_cubin, build_library, find_nvcc, find_nvrtc
+from glip_engines import compilers
+from glip_engines.compile import ARCHITECTURES, build_cubin, build_library
+from glip_engines.compilers import Nvcc, find_host_compiler, find_nvcc, find_nvrtc, find_tensorrt_headers
 
-from glip_deploy.errors import EngineError, GlipError, OutputError
+from glip_deploy.errors import EngineError, GlipError, MissingPackage, OutputError
 from glip_deploy.files import sha256_of
 
 KERNELS = [
@@ -59,14 +61,14 @@ def test_kernels_compile_where_there_is_no_nvcc(monkeypatch):
         pytest.skip(reason)
 
     def no_nvcc():
-        raise GlipError("hidden")
+        raise MissingPackage("hidden")
 
     monkeypatch.setattr(deform, "find_nvcc", no_nvcc)
     assert build_cubin(80).read_bytes().startswith(b"\x7fELF")
 
 
 def test_library_exports_the_interface_and_nothing_else():
-    reason = missing(find_nvcc, deform.find_host_compiler)
+    reason = missing(find_nvcc, find_host_compiler)
     if reason:
         pytest.skip(reason)
     library = ctypes.CDLL(str(build_library([80])))
@@ -76,7 +78,7 @@ def test_library_exports_the_interface_and_nothing_else():
 
 
 def test_a_second_build_is_the_first_one(cache):
-    reason = missing(deform.find_host_compiler)
+    reason = missing(find_host_compiler)
     if reason:
         pytest.skip(reason)
     first = deform.build_host_library()
@@ -87,7 +89,7 @@ def test_a_second_build_is_the_first_one(cache):
 
 
 needs_host_compiler = pytest.mark.skipif(
-    bool(missing(deform.find_host_compiler)), reason=missing(deform.find_host_compiler) or "there is a compiler"
+    bool(missing(find_host_compiler)), reason=missing(find_host_compiler) or "there is a compiler"
 )
 
 
@@ -132,7 +134,7 @@ def test_a_cache_folder_that_everyone_may_write_to_is_refused(cache):
 
 
 def test_the_cache_folder_is_private(cache):
-    reason = missing(deform.find_host_compiler)
+    reason = missing(find_host_compiler)
     if reason:
         pytest.skip(reason)
     deform.build_host_library()
@@ -153,14 +155,14 @@ def test_the_sources_come_from_the_package_or_from_the_checkout(tmp_path, monkey
 
 
 def test_other_options_are_another_file():
-    reason = missing(deform.find_host_compiler)
+    reason = missing(find_host_compiler)
     if reason:
         pytest.skip(reason)
     assert deform.build_host_library() != deform.build_host_library(defines=["UNUSED=1"])
 
 
 def test_a_failed_build_leaves_nothing(cache, monkeypatch):
-    reason = missing(deform.find_host_compiler)
+    reason = missing(find_host_compiler)
     if reason:
         pytest.skip(reason)
     with pytest.raises(GlipError, match="refuses the plugin's sources") as caught:
@@ -177,7 +179,7 @@ def test_without_a_home_the_cache_must_be_named(monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    reason = missing(deform.find_host_compiler)
+    reason = missing(find_host_compiler)
     if reason:
         pytest.skip(reason)
     (tmp_path / "file").write_text("")
@@ -187,8 +189,8 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def hide_compilers(monkeypatch, tmp_path):
-    monkeypatch.setattr(deform, "_package_folders", lambda: iter([]))
-    monkeypatch.setattr(deform, "SYSTEM_CUDA", tmp_path / "none")
+    monkeypatch.setattr(compilers, "_package_folders", lambda: iter([]))
+    monkeypatch.setattr(compilers, "_SYSTEM_CUDA", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
         monkeypatch.delenv(name, raising=False)
@@ -199,7 +201,7 @@ def test_missing_compilers_say_what_to_install(monkeypatch, tmp_path):
     with pytest.raises(GlipError, match="pip install nvidia-cuda-nvcc"):
         find_nvcc()
     with pytest.raises(GlipError, match=r"apt-get install g\+\+"):
-        deform.find_host_compiler()
+        find_host_compiler()
 
 
 @pytest.mark.parametrize(("arch", "package"), [(60, "nvidia-cuda-nvrtc-cu12"), (90, "nvidia-cuda-nvrtc$")])
@@ -209,7 +211,7 @@ def test_missing_nvrtc_names_the_package_that_has_it(monkeypatch, tmp_path, arch
     def no_library(name):
         raise OSError(name)
 
-    monkeypatch.setattr(deform.ctypes, "CDLL", no_library)
+    monkeypatch.setattr(compilers.ctypes, "CDLL", no_library)
     with pytest.raises(GlipError, match=package):
         find_nvrtc(arch)
 
@@ -244,7 +246,7 @@ GOOD = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
     """The IPluginV3 library, for one architecture."""
-    reason = missing(find_nvcc, deform.find_tensorrt_headers, deform.find_host_compiler)
+    reason = missing(find_nvcc, find_tensorrt_headers, find_host_compiler)
     if reason:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
@@ -296,7 +298,8 @@ def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, input
 
 
 def build_engine(plugin, folder, **node):
-    from glip_engines.trt import Flavour, GraphJob, Settings, installed
+    from glip_engines.flavours import Flavour, installed
+    from glip_engines.trt import GraphJob, Settings
     from glip_engines.worker import Worker
 
     if not installed(Flavour.RTX):

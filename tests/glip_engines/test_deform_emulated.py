@@ -10,7 +10,8 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from glip_engines.compile import build_host_library, find_host_compiler
+from glip_engines.compile import build_host_library
+from glip_engines.compilers import find_host_compiler
 from glip_engines.deform_abi import DataType, Layout, Level, Shape, problem
 from glip_export.model.deform import deform_conv2d, flat_read
 from parity_data import load_golden

@@ -98,7 +98,8 @@ def host_library(monkeypatch, tmp_path):
     import ctypes
 
     import kernel
-    from glip_engines.compile import build_host_library, find_host_compiler
+    from glip_engines.compile import build_host_library
+    from glip_engines.compilers import find_host_compiler
 
     try:
         find_host_compiler()

@@ -59,7 +59,7 @@ def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
 
 
 def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
-    from glip_engines.trt import Flavour, installed
+    from glip_engines.flavours import Flavour, installed
 
     target = tmp_path / "glip"
     command = [*PROGRAM, "--model", tiny_checkpoint, "--output", target, "--quiet", "--engine"]

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import pytest
 import typer
+from rich.progress import Progress
 
 from glip_deploy.cli import console
 from glip_deploy.cli.app import VERSION, bad_option, examples, make_app, plain, run_app, run_main
@@ -267,6 +268,32 @@ def test_progress_is_for_terminals(monkeypatch, capsys):
     with console.frame_progress(2, "detecting", show=False) as advance:
         advance()
     assert sys.stderr.getvalue() == ""
+
+
+def test_progress_within_long_steps(monkeypatch, capsys):
+    def two_steps():
+        with console.phase_progress() as update:
+            for step in ("text engine", "image engine"):
+                for fraction in (0.0, 0.7, 0.4):  # a phase of which TensorRT knew less than it thought
+                    update(step, fraction, "timing")
+
+    two_steps()
+    assert capsys.readouterr() == ("", "text engine\nimage engine\n")
+    with console.phase_progress(quiet=True) as update:
+        update("text engine", 0.0, "timing")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    seen = []
+    update_bar = Progress.update
+
+    def spy(bar, task, **values):
+        seen.append((values["description"], values["completed"]))
+        update_bar(bar, task, **values)
+
+    monkeypatch.setattr(Progress, "update", spy)
+    two_steps()
+    steps = ["text engine: timing"] * 3 + ["image engine: timing"] * 3
+    assert seen == list(zip(steps, [0.0, 0.7, 0.7] * 2, strict=True))
 
 
 def test_nowhere_to_say_it(monkeypatch, capsys):
