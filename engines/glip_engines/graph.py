@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
+from glip_export.stages import inherit
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -18,7 +19,7 @@ __all__ = ["Writer", "before_widening", "clean", "replace"]
 
 
 class Writer:
-    """Adds nodes in front of one node, named after it."""
+    """Adds nodes in front of one node, named after it and of its stage."""
 
     def __init__(self, graph: onnx_ir.Graph, anchor: onnx_ir.Node, constants: Constants) -> None:
         import onnx_ir
@@ -56,7 +57,7 @@ class Writer:
         self._count += 1
         output = self._ir.Value(name=f"{name}_output", type=None if dtype is None else self._ir.TensorType(dtype))
         node = self._ir.Node("", operator, list(inputs), list(attributes), outputs=[output], name=name)
-        self._graph.insert_before(self._anchor, node)
+        self._graph.insert_before(self._anchor, inherit(node, self._anchor))
         return output
 
     def cast(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from glip_export.stages import inherit
 
 from glip_deploy.errors import GlipError
 from glip_engines.graph import Writer, before_widening, clean, replace
@@ -142,7 +143,7 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
             name=node.name,
             version=PLUGIN_VERSION,
         )
-        graph.insert_before(node, plugin)
+        graph.insert_before(node, inherit(plugin, node))
         replace(node, writer.cast(output, parts.dtype), graph)
     model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
     return clean(model)

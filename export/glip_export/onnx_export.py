@@ -20,6 +20,7 @@ from glip_deploy.bundle.contract import (
     image_contract,
     text_contract,
 )
+from glip_export.stages import stamp
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 OPSET = 20  # DeformConv is 19, Gelu is 20
+IR_VERSION = 10  # the first in which a node has metadata, where its stage is written
 EXAMPLE_HW = (448, 544)  # large enough that every pyramid level has several windows and several locations
 
 
@@ -134,7 +136,7 @@ def _trace(
             output_names=[t.name for t in contract.outputs],
             dynamic_axes=axes,
         )
-        graph = _tidy(onnx_ir.load(raw))
+        graph = stamp(_tidy(onnx_ir.load(raw)))
         for value, tensor in zip(graph.graph.outputs, contract.outputs, strict=True):
             value.shape = onnx_ir.Shape(tensor.shape)  # the tracer forgets that a box has four sides
         _save(graph, path)
@@ -161,4 +163,5 @@ def _save(model: onnx_ir.Model, path: Path) -> None:
     import onnx_ir
 
     model.producer_name = "glip-export"
+    model.ir_version = max(model.ir_version, IR_VERSION)
     onnx_ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)

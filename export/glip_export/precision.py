@@ -10,14 +10,15 @@ explicitly rounded: what an engine computes, short of the fusions that round les
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.bundle.contract import Stage
 from glip_deploy.errors import GlipError
+from glip_export.stages import inherit, stage_of, stamp
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -54,16 +55,15 @@ class Island:
 
     name: str
     reason: str
-    operators: frozenset[str]
-    """ONNX operators."""
-    scope: str
-    """Regular expression for the start of the node's name: the module in `glip_export.model` that computes it."""
+    places: tuple[tuple[Stage, frozenset[str]], ...]
+    """Stages, and of each the ONNX operators that are on the island."""
     returns: bool = True
     """Whether the output goes back to half precision at once; otherwise fp32 lasts until it meets a half value."""
 
     def holds(self, node: onnx_ir.Node) -> bool:
-        """Whether the node is on the island."""
-        return node.op_type in self.operators and re.match(self.scope, node.name or "") is not None
+        """Whether the node, which has a stage, is on the island."""
+        stage = stage_of(node)
+        return any(stage is place and node.op_type in operators for place, operators in self.places)
 
 
 EVERY_FLOAT = HEAVY | frozenset(
@@ -92,42 +92,37 @@ ISLANDS = (
         "sampling",
         "a step of 1/8 pixel from position 128 on is too coarse for a bilinear read; the 3x3 convolution that makes the"
         " offsets is a hundredth of the arithmetic",
-        frozenset({"Conv", "Sigmoid", "DeformConv", "ModulatedDeformConv"}),
-        r"/head/dyhead_tower\.\d+/(offset|Sigmoid|DyConv)",
+        ((Stage.OFFSETS, frozenset({"Conv", "Sigmoid"})), (Stage.DEFORMABLE, DEFORMABLE)),
         returns=False,
     ),
     Island(
         "group norm",
         "the squares of a group of up to 16 x 16,800 values are summed",
-        frozenset({"InstanceNormalization"}),
-        r"/head/dyhead_tower",
+        ((Stage.GROUP_NORM, frozenset({"InstanceNormalization"})),),
     ),
     Island(
         "pooling",
         "means over up to 16,800 locations, and the few numbers per channel that DyReLU and the level attention make"
         " of them, which scale whole maps",
-        frozenset({"ReduceMean", "Gemm", "Conv"}),
-        r"/head/dyhead_tower\.\d+/(ReduceMean|relu(_\d+)?/(ReduceMean|fc)|AttnConv)",
+        ((Stage.DYHEAD, frozenset({"ReduceMean", "Gemm", "Conv"})),),
         returns=False,
     ),
     Island(
         "softmax over locations",
         "probabilities of 22,400 locations are near 4e-5, where fp16 is subnormal",
-        frozenset({"Softmax"}),
-        r"/head/dyhead_tower\.\d+/b_attn/attn/Softmax_1$",
+        ((Stage.FUSION_SOFTMAX, frozenset({"Softmax"})),),
     ),
     Island(
         "predictions",
         "logits and box deltas are what the user sees, and cost a thousandth of the arithmetic",
-        EVERY_FLOAT,
-        r"/head/(?!dyhead_tower)",
+        ((Stage.PREDICTION, EVERY_FLOAT),),
         returns=False,
     ),
     Island(
         "selection",
-        "coordinates pass 1,000 pixels and ranks depend on small differences",
-        EVERY_FLOAT,
-        r"/[^/]*$",
+        "coordinates and pixels need more than 11 bits, ranks depend on small differences, and what a tuned prompt adds"
+        " is added once",
+        ((Stage.INPUT, EVERY_FLOAT), (Stage.SELECTION, EVERY_FLOAT), (Stage.TUNED_PROMPT, EVERY_FLOAT)),
         returns=False,
     ),
 )
@@ -155,7 +150,7 @@ def to_precision(
         raise GlipError(f'precision is "{precision}"; legal is {", ".join(PRECISIONS)}')
     if precision == "fp32":
         return model
-    return _Lowering(model, precision, rounded, islands).run()
+    return _Lowering(stamp(model), precision, rounded, islands).run()
 
 
 class _Lowering:
@@ -172,6 +167,8 @@ class _Lowering:
         """Those of them in half precision."""
         self.casts: dict[tuple[onnx_ir.Value, bool], onnx_ir.Value] = {}
         self.weights: dict[onnx_ir.Value, onnx_ir.Value] = {}
+        self.current: onnx_ir.Node = self.graph[0]
+        """The node being lowered: casts made for it have its stage."""
 
     def run(self) -> onnx_ir.Model:
         from onnx_ir.passes import common
@@ -190,6 +187,7 @@ class _Lowering:
 
     def _lower_node(self, node: onnx_ir.Node) -> None:
         ir = self.ir
+        self.current = node
         outputs = self._float_outputs(node)
         self.floats.update(outputs)
         island = next((island for island in self.islands if island.holds(node)), None)
@@ -307,8 +305,7 @@ class _Lowering:
         ir = self.ir
         output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(kind))
         to = ir.AttrInt64("to", kind)
-        node: onnx_ir.Node = ir.Node("", "Cast", [value], [to], outputs=[output], name=f"/cast/{name}")
-        return node
+        return inherit(ir.Node("", "Cast", [value], [to], outputs=[output], name=f"/cast/{name}"), self.current)
 
     def _note(self, value: onnx_ir.Value, half: bool) -> onnx_ir.Value:
         self.floats.add(value)
@@ -335,9 +332,10 @@ class _Lowering:
         ir = self.ir
         output = self.graph.outputs[index]
         name, shape = output.name, output.shape
-        node = self._cast_node(value, ir.DataType.FLOAT, f"{name}_wide")
         producer = value.producer()
         assert producer is not None
+        self.current = producer
+        node = self._cast_node(value, ir.DataType.FLOAT, f"{name}_wide")
         self.graph.insert_after(producer, node)
         output.name = f"{name}_narrow"
         node.outputs[0].name, node.outputs[0].shape = name, shape

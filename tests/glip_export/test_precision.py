@@ -16,6 +16,7 @@ from precision_table import LOUD, OUTPUTS, largest_half, loss_on_golden, mean_er
 from tiny_glip import HIDDEN, tiny_model, tiny_state, write_tiny
 
 from glip_deploy import Bundle, Detector, GlipError
+from glip_deploy.bundle.contract import STAGE_KEY, Stage
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,17 @@ def test_pixels_in_half_precision_cost_accuracy(raw, tmp_path):
     assert given_up["logits"] > kept["logits"]
 
 
-def test_an_island_is_found_by_operator_and_scope():
-    island = Island("test", "no reason", frozenset({"Softmax"}), r"/head/a")
-    assert island.holds(ir.Node("", "Softmax", [], name="/head/a/Softmax"))
-    assert not island.holds(ir.Node("", "Softmax", [], name="/head/b/Softmax"))
-    assert not island.holds(ir.Node("", "MatMul", [], name="/head/a/MatMul"))
+def test_an_island_is_found_by_operator_and_stage():
+    island = Island("test", "no reason", ((Stage.FUSION, frozenset({"Softmax"})), (Stage.FPN, frozenset({"Conv"}))))
+
+    def node(operator, stage):
+        node = ir.Node("", operator, [], name="any name")
+        node.metadata_props[STAGE_KEY] = stage.value
+        return node
+
+    assert island.holds(node("Softmax", Stage.FUSION)) and island.holds(node("Conv", Stage.FPN))
+    assert not island.holds(node("Softmax", Stage.FPN)) and not island.holds(node("Softmax", Stage.BACKBONE))
+    assert not island.holds(node("MatMul", Stage.FUSION))
     assert "Softmax" not in MOVEMENT
 
 
