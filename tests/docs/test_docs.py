@@ -7,15 +7,20 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import numpy as np
 import pytest
 from parity_data import ROOT
+from PIL import Image
 
-from glip_deploy import errors
+from glip_deploy import Detections, Detector, errors
 from glip_deploy.bundle.contract import Stage, image_contract, text_contract
+from glip_deploy.video.base import Frame
+from glip_deploy.video.video_out import VideoSink
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ROOT_FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
@@ -196,7 +201,36 @@ def test_commands_in_sh_blocks_are_shell(file):
             assert shlex.split(line, comments=True) or not line.split("#")[0].strip(), line
     for reason in re.findall(r"^<!-- not run(.*?)-->$", text, re.MULTILINE):
         assert reason.startswith(": ") and len(reason) > 4
-    assert not re.search(r"^<!-- not run.*-->\n(?!```sh\n)", text, re.MULTILINE)
+    assert not re.search(r"^<!-- not run.*-->\n(?!```(sh|python)\n)", text, re.MULTILINE)
+
+
+PYTHON = re.compile(r"(?<!-->\n)^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+"""Blocks of Python, without those whose comment on the line before says why they are not run."""
+
+
+@pytest.mark.parametrize("file", [file for file in TEXTS if PYTHON.search(read(file))], ids=lambda file: file.stem)
+def test_python_blocks_run_as_they_are(file, example_folder, monkeypatch):
+    """The blocks of a page run one after another, with the names that the ones before left."""
+    monkeypatch.chdir(example_folder)
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(example_folder / "cache"))
+    names: dict[str, object] = {"__name__": "example"}
+    for block in PYTHON.findall(read(file)):
+        exec(compile(block, str(file), "exec"), names)
+    for value in names.values():
+        if isinstance(value, Detector):
+            value.close()
+
+
+@pytest.fixture
+def example_folder(tiny_bundle, tmp_path):
+    """A folder with what the pages' examples read: glip_t/, street.jpg and yard.mp4, all tiny."""
+    shutil.copytree(tiny_bundle, tmp_path / "glip_t")
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "street.jpg")
+    with VideoSink(tmp_path / "yard.mp4", fps=10.0) as sink:
+        for i in range(2):
+            sink.write(Frame(picture, "yard", i), Detections.empty())
+    return tmp_path
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
