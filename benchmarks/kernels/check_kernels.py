@@ -423,12 +423,13 @@ def image_branch(torch: Any, library: DeformLibrary, runs: int) -> dict[str, Any
     with torch.inference_mode():
         inputs = Inputs.random(glip, 800, 1344, 16, "cuda")
         reference_branch = glip.predict(normalised(glip, inputs), inputs.embedding, inputs.mask)
-        branch = HalfImageBranch(glip)
         result: dict[str, Any] = {"canvas": [800, 1344], "tokens": 16, "classes": 5, "precision": "fp16"}
         torchvision = find_torchvision()
         if torchvision is not None:
-            with sampling_by(torchvision):
-                result["eager_torchvision_ms"] = milliseconds(torch, lambda: branch(inputs), max(5, runs // 5))
+            theirs = HalfImageBranch(stand_in(torch, deform_by(torchvision)).cuda())
+            result["eager_torchvision_ms"] = milliseconds(torch, lambda: theirs(inputs), max(5, runs // 5))
+            del theirs
+        branch = HalfImageBranch(glip)
         use_kernel(glip, with_library(library))
         found = glip.predict(branch.image(inputs), inputs.embedding.half(), inputs.mask)
         result["error_against_fp32"] = relative_error(found, reference_branch)
@@ -444,15 +445,15 @@ def image_branch(torch: Any, library: DeformLibrary, runs: int) -> dict[str, Any
     return result
 
 
-def stand_in(torch: Any) -> Any:
-    """Return a full-size GLIP-T with the stand-in weights."""
+def stand_in(torch: Any, deform: Callable[..., Any] | None = None) -> Any:
+    """Return a full-size GLIP-T with the stand-in weights; `deform` computes its deformable convolutions."""
     sys.path.insert(0, str(ROOT / "examples" / "stand_in"))
     from glip_export.checkpoints import build, derive_config
     from synth_weights import items
 
     manifest = str(ROOT / "examples" / "stand_in" / "manifests" / "glip_T.json")
     state = {key: torch.from_numpy(value) for key, value in items(manifest, "")}
-    return build(state, derive_config(state))[0].eval().requires_grad_(False)
+    return build(state, derive_config(state), deform=deform)[0].eval().requires_grad_(False)
 
 
 def normalised(glip: Any, inputs: Any) -> Any:
@@ -462,26 +463,14 @@ def normalised(glip: Any, inputs: Any) -> Any:
     return normalise(inputs.frames, inputs.image_sizes, glip.config.input)
 
 
-class sampling_by:  # noqa: N801 - reads as a phrase in a with statement
-    """For a while, the model's deformable convolutions are torchvision's."""
+def deform_by(torchvision: Any) -> Callable[..., Any]:
+    """Return torchvision's deformable convolution, with the arguments of `glip_export.model.deform.deform_conv2d`."""
+    run = torchvision.ops.deform_conv2d
 
-    def __init__(self, torchvision: Any) -> None:
-        self._run = torchvision.ops.deform_conv2d
+    def deform(x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int = 1) -> Any:
+        return run(x, offset.contiguous(), weight, bias, stride=stride, padding=1, mask=mask.contiguous())
 
-    def __enter__(self) -> None:
-        from glip_export.model import dyhead
-
-        self._own = dyhead.deform_conv2d
-
-        def theirs(x: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: int = 1) -> Any:
-            return self._run(x, offset.contiguous(), weight, bias, stride=stride, padding=1, mask=mask.contiguous())
-
-        dyhead.deform_conv2d = theirs
-
-    def __exit__(self, *_: object) -> None:
-        from glip_export.model import dyhead
-
-        dyhead.deform_conv2d = self._own
+    return deform
 
 
 def milliseconds(torch: Any, action: Callable[[], Any], runs: int) -> dict[str, float]:

@@ -12,7 +12,8 @@ import torch
 from glip_engines.deform_abi import DataType, Layout, Level, ProblemStruct, Shape, problem
 from glip_export.model.deform import TAPS, deform_conv2d, flat_read
 from glip_export.model.dyhead import DeformConvNorm, DyConv
-from torch import Tensor
+from glip_export.model.glip import Glip
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = ["TYPES", "DeformLibrary", "KernelDyConv", "MapLevel", "Weights", "convolve_in_torch", "use_kernel"]
@@ -172,15 +173,24 @@ def convolve_in_torch(module: DeformConvNorm, levels: Sequence[MapLevel]) -> lis
     return results
 
 
-class KernelDyConv(DyConv):
-    """A DyConv whose 13 deformable convolutions are three launches: each set of weights serves all its levels."""
+class KernelDyConv(nn.Module):
+    """A DyConv whose 13 deformable convolutions are three launches: each set of weights serves all its levels.
 
-    convolve: Convolve
+    Args:
+        own: its parameters; the convolution that makes positions becomes fp32.
+        convolve: computes the convolutions of one set of weights.
+    """
+
+    def __init__(self, own: DyConv, convolve: Convolve) -> None:
+        super().__init__()
+        own.offset.float()
+        self.own, self.convolve = own, convolve
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """See `DyConv.forward`."""
+        own = self.own
         maps = [x.contiguous(memory_format=torch.channels_last) for x in features]
-        positions = [self.offset(x.float()) for x in maps]  # as in an engine: fp16 is too coarse for positions
+        positions = [own.offset(x.float()) for x in maps]  # as in an engine: fp16 is too coarse for positions
         offsets = [p[:, : 2 * TAPS].contiguous() for p in positions]
         masks = [p[:, 2 * TAPS :].sigmoid().contiguous() for p in positions]
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
@@ -190,7 +200,7 @@ class KernelDyConv(DyConv):
             "below": [MapLevel(maps[i - 1], offsets[i], masks[i], sizes[i]) for i in range(1, len(maps))],
             "above": [MapLevel(maps[i + 1], offsets[i], masks[i], sizes[i + 1]) for i in range(last)],
         }
-        modules = dict(zip(("above", "own", "below"), self.DyConv, strict=True))
+        modules = dict(zip(("above", "own", "below"), own.DyConv, strict=True))
         found = {name: [modules[name].bn(y) for y in self.convolve(modules[name], rows[name])] for name in rows}
         outputs = []
         for i, size in enumerate(sizes):
@@ -200,17 +210,16 @@ class KernelDyConv(DyConv):
             if i < last:
                 y = found["above"][i]
                 branches.append(F.interpolate(y, size=size, mode="bilinear", align_corners=True))
-            outputs.append(self.relu(self.combine(branches)))
+            outputs.append(own.relu(own.combine(branches)))
         return outputs
 
 
-def use_kernel(model: torch.nn.Module, convolve: Convolve) -> None:
+def use_kernel(model: Glip, convolve: Convolve) -> None:
     """Make every DyConv of a model run on `convolve`, with positions in fp32; other parameters stay as they are."""
-    for module in model.modules():
+    tower = model.rpn.head.dyhead_tower
+    for i, module in enumerate(tower):
         if isinstance(module, DyConv):
-            module.offset.float()
-            module.__class__ = KernelDyConv
-            module.convolve = convolve  # type: ignore[assignment]
+            tower[i] = KernelDyConv(module, convolve)
 
 
 def with_library(library: DeformLibrary) -> Convolve:

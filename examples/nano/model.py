@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ __all__ = [
     "SQUEEZE",
     "build_nano",
     "nano_config",
-    "quick_deform",
+    "sampled_deform",
     "save_checkpoint",
     "write_whole",
 ]
@@ -59,14 +58,14 @@ def nano_config(vocabulary: int) -> GlipConfig:
 
 
 def build_nano(seed: int) -> tuple[Glip, tuple[str, ...]]:
-    """Return a model with random weights but for the pretrained, frozen text encoder; and its vocabulary.
+    """Return a model to train, with random weights but for the pretrained, frozen text encoder; and its vocabulary.
 
     Raises:
         GlipError: the package with the text encoder is missing.
     """
     vocabulary = cut_vocabulary()
     torch.manual_seed(seed)
-    model = Glip(nano_config(len(vocabulary)), squeeze=SQUEEZE)
+    model = Glip(nano_config(len(vocabulary)), SQUEEZE, sampled_deform)
     text = pretrained_text_encoder(TEXT_LAYERS, vocabulary)
     model.language_backbone.body.model.load_state_dict(text, strict=False)
     head = model.rpn.head
@@ -141,8 +140,11 @@ def write_whole(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sampled_deform(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-    """`glip_export.model.deform.deform_conv2d` through `grid_sample`: the same values, a third of the time to train."""
+def sampled_deform(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+    """Compute `glip_export.model.deform.deform_conv2d` by `grid_sample`: the same values, a third of the time to train.
+
+    For training only. What is exported is a checkpoint, loaded with the model's own.
+    """
     batch, channels, height, width = x.shape
     h, w = offset.shape[-2:]
     tap = torch.arange(KERNEL, device=x.device)
@@ -160,14 +162,3 @@ def _sampled_deform(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bia
     taken = taken * mask.float().view(batch, 1, TAPS, h * w)
     flat = weight.flatten(1) @ taken.view(batch, channels * TAPS, h * w)
     return (flat + bias[:, None]).view(batch, -1, h, w)
-
-
-@contextmanager
-def quick_deform() -> Iterator[None]:
-    """Train with `_sampled_deform`; what is exported is the model's own."""
-    own = dyhead.deform_conv2d
-    dyhead.deform_conv2d = _sampled_deform
-    try:
-        yield
-    finally:
-        dyhead.deform_conv2d = own

@@ -28,7 +28,7 @@ from glip_deploy.errors import GlipError
 from glip_deploy.prompts.tokens import parse_prompt
 from nano.batches import Batch, Batches
 from nano.losses import Anchors, detection_losses, make_anchors, phrase_contrast
-from nano.model import build_nano, quick_deform, write_whole
+from nano.model import build_nano, write_whole
 from nano.objects import split_catalogue
 
 __all__ = ["Plan", "Trainer"]
@@ -333,7 +333,7 @@ class Trainer:
         outcome = "finished"
         sums: dict[str, float] = {}
         since, since_step = started, self.step
-        with _Interruptible() as interrupted, quick_deform():
+        with _Interruptible() as interrupted:
             self.model.train()
             for batch in self._batches(end, workers):
                 tick = time.monotonic()

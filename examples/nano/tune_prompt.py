@@ -76,7 +76,7 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
     """Return the learnt rows, (256, D); the model is left as it was.
 
     Args:
-        model: frozen.
+        model: frozen; quickest with `nano.model.sampled_deform`.
         vocabulary: of its checkpoint.
         scenes: labelled examples.
         names: the classes, in the order of the prompt.
@@ -89,7 +89,6 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
     from glip_deploy.prompts.tokens import parse_prompt
     from nano.batches import token_map
     from nano.losses import assign, detection_losses, make_anchors
-    from nano.model import quick_deform
 
     config = model.config
     prompt = parse_prompt(names, build_tokenizer(vocabulary))
@@ -109,20 +108,19 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
     optimizer = torch.optim.AdamW([rows], lr=rate, weight_decay=0.0)
     order = np.random.default_rng(SHOTS_SALT)
     total, step, group = epochs * len(examples), 0, 4
-    with quick_deform():
-        for _ in range(epochs):
-            for index in order.permutation(len(examples)):
-                maps, anchors, matched, boxes, tokens = examples[index]
-                hidden = plain + rows[: plain.shape[1]]
-                outputs = model.rpn.head(maps, hidden, torch.ones(1, plain.shape[1]))
-                mask = torch.ones(1, plain.shape[1])
-                losses = detection_losses(outputs, anchors, matched, boxes, tokens[None], mask, config.head)
-                (losses.total / group).backward()
-                step += 1
-                if step % group == 0:
-                    optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / total))
-                    optimizer.step()
-                    optimizer.zero_grad()
+    for _ in range(epochs):
+        for index in order.permutation(len(examples)):
+            maps, anchors, matched, boxes, tokens = examples[index]
+            hidden = plain + rows[: plain.shape[1]]
+            outputs = model.rpn.head(maps, hidden, torch.ones(1, plain.shape[1]))
+            mask = torch.ones(1, plain.shape[1])
+            losses = detection_losses(outputs, anchors, matched, boxes, tokens[None], mask, config.head)
+            (losses.total / group).backward()
+            step += 1
+            if step % group == 0:
+                optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / total))
+                optimizer.step()
+                optimizer.zero_grad()
     return rows.detach()
 
 
@@ -142,7 +140,7 @@ def run(args: argparse.Namespace) -> TuningReport:
     from glip_export.checkpoints import load_checkpoint
 
     from nano.evaluate import evaluate_objects
-    from nano.model import SIDE, save_checkpoint
+    from nano.model import SIDE, sampled_deform, save_checkpoint
     from nano.objects import split_catalogue
     from nano.scenes import make_scene
     from nano.subjects import TorchSubject
@@ -157,7 +155,8 @@ def run(args: argparse.Namespace) -> TuningReport:
         things = [str(name) for name in deck.permutation(names)[:8]]
         scenes.append(make_scene((args.seed, SHOTS_SALT, i), things))
     started = time.monotonic()
-    rows = tune(loaded.model, loaded.vocabulary or (), scenes, names, args.epochs, args.rate)
+    trained = load_checkpoint(args.checkpoint, deform=sampled_deform).model
+    rows = tune(trained, loaded.vocabulary or (), scenes, names, args.epochs, args.rate)
     seconds = time.monotonic() - started
     tuned = with_rows(loaded.model, rows)
     save_checkpoint(args.output, tuned.state_dict(), loaded.vocabulary or ())

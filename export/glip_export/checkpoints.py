@@ -21,6 +21,7 @@ from glip_export.tokenizer import SPECIAL_TOKENS
 if TYPE_CHECKING:
     import torch
 
+    from glip_export.model.deform import DeformConv
     from glip_export.model.glip import Glip
 
     StateDict = Mapping[str, torch.Tensor]
@@ -75,12 +76,13 @@ class CheckpointFile:
     """`vocabulary`, which released files do not have: the WordPiece entries, where they are not BERT-base's."""
 
 
-def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, config_file: Path | None = None, *, deform: DeformConv | None = None) -> Checkpoint:
     """Read an official checkpoint and build its model (fp32, evaluation mode).
 
     Args:
         path: a `.pth` as released.
         config_file: an official YAML; it is checked against the file, and gives what shapes cannot tell.
+        deform: computes the deformable convolutions; by default `glip_export.model.deform.deform_conv2d`.
 
     Raises:
         GlipError: missing, truncated, not a GLIP, holding code, holding NaN, or of unexpected shapes.
@@ -96,7 +98,7 @@ def load_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
             f"checkpoint {path}: vocabulary has {len(file.vocabulary)} entries, the word embeddings have "
             f"{config.bert.vocabulary} rows; they must be equal"
         )
-    model, ignored = build(file.state, config, path)
+    model, ignored = build(file.state, config, path, deform)
     return Checkpoint(model, config, sha256_of(path), ignored, file.vocabulary)
 
 
@@ -288,8 +290,16 @@ def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
     return replace(config, input=replace(config.input, max_tokens=min(InputConfig().max_tokens, longest_text(config))))
 
 
-def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[Glip, tuple[str, ...]]:
+def build(
+    state: StateDict, config: GlipConfig, path: Path | str = "", deform: DeformConv | None = None
+) -> tuple[Glip, tuple[str, ...]]:
     """Return (model with these weights, keys that were ignored).
+
+    Args:
+        state: tensors by official key.
+        config: of `derive_config`.
+        path: of the checkpoint, for messages.
+        deform: computes the deformable convolutions; by default `glip_export.model.deform.deform_conv2d`.
 
     Raises:
         GlipError: a missing or misshapen key, an unknown key in the inference path, NaN or infinite weights,
@@ -297,15 +307,15 @@ def build(state: StateDict, config: GlipConfig, path: Path | str = "") -> tuple[
     """
     import torch
 
+    from glip_export.model.deform import deform_conv2d
     from glip_export.model.glip import Glip
 
     _check_anchors(state, config, path)
     first_dyconv = f"{TOWER}{2 if config.head.fusion else 0}."
-    squeeze = state.get(f"{first_dyconv}relu.fc.0.weight")
+    fc = state.get(f"{first_dyconv}relu.fc.0.weight")
+    squeeze = 64 if fc is None or fc.dim() != 2 or 0 in fc.shape else fc.shape[0]
     with torch.device("meta"):
-        model = Glip(
-            config, squeeze=64 if squeeze is None or squeeze.dim() != 2 or 0 in squeeze.shape else squeeze.shape[0]
-        )
+        model = Glip(config, squeeze, deform or deform_conv2d)
     wanted = model.state_dict()
     rebuilt = {key for key in wanted if EXPECTED_EXTRAS.search(key)}
     missing = [key for key in wanted if key not in state and key not in rebuilt]

@@ -28,18 +28,15 @@ from glip_deploy.errors import GlipError  # noqa: E402
 
 
 @pytest.mark.parametrize("size", [(800, 1344), (480, 640), (96, 160)])
-def test_the_shapes_are_those_the_model_calls(size, monkeypatch):
-    from glip_export.model import dyhead
-
+def test_the_shapes_are_those_the_model_calls(size):
     seen = Counter()
 
     def note(x, offset, mask, weight, bias, stride=1):
         seen[tuple(x.shape[2:]), tuple(offset.shape[2:]), stride] += 1
         return x.new_empty(x.shape[0], weight.shape[0], *offset.shape[2:])
 
-    monkeypatch.setattr(dyhead, "deform_conv2d", note)
     with torch.device("meta"):
-        model = Glip(GlipConfig())
+        model = Glip(GlipConfig(), deform=note)
         features = model.backbone(torch.empty(1, *size, 3))
         convolve = next(module for module in model.modules() if isinstance(module, DyConv))
         convolve(features)
@@ -85,9 +82,7 @@ def test_three_launches_compute_what_thirteen_do(model, batch):
         torch.randn(batch, model.config.head.channels, h, w) for h, w in ((13, 21), (7, 11), (4, 6), (2, 3), (1, 2))
     ]
     plain = next(module for module in model.modules() if isinstance(module, DyConv))
-    ours = copy.deepcopy(plain)
-    use_kernel(ours, convolve_in_torch)
-    assert isinstance(ours, KernelDyConv)
+    ours = KernelDyConv(copy.deepcopy(plain), convolve_in_torch)
     for a, b in zip(plain(features), ours(features), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 
@@ -139,8 +134,7 @@ def test_the_model_runs_on_the_c_interface(model, host_library, batch):
     """Packing, strides, flat reads and layouts as the script hands them over."""
     features = [torch.randn(batch, model.config.head.channels, h, w) for h, w in ((13, 21), (7, 11), (4, 6))]
     plain = next(module for module in model.modules() if isinstance(module, DyConv))
-    ours = copy.deepcopy(plain)
-    use_kernel(ours, with_library(host_library))
+    ours = KernelDyConv(copy.deepcopy(plain), with_library(host_library))
     for a, b in zip(plain(features), ours(features), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 
@@ -177,6 +171,7 @@ def test_the_half_precision_model_is_the_model():
         branch = HalfImageBranch(model)
         assert torch.allclose(branch.image(inputs).float(), image, atol=2e-3)
         use_kernel(model, convolve_in_torch)
+        assert sum(isinstance(module, KernelDyConv) for module in model.modules()) == model.config.head.blocks
         found = model.predict(branch.image(inputs), inputs.embedding.half(), inputs.mask)
         assert max(relative_error(found, reference).values()) < 0.02
         assert branch(inputs).scores.dtype == torch.float32
@@ -286,7 +281,7 @@ def test_from_start_to_end_without_a_gpu(host_library, monkeypatch, tmp_path, ca
         (check_kernels, "find_torchvision", lambda: None),
         (check_kernels, "in_a_graph", lambda *_: graph),
         (check_kernels, "precisions", lambda torch: {"fp32": torch.float32}),
-        (check_kernels, "stand_in", lambda torch: tiny_model()),
+        (check_kernels, "stand_in", lambda torch, deform=None: tiny_model()),
         (kernel, "DeformLibrary", lambda file: host_library),
         (floors, "calls", lambda: calls(96, 160)),
         (half_model.Inputs, "random", lambda glip, *_: random_inputs(glip, 96, 160, 16, "cpu")),

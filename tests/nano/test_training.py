@@ -8,7 +8,7 @@ import torch
 from glip_export.checkpoints import load_checkpoint
 from glip_export.model.deform import deform_conv2d
 from nano.batches import Batches
-from nano.model import _sampled_deform, nano_config, save_checkpoint, write_whole
+from nano.model import nano_config, sampled_deform, save_checkpoint, write_whole
 from nano.objects import split_catalogue
 from nano.text import cut_vocabulary
 from nano.training import Plan, Trainer
@@ -69,7 +69,7 @@ def test_checkpoint_is_official_and_small(finished, tmp_path):
         torch.testing.assert_close(loaded.model.state_dict()[key], value, rtol=1e-3, atol=1e-6)
 
 
-def test_quick_deformable_convolution_is_the_models_own():
+def test_the_convolution_for_training_computes_what_the_models_own_does():
     torch.manual_seed(0)
     for height, width, stride in ((7, 9, 1), (7, 9, 2), (1, 1, 1), (2, 1, 1)):
         h, w = -(-height // stride), -(-width // stride)
@@ -77,7 +77,7 @@ def test_quick_deformable_convolution_is_the_models_own():
         offset = 2 * torch.randn(2, 18, h, w)
         weight, bias = torch.randn(4, 4, 3, 3), torch.randn(4)
         arguments = (x, offset, mask, weight, bias, stride)
-        torch.testing.assert_close(_sampled_deform(*arguments), deform_conv2d(*arguments), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sampled_deform(*arguments), deform_conv2d(*arguments), rtol=1e-4, atol=1e-4)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):

@@ -7,12 +7,20 @@ weights were trained that way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["KERNEL", "TAPS", "deform_conv2d", "flat_read"]
+__all__ = ["KERNEL", "TAPS", "DeformConv", "deform_conv2d", "flat_read"]
+
+DeformConv = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""A deformable convolution: the arguments of `deform_conv2d`, in its order, and its result.
+
+Every module that contains one takes it as an argument, so that another implementation (a kernel, one that trains
+faster) can be given. Only `deform_conv2d` itself can be exported.
+"""
 
 KERNEL = 3
 TAPS = KERNEL * KERNEL

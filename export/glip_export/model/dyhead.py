@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glip_export.model.config import HeadConfig
-from glip_export.model.deform import KERNEL, TAPS, deform_conv2d, flat_read
+from glip_export.model.deform import KERNEL, TAPS, DeformConv, deform_conv2d, flat_read
 
 __all__ = ["DyConv", "DyReLU"]
 
@@ -34,28 +34,34 @@ class DyReLU(nn.Module):
 
 
 class DeformConvNorm(nn.Module):
-    """Modulated deformable convolution followed by GroupNorm (its key in checkpoints is `bn`)."""
+    """Modulated deformable convolution, computed by `deform`, then GroupNorm (its key in checkpoints is `bn`)."""
 
-    def __init__(self, channels: int, groups: int, stride: int) -> None:
+    def __init__(self, channels: int, groups: int, stride: int, deform: DeformConv = deform_conv2d) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.deform = stride, deform
         self.conv = nn.Conv2d(channels, channels, KERNEL, stride, 1)
         self.bn = nn.GroupNorm(groups, channels)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """Map (B, C, H, W) with offsets and masks of the output's size to (B, C, h, w)."""
         assert self.conv.bias is not None
-        return self.bn(deform_conv2d(x, offset, mask, self.conv.weight, self.conv.bias, self.stride))
+        return self.bn(self.deform(x, offset, mask, self.conv.weight, self.conv.bias, self.stride))
 
 
 class DyConv(nn.Module):
-    """One DyConv over all pyramid levels. Every level reads the *previous* block's maps."""
+    """One DyConv over all pyramid levels. Every level reads the *previous* block's maps.
 
-    def __init__(self, config: HeadConfig, squeeze: int) -> None:
+    Args:
+        config: channels and groups.
+        squeeze: hidden width of DyReLU's two linear layers.
+        deform: computes the deformable convolutions.
+    """
+
+    def __init__(self, config: HeadConfig, squeeze: int, deform: DeformConv = deform_conv2d) -> None:
         super().__init__()
         channels, groups = config.channels, config.group_norm_groups
         # Official order: index 0 reads the level above (smaller map), 1 its own, 2 the level below (stride 2).
-        self.DyConv = nn.ModuleList(DeformConvNorm(channels, groups, stride) for stride in (1, 1, 2))
+        self.DyConv = nn.ModuleList(DeformConvNorm(channels, groups, stride, deform) for stride in (1, 1, 2))
         self.AttnConv = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 1, 1), nn.ReLU())
         self.relu = DyReLU(channels, squeeze)
         self.offset = nn.Conv2d(channels, 3 * TAPS, KERNEL, 1, 1)

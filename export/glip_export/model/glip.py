@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from glip_export.model.bert import Bert
 from glip_export.model.config import GlipConfig, InputConfig
+from glip_export.model.deform import DeformConv, deform_conv2d
 from glip_export.model.fpn import Fpn
 from glip_export.model.head import Candidates, Head, HeadOutputs, select_candidates
 from glip_export.model.swin import Swin
@@ -68,22 +69,28 @@ class LanguageBackbone(nn.Module):
 class Rpn(nn.Module):
     """Head, and the tuned prompt where there is one."""
 
-    def __init__(self, config: GlipConfig, squeeze: int) -> None:
+    def __init__(self, config: GlipConfig, squeeze: int, deform: DeformConv) -> None:
         super().__init__()
-        self.head = Head(config, squeeze)
+        self.head = Head(config, squeeze, deform)
         if config.tunable_tokens:
             self.tunable_linear = nn.Linear(config.bert.hidden, config.tunable_tokens, bias=False)
 
 
 class Glip(nn.Module):
-    """GLIP. Parameter names are those of the official checkpoints, so a released state dict loads as it is."""
+    """GLIP. Parameter names are those of the official checkpoints, so a released state dict loads as it is.
 
-    def __init__(self, config: GlipConfig | None = None, squeeze: int = 64) -> None:
+    Args:
+        config: sizes and switches; GLIP-T's by default.
+        squeeze: hidden width of DyReLU's two linear layers.
+        deform: computes the deformable convolutions; a model with another one than the default cannot be exported.
+    """
+
+    def __init__(self, config: GlipConfig | None = None, squeeze: int = 64, deform: DeformConv = deform_conv2d) -> None:
         super().__init__()
         self.config = config or GlipConfig()
         self.backbone = Backbone(self.config)
         self.language_backbone = LanguageBackbone(self.config)
-        self.rpn = Rpn(self.config, squeeze)
+        self.rpn = Rpn(self.config, squeeze, deform)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the text embedding (B, T, D) of token ids and mask, both (B, T) int64."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig
+from glip_export.model.deform import DeformConv, deform_conv2d
 from glip_export.model.dyhead import DyConv
 from glip_export.model.fusion import VlFuse
 
@@ -70,9 +71,15 @@ class Scale(nn.Module):
 
 
 class Head(nn.Module):
-    """Tower of (fusion, BERT layer, DyConv) blocks, then box, centerness and token-alignment predictions."""
+    """Tower of (fusion, BERT layer, DyConv) blocks, then box, centerness and token-alignment predictions.
 
-    def __init__(self, config: GlipConfig, squeeze: int = 64) -> None:
+    Args:
+        config: of the whole model.
+        squeeze: hidden width of DyReLU's two linear layers.
+        deform: computes the deformable convolutions.
+    """
+
+    def __init__(self, config: GlipConfig, squeeze: int = 64, deform: DeformConv = deform_conv2d) -> None:
         super().__init__()
         head, text = config.head, config.bert.hidden
         self.config = head
@@ -83,7 +90,7 @@ class Head(nn.Module):
                     VlFuse(head, text),
                     BertLayer(text, head.bert_heads, head.bert_intermediate, clamped=True),
                 ]
-            tower.append(DyConv(head, squeeze))
+            tower.append(DyConv(head, squeeze, deform))
         self.dyhead_tower = nn.ModuleList(tower)
         self.bbox_pred = nn.Conv2d(head.channels, 4, 1)
         self.centerness = nn.Conv2d(head.channels, 1, 1)
