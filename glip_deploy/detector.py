@@ -17,8 +17,8 @@ from glip_deploy.bundle.contract import ImageInputs
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import GlipError
 from glip_deploy.files import cache_folder
-from glip_deploy.frames.canvas import Canvas, Resize, make_canvas
-from glip_deploy.frames.device import DeviceCanvas, device_canvas, is_on_device
+from glip_deploy.frames.canvas import Resize
+from glip_deploy.frames.device import network_canvas
 from glip_deploy.prompts.cache import PromptCache
 from glip_deploy.prompts.syntax import PromptText
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
@@ -236,12 +236,13 @@ class Detector:
         encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
         limits = thresholds(encoded.prompt, threshold)
         clock = _Clock(timings)
-        short, long = self.shortest_side, self.longest_side
-        canvas: Canvas | DeviceCanvas
-        if any(is_on_device(frame) for frame in frames):
-            canvas = device_canvas(frames, color=color, shortest_side=short, longest_side=long)
-        else:
-            canvas = make_canvas(frames, color=color, shortest_side=short, longest_side=long, method=self.resize)
+        canvas = network_canvas(
+            frames,
+            color=color,
+            shortest_side=self.shortest_side,
+            longest_side=self.longest_side,
+            method=self.resize,
+        )
         clock.lap(FrameStep.RESIZE)
         inputs = ImageInputs.of(canvas.pixels, canvas.image_sizes, encoded.embedding, encoded.prompt.class_map)
         found = self.backend.detect(inputs)

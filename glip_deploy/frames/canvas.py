@@ -1,7 +1,7 @@
-"""Resize pictures exactly as GLIP was trained, and lay them on the network's canvas.
+"""Pictures resized as GLIP was trained and laid on the network's canvas.
 
-Everything here stays uint8: the graph subtracts the mean, divides by the deviation and zeroes the padding
-itself, so a frame is uploaded as bytes.
+Everything here stays uint8: the graph itself subtracts the mean, divides by the deviation and zeroes the padding, so a
+frame is uploaded as bytes.
 """
 
 from __future__ import annotations
@@ -9,51 +9,84 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError, OptionError
+from glip_deploy.frames.geometry import canvas_size, network_size
+from glip_deploy.frames.load import as_frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
-from glip_deploy.frames.geometry import canvas_size, network_size
-from glip_deploy.frames.load import as_frame
 
-__all__ = ["Canvas", "Color", "Resize", "make_canvas", "resize"]
+    from glip_deploy.frames.device import DeviceCanvas
 
-_Choice = TypeVar("_Choice", bound=StrEnum)
+__all__ = ["Canvas", "Color", "NetworkCanvas", "Resize", "make_canvas", "resize"]
 
 
-class Color(StrEnum):
+class _Choice(StrEnum):
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """Return the member that a value names.
+
+        Raises:
+            OptionError: it names none.
+        """
+        try:
+            return cls(str(value))
+        except ValueError:
+            legal = " or ".join(f'"{member}"' for member in cls)
+            raise OptionError(f"{cls.__name__.lower()} is {value!r}; it must be {legal}") from None
+
+
+class Color(_Choice):
     """Channel order of a frame."""
 
     BGR = "bgr"
     RGB = "rgb"
 
 
-class Resize(StrEnum):
+class Resize(_Choice):
     """How a picture is brought to the network's size.
 
-    `EXACT` is the official arithmetic: Pillow's antialiased bilinear on uint8.
+    `EXACT` is the official arithmetic: Pillow's antialiased bilinear filter on uint8.
 
-    `FAST` is for video and changes pixels, so detections near a threshold may change. Shrinking by two or
-    more, it first averages whole blocks of pixels, then resizes bilinearly; by less, it uses the box filter;
-    enlarging, it is EXACT.
+    `FAST` is for video and changes pixels, so detections near a threshold may change. Where it shrinks by two or more,
+    it averages whole blocks of pixels before the bilinear filter; where it shrinks by less, it uses the box filter;
+    where it enlarges, it is EXACT.
 
     Measured to 1333x750 by `glip-bench` (benchmarks/results, two cores of an AMD EPYC, Pillow 13), medians:
     1920x1080 17 -> 12 ms, 2560x1440 25 -> 17 ms, 3840x2160 44 -> 28 ms. Mean difference to EXACT on a photograph
-    shrunk by the same factors: 4.6, 4.4 and 1.3 grey levels.
+    shrunk by the same factors: 4.6, 4.4 and 1.3 gray levels.
     """
 
     EXACT = "exact"
     FAST = "fast"
 
 
+class NetworkCanvas(Protocol):
+    """A batch of pictures for the image branch, in host memory (`Canvas`) or on the GPU (`DeviceCanvas`)."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8] | DeviceCanvas:
+        """What the image branch takes."""
+
+    @property
+    def image_sizes(self) -> NDArray[np.int64]:
+        """(B, 2) int64, (height, width) of each resized picture, in network pixels."""
+
+    @property
+    def original_sizes(self) -> NDArray[np.int64]:
+        """(B, 2) int64, (height, width) of each frame before resizing, in pixels."""
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A batch as the image graph takes it.
+    """A batch as the image graph takes it, in host memory.
 
     Attributes:
         frames: (B, Hp, Wp, 3) uint8, BGR; each picture in the top left corner, zero elsewhere; Hp and Wp are
@@ -68,7 +101,7 @@ class Canvas:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """What the image branch takes."""
+        """The frames: what the image branch takes."""
         return self.frames
 
     @property
@@ -84,12 +117,13 @@ def resize(frame: NDArray[np.uint8], size: tuple[int, int], method: Resize | str
     """Resize a (H, W, 3) uint8 frame to `size`, (height, width) in pixels; channel order unchanged.
 
     Returns:
-        (height, width, 3) uint8; read-only or the frame itself where nothing had to change.
+        (height, width, 3) uint8, read-only; the frame itself where it has that size already.
 
     Raises:
-        GlipError: an unknown method or an illegal frame.
+        OptionError: an unknown method.
+        FrameError: an illegal frame.
     """
-    way = _member(Resize, method, "resize method")
+    way = Resize.of(method)
     frame = as_frame(frame)
     if frame.shape[:2] == tuple(size):
         return frame
@@ -107,13 +141,13 @@ def make_canvas(
 ) -> Canvas:
     """Resize frames and lay them on one zero-padded BGR canvas.
 
-    Official: `Resize` and `to_image_list(size_divisible=32)`; padding is right and below. Padding is seen by
-    the network, so frames of different shapes in one batch influence each other's results slightly, as they
-    do officially.
+    Official: `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize`, and `structures/image_list.py`,
+    `to_image_list(size_divisible=32)`; the padding is right and below. The network sees the padding, so frames of
+    different shapes in one batch change each other's results slightly, as they do officially.
 
     Args:
-        frames: B pictures as `as_frame` takes them, or one alone.
-        color: channel order of the frames. There is no default: a wrong guess costs accuracy in silence.
+        frames: B pictures as `as_frame` takes them, or a single one.
+        color: channel order of the frames. There is no default, because the wrong one costs accuracy without an error.
         shortest_side: in network pixels.
         longest_side: in network pixels; None for no limit (the official demo).
         method: `Resize.EXACT` or `Resize.FAST`.
@@ -121,14 +155,15 @@ def make_canvas(
             then overwritten. It is used where its shape fits; otherwise a new one is made.
 
     Raises:
-        GlipError: no frames, an illegal frame, colour, method or size.
+        FrameError: no frames, or an illegal frame.
+        OptionError: an illegal color, method or side.
     """
-    order = _member(Color, color, "color")
-    way = _member(Resize, method, "resize method")
+    order = Color.of(color)
+    way = Resize.of(method)
     if isinstance(frames, np.ndarray) and frames.ndim < 4:
         frames = [frames]
     if len(frames) == 0:
-        raise GlipError("no frames: a batch holds at least one picture")
+        raise FrameError("no frames: a batch holds at least one picture")
     pictures = [as_frame(frame) for frame in frames]
     sizes = [network_size(picture.shape[0], picture.shape[1], shortest_side, longest_side) for picture in pictures]
     shape = (len(pictures), *canvas_size(sizes), 3)
@@ -143,14 +178,6 @@ def make_canvas(
         image_sizes=np.array(sizes, dtype=np.int64),
         original_sizes=np.array([picture.shape[:2] for picture in pictures], dtype=np.int64),
     )
-
-
-def _member(kind: type[_Choice], value: object, name: str) -> _Choice:
-    try:
-        return kind(str(value))
-    except ValueError:
-        legal = " or ".join(f'"{member}"' for member in kind)
-        raise GlipError(f"{name} is {value!r}; it must be {legal}, said explicitly") from None
 
 
 def _resized(frame: NDArray[np.uint8], size: tuple[int, int], method: Resize) -> Image.Image:
@@ -174,7 +201,7 @@ def _write_bgr(target: NDArray[np.uint8], picture: NDArray[np.uint8], color: Col
     if picture.shape[:2] == (height, width):
         target[...] = picture if color is Color.BGR else picture[:, :, ::-1]
         return
-    # Pillow's packer swaps channels for free; the same in numpy is a strided copy.
+    # Pillow swaps the channels while it copies them out; in numpy that would be a second, strided copy.
     packing = "RGB" if color is Color.BGR else "BGR"
     data = _resized(picture, (height, width), method).tobytes("raw", packing)
     target[...] = np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)

@@ -1,21 +1,22 @@
-"""Frames that are in GPU memory already: PyCUDA, CuPy, PyTorch, Numba and others say where, and they stay there."""
+"""Frames that are in GPU memory already, from PyCUDA, CuPy, PyTorch, Numba and others: they stay on the GPU."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
-from glip_deploy.frames.canvas import Color
+from glip_deploy.errors import FrameError
+from glip_deploy.frames.canvas import Color, NetworkCanvas, Resize, make_canvas
 from glip_deploy.frames.geometry import canvas_size, network_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DeviceCanvas", "DeviceFrame", "device_canvas", "is_on_device"]
+__all__ = ["DeviceCanvas", "DeviceFrame", "device_canvas", "is_on_device", "network_canvas"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class DeviceFrame:
     height: int
     width: int
     channels: int
-    """3, or 4 with one that is passed over."""
+    """3, or 4 of which the last is ignored."""
     row_bytes: int
-    """From one row to the next; rows may have gaps, as decoders leave them."""
+    """From one row to the next; rows may end in a gap, as decoders leave them."""
     stream: int | None
     """The stream whose work must be done before the picture is read; None if nothing is pending."""
     owner: Any
@@ -39,30 +40,39 @@ class DeviceFrame:
         """Read an object's `__cuda_array_interface__`, version 2 or 3.
 
         Raises:
-            GlipError: not uint8, not (H, W, 3 or 4), or with gaps between pixels.
+            FrameError: the interface is malformed, or not of uint8, not (H, W, 3 or 4), or with gaps between pixels.
         """
-        interface = frame.__cuda_array_interface__
-        shape, kind = tuple(interface["shape"]), interface["typestr"]
+        try:
+            interface = frame.__cuda_array_interface__
+            shape, kind = tuple(operator.index(side) for side in interface["shape"]), interface["typestr"]
+            strides = tuple(operator.index(step) for step in interface.get("strides") or ())
+            address, stream = operator.index(interface["data"][0]), interface.get("stream")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise FrameError(
+                f"a frame in GPU memory has a malformed __cuda_array_interface__ ({type(error).__name__}: {error});"
+                " legal is version 2 or 3"
+            ) from error
         if kind not in ("|u1", "<u1", ">u1"):
-            raise GlipError(f"a frame in GPU memory has type {kind}; legal is uint8 (|u1), convert it first")
-        if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
-            raise GlipError(f"a frame in GPU memory has shape {shape}; legal is (H, W, 3) or (H, W, 4)")
+            raise FrameError(f"a frame in GPU memory has type {kind}; legal is uint8 (|u1), convert it first")
+        if len(shape) != 3 or shape[2] not in (3, 4) or min(shape) < 1:
+            raise FrameError(f"a frame in GPU memory has shape {shape}; legal is (H, W, 3) or (H, W, 4)")
         height, width, channels = shape
-        strides = interface.get("strides") or (width * channels, channels, 1)
-        if tuple(strides[1:]) != (channels, 1) or strides[0] < width * channels:
-            raise GlipError(f"a frame in GPU memory has strides {tuple(strides)}; its rows must have no gaps inside")
-        stream = interface.get("stream")
-        return cls(int(interface["data"][0]), height, width, channels, int(strides[0]), stream, frame)
+        strides = strides or (width * channels, channels, 1)
+        if strides[1:] != (channels, 1) or strides[0] < width * channels:
+            raise FrameError(f"a frame in GPU memory has strides {strides}; its rows must have no gaps inside")
+        if address < 1:
+            raise FrameError(f"a frame in GPU memory has the address {address}; it points nowhere")
+        return cls(address, height, width, channels, strides[0], stream, frame)
 
 
 @dataclass(frozen=True)
 class DeviceCanvas:
-    """What `glip_deploy.frames.Canvas` is, before the pictures are laid on it: the GPU does that.
+    """A batch in GPU memory: the pictures, and the canvas on which the GPU will lay them; see `Canvas`.
 
     Attributes:
         pictures: B frames.
-        red: place of red in their pixels, 0 or 2.
-        shape: (B, Hp, Wp, 3), the canvas.
+        red: the index of red in their pixels, 0 or 2.
+        shape: (B, Hp, Wp, 3) of the canvas.
         image_sizes: (B, 2) int64, (height, width) of each resized picture.
         original_sizes: (B, 2) int64, (height, width) of each frame.
     """
@@ -75,14 +85,14 @@ class DeviceCanvas:
 
     @property
     def pixels(self) -> DeviceCanvas:
-        """What the image branch takes: the pictures, to be laid on the canvas on the GPU."""
+        """The batch itself: the image branch lays it on the canvas on the GPU."""
         return self
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def part(self, which: slice) -> DeviceCanvas:
-        """Some of the pictures."""
+        """Return some of the pictures, on a canvas of the same size."""
         pictures = self.pictures[which]
         shape = (len(pictures), *self.shape[1:])
         sizes, originals = self.image_sizes[which], self.original_sizes[which]
@@ -90,24 +100,25 @@ class DeviceCanvas:
 
 
 def is_on_device(frame: object) -> bool:
-    """Whether a frame is in GPU memory."""
-    return hasattr(frame, "__cuda_array_interface__")
+    """Return whether a frame is in GPU memory, that is, has a `__cuda_array_interface__`."""
+    try:
+        return hasattr(frame, "__cuda_array_interface__")
+    except RuntimeError:  # PyTorch's, for a tensor that requires a gradient; `DeviceFrame.of` says so
+        return True
 
 
 def device_canvas(
     frames: Sequence[Any], *, color: Color | str, shortest_side: int = 800, longest_side: int | None = 1333
 ) -> DeviceCanvas:
-    """Lay out frames as `glip_deploy.frames.make_canvas` does.
+    """Plan the canvas of frames in GPU memory as `glip_deploy.frames.make_canvas` does for those in host memory.
 
     Raises:
-        GlipError: a frame in host memory among them, an illegal frame, colour or size.
+        FrameError: a frame in host memory among them, or an illegal frame.
+        OptionError: an illegal color or side.
     """
+    order = Color.of(color)
     if not all(is_on_device(frame) for frame in frames):
-        raise GlipError("a batch has frames in GPU memory and in host memory; bring them to one side")
-    try:
-        order = Color(str(color))
-    except ValueError:
-        raise GlipError(f'color is {color!r}; it must be "bgr" or "rgb", said explicitly') from None
+        raise FrameError("a batch has frames in GPU memory and in host memory; bring them to one side")
     pictures = tuple(DeviceFrame.of(frame) for frame in frames)
     sizes = [network_size(picture.height, picture.width, shortest_side, longest_side) for picture in pictures]
     height, width = canvas_size(sizes)
@@ -118,3 +129,20 @@ def device_canvas(
         np.array(sizes, np.int64),
         np.array([(picture.height, picture.width) for picture in pictures], np.int64),
     )
+
+
+def network_canvas(
+    frames: Sequence[Any],
+    *,
+    color: Color | str,
+    shortest_side: int = 800,
+    longest_side: int | None = 1333,
+    method: Resize | str = Resize.EXACT,
+) -> NetworkCanvas:
+    """Return the canvas of a batch, wherever its frames are; those in GPU memory are always resized exactly.
+
+    Args and errors are those of `glip_deploy.frames.make_canvas`, and of `device_canvas` for frames in GPU memory.
+    """
+    if any(is_on_device(frame) for frame in frames):
+        return device_canvas(frames, color=color, shortest_side=shortest_side, longest_side=longest_side)
+    return make_canvas(frames, color=color, shortest_side=shortest_side, longest_side=longest_side, method=method)

@@ -1,12 +1,12 @@
-"""Sizes: to what a picture is resized, and how large the canvas around it is."""
+"""Sizes: to what a picture is resized, how large the canvas around it is, and rounding up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError, check_whole
 
-__all__ = ["MAX_NETWORK_PIXELS", "SIZE_DIVISOR", "canvas_size", "ceil_div", "ceil_to", "network_size"]
+__all__ = ["MAX_NETWORK_PIXELS", "SIZE_DIVISOR", "canvas_size", "ceil_div", "ceil_to", "check_sides", "network_size"]
 
 MAX_NETWORK_PIXELS = 64_000_000
 """Largest resized picture, in pixels: without a longest side, a thin strip would fill the memory."""
@@ -17,24 +17,21 @@ SIZE_DIVISOR = 32
 def network_size(height: int, width: int, shortest_side: int = 800, longest_side: int | None = 1333) -> tuple[int, int]:
     """Return the (height, width), in pixels, to which the official code resizes a picture.
 
-    Official `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize.get_size` (evaluation); without a
-    longest side, the demo's `torchvision.transforms.Resize`. The roundings are theirs: where the longest
-    side rules, the shortest is rounded first and the longest follows from it, so it may end a little to
-    either side of `longest_side` (2000x500 gives 1332x333).
+    Official: `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize.get_size` (evaluation); without a longest
+    side, the demo's `torchvision.transforms.Resize`. The roundings are theirs: where the longest side decides, the
+    shortest is rounded first and the longest follows from it, so it may end a little to either side of
+    `longest_side` (2000x500 gives 1332x333).
 
-    A strip so thin that its short side would round to nothing, where the official code fails, becomes one
-    pixel by `longest_side`.
+    A strip so thin that its short side would round to nothing, where the official code fails, becomes one pixel by
+    `longest_side`.
 
     Raises:
-        GlipError: a side below 1, or a result above `MAX_NETWORK_PIXELS`.
+        OptionError: a side that is not a whole number from 1 to `MAX_NETWORK_PIXELS`.
+        FrameError: an empty picture, or one whose resized area is above `MAX_NETWORK_PIXELS`.
     """
+    check_sides(shortest_side, longest_side)
     if height < 1 or width < 1:
-        raise GlipError(f"picture is {width}x{height}: both sides must be at least 1 pixel")
-    if shortest_side < 1 or (longest_side is not None and longest_side < 1):
-        raise GlipError(
-            f"shortest side {shortest_side} and longest side {longest_side}: both must be at least 1 pixel;"
-            " the official values are 800 and 1333"
-        )
+        raise FrameError(f"picture is {width}x{height}: both sides must be at least 1 pixel")
     short, long = min(height, width), max(height, width)
     new_short = shortest_side
     new_long = None
@@ -45,12 +42,23 @@ def network_size(height: int, width: int, shortest_side: int = 800, longest_side
     if new_long is None:
         new_long = int(new_short * long / short)
     if new_short * new_long > MAX_NETWORK_PIXELS:
-        raise GlipError(
+        raise FrameError(
             f"a {width}x{height} picture resized to a shortest side of {shortest_side} has a side of"
             f" {new_long} pixels, {new_short * new_long} in all, more than {MAX_NETWORK_PIXELS};"
             " set a longest side (official: 1333) or crop the picture"
         )
     return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def check_sides(shortest_side: int, longest_side: int | None) -> None:
+    """Check the sides to which pictures are resized, in pixels; a longest side of None is no limit.
+
+    Raises:
+        OptionError: one is not a whole number from 1 to `MAX_NETWORK_PIXELS`.
+    """
+    check_whole("shortest_side", shortest_side, 1, MAX_NETWORK_PIXELS, unit="pixel")
+    if longest_side is not None:
+        check_whole("longest_side", longest_side, 1, MAX_NETWORK_PIXELS, unit="pixel")
 
 
 def ceil_div(value: int, divisor: int) -> int:

@@ -1,14 +1,15 @@
-"""Decode and check pictures: files to pixels, and any array to (H, W, 3) uint8."""
+"""Pictures decoded and checked: files to pixels, and arrays to (H, W, 3) uint8."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError
 
 if TYPE_CHECKING:
     import os
@@ -20,38 +21,38 @@ __all__ = ["MAX_PIXELS", "as_frame", "load_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture accepted, in pixels: above it Pillow refuses to decode (a decompression bomb)."""
-_EXIF_ORIENTATION = 0x0112
 
 
 def as_frame(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a decoded picture as (H, W, 3) uint8, channel order unchanged; the same memory if it was that.
+    """Return a decoded picture as (H, W, 3) uint8, channel order unchanged; the same memory if it was that already.
 
-    Grey becomes three equal channels. A fourth channel is alpha and is dropped, not blended, as the official
-    code does (`Image.convert("RGB")`). 16 bits are scaled over their full range, 65535 to 255.
+    Gray becomes three equal channels. A fourth channel is alpha and is dropped, not blended, as the official code does
+    (`Image.convert("RGB")`). 16 bits are scaled over their full range, 65535 to 255.
 
     Args:
         array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
 
     Raises:
-        GlipError: anything else, an empty picture, or more than `MAX_PIXELS` pixels.
+        FrameError: anything else, an empty picture, or more than `MAX_PIXELS` pixels.
     """
     if not isinstance(array, np.ndarray):
-        raise GlipError(
+        raise FrameError(
             f"a frame must be a numpy array of shape (H, W, 3) and dtype uint8, not {type(array).__name__};"
             " use numpy.asarray or glip_deploy.load_image"
         )
+    array = np.asarray(array)  # a subclass, such as numpy.matrix, has an indexing of its own
     what = f"frame has shape {array.shape} and dtype {array.dtype}"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         channels_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         advice = "channels come last: use array.transpose(1, 2, 0)" if channels_first else "pass one picture at a time"
-        raise GlipError(f"{what}; legal shapes are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4); {advice}")
+        raise FrameError(f"{what}; legal shapes are (H, W), (H, W, 1), (H, W, 3) and (H, W, 4); {advice}")
     if array.dtype not in (np.uint8, np.uint16):
-        raise GlipError(f"{what}; legal dtypes are uint8 (0..255) and uint16 (0..65535); convert it first")
+        raise FrameError(f"{what}; legal dtypes are uint8 (0..255) and uint16 (0..65535); convert it first")
     height, width = array.shape[:2]
     if height < 1 or width < 1:
-        raise GlipError(f"{what}; both sides must be at least 1 pixel")
+        raise FrameError(f"{what}; both sides must be at least 1 pixel")
     if height * width > MAX_PIXELS:
-        raise GlipError(
+        raise FrameError(
             f"{what}: {height * width} pixels, more than the {MAX_PIXELS} accepted;"
             " shrink the picture or cut it into tiles"
         )
@@ -68,68 +69,59 @@ def as_frame(array: NDArray[Any]) -> NDArray[np.uint8]:
 def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Decode a picture file to (H, W, 3) uint8 RGB; of several pictures in a file, the first.
 
-    Upright by its EXIF orientation. Grey, palette, CMYK and 16-bit files are converted; alpha is dropped, as
-    the official code does (`Image.open(path).convert("RGB")`, which does not look at EXIF).
+    It is turned upright by its EXIF orientation. Gray, palette, CMYK and 16-bit files are converted; alpha is dropped,
+    as the official code does (`Image.open(path).convert("RGB")`, which does not look at EXIF).
 
     Raises:
-        GlipError: missing, unreadable, truncated, not a picture, 32 bits per sample, or above `MAX_PIXELS`.
+        FrameError: missing, unreadable, truncated, not a picture, 32 bits per sample, or above `MAX_PIXELS`.
     """
     from PIL import Image, UnidentifiedImageError
 
     file = Path(path)
-    if not file.is_file():
-        problem = "is not a file" if file.exists() else "does not exist"
-        raise GlipError(f"picture {file} {problem}; give the path of an image file")
     try:
+        if not file.is_file():
+            problem = "is not a file" if file.exists() else "does not exist"
+            raise FrameError(f"picture {file} {problem}; give the path of an image file")
         with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(file, f"{image.width}x{image.height}, {image.width * image.height} pixels")
             image.load()
-            pixels = _decoded(image, file)
-            orientation = _orientation(image)
-    except GlipError:
+            _turn_upright(image)
+            return np.ascontiguousarray(_decoded(image, file))
+    except FrameError:
         raise
     except Image.DecompressionBombError as error:
-        # Pillow refuses before anyone can ask for width and height; its message has the pixel count.
+        # Pillow refuses before width and height can be asked for; its message has the pixel count.
         count = re.search(r"\d+", str(error))
         raise _too_large(file, f"{count.group() if count else 'too many'} pixels") from error
     except UnidentifiedImageError as error:
-        raise GlipError(f"picture {file} is not in a format Pillow can read; convert it to JPEG or PNG") from error
+        raise FrameError(f"picture {file} is not in a format Pillow can read; convert it to JPEG or PNG") from error
     except Exception as error:  # a damaged file makes decoders raise anything, from OSError to SyntaxError
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise GlipError(f"picture {file} cannot be decoded ({reason}); it may be truncated, write it again") from error
-    return np.ascontiguousarray(_upright(pixels, orientation))
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise FrameError(f"picture {file} cannot be decoded ({reason}); it may be truncated, write it again") from error
 
 
-def _too_large(file: Path, size: str) -> GlipError:
-    return GlipError(
+def _too_large(file: Path, size: str) -> FrameError:
+    return FrameError(
         f"picture {file} is too large ({size}); at most {MAX_PIXELS} pixels are accepted;"
         " shrink it or cut it into tiles"
     )
 
 
+def _turn_upright(image: Image.Image) -> None:
+    from PIL import ImageOps
+
+    # Damaged EXIF raises anything. The pixels are good: the picture is taken as it is stored.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
 def _decoded(image: Image.Image, file: Path) -> NDArray[np.uint8]:
     if image.mode == "F":
-        raise GlipError(f"picture {file} has floating-point samples; convert it to 8 or 16 bits")
+        raise FrameError(f"picture {file} has floating-point samples; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16 and its byte orders; older Pillow opens 16-bit files as I, 32 bits
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise GlipError(f"picture {file} has 32-bit samples above 65535; convert it to 8 or 16 bits")
+            raise FrameError(f"picture {file} has 32-bit samples above 65535; convert it to 8 or 16 bits")
         return as_frame(samples.astype(np.uint16))
     return np.asarray(image.convert("RGB"))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF raises anything; the pixels are good, so the picture is taken as stored
-        return 1
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation in (5, 7):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 4):
-        return np.flip(pixels, axis=1 if orientation == 2 else 0)
-    turns = {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0)
-    return np.rot90(pixels, turns)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError, OptionError
 from glip_deploy.frames.canvas import Canvas, Resize, make_canvas, resize
 from glip_deploy.frames.geometry import MAX_NETWORK_PIXELS, network_size
 from glip_deploy.frames.load import as_frame, load_image
@@ -48,15 +48,25 @@ def test_a_thin_strip_keeps_one_pixel():
 
 
 def test_a_thin_strip_without_a_longest_side_is_refused():
-    with pytest.raises(GlipError, match=r"5000x1 .* side of 4000000 .* set a longest side"):
+    with pytest.raises(FrameError, match=r"5000x1 .* side of 4000000 .* set a longest side"):
         network_size(1, 5000, longest_side=None)
     assert MAX_NETWORK_PIXELS < 800 * 4000000
 
 
-@pytest.mark.parametrize("arguments", [(0, 5), (5, 5, 0), (5, 5, 800, 0)])
-def test_sides_below_one_are_refused(arguments):
-    with pytest.raises(GlipError, match="at least 1 pixel"):
-        network_size(*arguments)
+def test_an_empty_picture_is_refused():
+    with pytest.raises(FrameError, match="picture is 5x0: both sides must be at least 1 pixel"):
+        network_size(0, 5)
+
+
+@pytest.mark.parametrize("side", [0, -1, 10**9, 10**400, 10**5000, 800.0, "800", True], ids=range(8))
+def test_sides_out_of_range_are_refused(side):
+    for name, arguments in (("shortest_side", (side,)), ("longest_side", (800, side))):
+        with pytest.raises(
+            OptionError, match=f"{name} is .*; it must be a whole number of at least 1 pixel and"
+        ) as caught:
+            network_size(5, 5, *arguments)
+        assert len(str(caught.value)) < 200
+    assert network_size(5, 5, np.int64(800), np.int32(1333)) == (800, 800)
 
 
 # --- canvas ---
@@ -113,13 +123,13 @@ def test_a_buffer_that_does_not_fit_is_left_alone():
 
 
 @pytest.mark.parametrize("color", [None, "", "gbr", 3])
-def test_the_colour_is_said_explicitly(color):
-    with pytest.raises(GlipError, match=r'color is .*; it must be "bgr" or "rgb"'):
+def test_the_color_has_no_default(color):
+    with pytest.raises(OptionError, match=r'color is .*; it must be "bgr" or "rgb"'):
         make_canvas([picture(4, 4)], color=color)
 
 
 def test_no_frames():
-    with pytest.raises(GlipError, match="at least one picture"):
+    with pytest.raises(FrameError, match="at least one picture"):
         make_canvas([], color="rgb")
 
 
@@ -149,22 +159,28 @@ def test_fast_is_near_exact_on_a_smooth_picture(size):
 
 
 def test_unknown_method():
-    with pytest.raises(GlipError, match=r"resize method is 'cubic'; it must be \"exact\" or \"fast\""):
+    with pytest.raises(OptionError, match=r"resize is 'cubic'; it must be \"exact\" or \"fast\""):
         resize(picture(4, 4), (2, 2), "cubic")
 
 
 # --- frames ---
 
 
-def test_a_frame_in_order_is_not_copied():
+def test_a_legal_frame_is_not_copied():
     frame = picture(5, 6)
     assert np.shares_memory(as_frame(frame), frame)
 
 
-def test_grey_alpha_and_sixteen_bits():
-    grey = picture(5, 6)[:, :, 0]
-    np.testing.assert_array_equal(as_frame(grey), np.stack([grey] * 3, axis=2))
-    np.testing.assert_array_equal(as_frame(grey[:, :, None]), as_frame(grey))
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_a_matrix_is_an_array():
+    gray = picture(5, 6)[:, :, 0]
+    np.testing.assert_array_equal(as_frame(np.matrix(gray)), as_frame(gray))
+
+
+def test_gray_alpha_and_sixteen_bits():
+    gray = picture(5, 6)[:, :, 0]
+    np.testing.assert_array_equal(as_frame(gray), np.stack([gray] * 3, axis=2))
+    np.testing.assert_array_equal(as_frame(gray[:, :, None]), as_frame(gray))
     rgba = np.concatenate([picture(5, 6), np.zeros((5, 6, 1), np.uint8)], axis=2)
     np.testing.assert_array_equal(as_frame(rgba), rgba[:, :, :3])
     deep = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
@@ -187,7 +203,7 @@ def test_grey_alpha_and_sixteen_bits():
     ],
 )
 def test_illegal_frames(array, match):
-    with pytest.raises(GlipError, match=match) as caught:
+    with pytest.raises(FrameError, match=match) as caught:
         as_frame(array)
     assert "\n" not in str(caught.value)
 
@@ -230,32 +246,38 @@ def test_damaged_exif_does_not_lose_the_picture(tmp_path):
 
 def test_a_float_file_is_refused(tmp_path):
     Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "x.tif")
-    with pytest.raises(GlipError, match="floating-point"):
+    with pytest.raises(FrameError, match="floating-point"):
         load_image(tmp_path / "x.tif")
 
 
 def test_a_32_bit_file_is_refused(tmp_path):
     Image.fromarray(np.full((3, 3), 70000, np.int32)).save(tmp_path / "x.tif")
-    with pytest.raises(GlipError, match="32-bit samples"):
+    with pytest.raises(FrameError, match="32-bit samples"):
         load_image(tmp_path / "x.tif")
 
 
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(FrameError, match="cannot be decoded") as caught:
+        load_image(tmp_path / ("n" * 300))
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_folder_empty_text_truncated(tmp_path):
-    with pytest.raises(GlipError, match="does not exist"):
+    with pytest.raises(FrameError, match="does not exist"):
         load_image(tmp_path / "absent.jpg")
-    with pytest.raises(GlipError, match="is not a file"):
+    with pytest.raises(FrameError, match="is not a file"):
         load_image(tmp_path)
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no picture")
     for name in ("empty.jpg", "text.jpg"):
-        with pytest.raises(GlipError, match="not in a format"):
+        with pytest.raises(FrameError, match="not in a format"):
             load_image(tmp_path / name)
     for suffix in ("jpg", "png", "webp", "gif", "bmp"):
         whole = tmp_path / f"whole.{suffix}"
         Image.fromarray(picture(64, 64)).save(whole)
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-        with pytest.raises(GlipError, match=r"cannot be decoded|not in a format") as caught:
+        with pytest.raises(FrameError, match=r"cannot be decoded|not in a format") as caught:
             load_image(cut)
         assert str(cut) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -274,12 +296,12 @@ def bare_png(path, width, height):
 
 def test_a_20000_by_20000_file_is_refused_before_it_is_decoded(tmp_path):
     bare_png(tmp_path / "bomb.png", 20000, 20000)
-    with pytest.raises(GlipError, match=r"too large \(400000000 pixels\); at most 178956970"):
+    with pytest.raises(FrameError, match=r"too large \(400000000 pixels\); at most 178956970"):
         load_image(tmp_path / "bomb.png")
 
 
 def test_the_limit_holds_where_pillow_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     bare_png(tmp_path / "bomb.png", 20000, 20000)
-    with pytest.raises(GlipError, match=r"too large \(20000x20000, 400000000 pixels\)"):
+    with pytest.raises(FrameError, match=r"too large \(20000x20000, 400000000 pixels\)"):
         load_image(tmp_path / "bomb.png")

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from simulated_tensorrt import SimulatedDeviceArray
 import glip_deploy.backends
 from glip_deploy import Detector, GlipError
 from glip_deploy.backends.cuda import compile_kernel
-from glip_deploy.frames import load_image, make_canvas, resize
-from glip_deploy.frames.device import DeviceFrame, device_canvas, is_on_device
+from glip_deploy.errors import FrameError, OptionError
+from glip_deploy.frames import Canvas, load_image, make_canvas, resize
+from glip_deploy.frames.device import DeviceCanvas, DeviceFrame, device_canvas, is_on_device, network_canvas
 
 SOURCE = Path(glip_deploy.backends.__file__).with_name("resize.cu")
 HOST = """
@@ -77,7 +79,7 @@ def drawn(kernel, array, color, **sides):
     shortest=st.integers(1, 120),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_kernel_is_the_cpus_resize_to_one_grey_level(kernel, height, width, channels, gap, color, shortest, seed):
+def test_the_kernel_is_the_cpus_resize_to_one_gray_level(kernel, height, width, channels, gap, color, shortest, seed):
     picture = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     array = SimulatedDeviceArray(picture, width * channels + gap)
     sides = {"shortest_side": shortest, "longest_side": 200}
@@ -136,17 +138,48 @@ def test_what_is_read_of_a_frame():
         ({"shape": (4, 5)}, r"has shape \(4, 5\)"),
         ({"shape": (0, 5, 3)}, r"has shape \(0, 5, 3\)"),
         ({"strides": (1, 4, 20)}, "no gaps inside"),
+        ({"data": (0, False)}, "address 0"),
+        ({"data": None}, "malformed"),
+        ({"data": ()}, "malformed"),
+        ({"data": ("x", False)}, "malformed"),
+        ({"shape": None}, "malformed"),
+        ({"shape": (4.0, 5, 3)}, "malformed"),
+        ({"shape": (-4, 5, 3)}, r"has shape \(-4, 5, 3\)"),
+        ({"strides": 15}, "malformed"),
+        ({"strides": ("a", 3, 1)}, "malformed"),
     ],
 )
-def test_frames_that_cannot_be(change, message):
+def test_illegal_frames(change, message):
     array = SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))
     array.__cuda_array_interface__.update(change)
-    with pytest.raises(GlipError, match=message):
+    with pytest.raises(FrameError, match=message):
         DeviceFrame.of(array)
 
 
-def test_a_colour_must_be_said():
-    with pytest.raises(GlipError, match='must be "bgr" or "rgb"'):
+def test_an_interface_that_cannot_be_read():
+    class Incomplete:
+        __cuda_array_interface__: ClassVar = {"version": 3}
+
+    class Learning:
+        @property
+        def __cuda_array_interface__(self):
+            raise RuntimeError("a variable that requires grad")
+
+    for frame in (Incomplete(), Learning()):
+        with pytest.raises(FrameError, match="malformed __cuda_array_interface__"):
+            network_canvas([frame], color="rgb")
+
+
+def test_a_batch_is_on_one_side():
+    here, there = np.zeros((4, 5, 3), np.uint8), SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))
+    assert isinstance(network_canvas([here], color="rgb"), Canvas)
+    assert isinstance(network_canvas([there], color="rgb"), DeviceCanvas)
+    with pytest.raises(FrameError, match="in GPU memory and in host memory"):
+        network_canvas([here, there], color="rgb")
+
+
+def test_the_color_has_no_default():
+    with pytest.raises(OptionError, match='must be "bgr" or "rgb"'):
         device_canvas([SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))], color="grey")
 
 
