@@ -1,4 +1,4 @@
-"""What was found in one picture, and how candidates of the image graph become it."""
+"""The detections of one picture, and the forms in which they are passed on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage
+from glip_deploy.results.coco import coco_results
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,8 +51,7 @@ def _no_labels() -> NDArray[np.int64]:
 class Detections:
     """The boxes of one picture, always by descending score (equal scores keep the order given).
 
-    `len(d)`, `for one in d` and `d[3]` give single `Detection`s; `d[:10]`, `d[d.scores > 0.5]` and
-    `d[[0, 2]]` give `Detections`.
+    `for one in d` and `d[3]` give single `Detection`s; `d[:10]`, `d[d.scores > 0.5]` and `d[[0, 2]]` give `Detections`.
 
     Example:
         >>> found = Detections(
@@ -70,8 +70,8 @@ class Detections:
         phrases: the class of each box, as the prompt names it; N of them.
 
     Raises:
-        ValueError: shapes or lengths that do not belong together, a number that is not finite, or a negative
-            or fractional label.
+        ValueError: shapes or lengths that do not match, a number that is not finite, or a negative or fractional
+            label.
     """
 
     boxes: NDArray[np.float32] = field(default_factory=_no_boxes)
@@ -149,8 +149,8 @@ class Detections:
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}` per box, ready for JSON.
 
-        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats. The
-        form of Hugging Face's zero-shot object detection pipeline.
+        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats. This is the form
+        of Hugging Face's zero-shot object detection pipeline.
         """
         return [
             {
@@ -164,7 +164,7 @@ class Detections:
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return COCO results: `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` per box.
 
-        Widths count the last pixel, `x2 - x1 + 1`, as the official evaluation writes them
+        Widths include the last pixel, `x2 - x1 + 1`, as the official evaluation writes them
         (`BoxList.convert("xywh")`, `coco_eval.prepare_for_coco_detection`).
 
         Args:
@@ -172,37 +172,20 @@ class Detections:
             category_ids: COCO category of each class, in the prompt's order; by default 1, 2, ...
 
         Raises:
-            GlipError: fewer category ids than the classes found.
+            OptionError: fewer category ids than the classes found.
         """
-        if category_ids is not None and len(self) and self.labels.max() >= len(category_ids):
-            raise GlipError(
-                f"{len(category_ids)} category ids, but class {self.labels.max()} was found;"
-                " give one id per class of the prompt"
-            )
-        results = []
-        for one in self:
-            x1, y1, x2, y2 = one.box
-            category = one.label + 1 if category_ids is None else int(category_ids[one.label])
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category,
-                    "bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1],
-                    "score": one.score,
-                }
-            )
-        return results
+        return coco_results(self, image_id, category_ids)
 
     def to_supervision(self) -> Any:
         """Return a `supervision.Detections`; the phrases are its `data["class_name"]`.
 
         Raises:
-            GlipError: the `supervision` package is not installed.
+            MissingPackage: the `supervision` package is not installed.
         """
         try:
             supervision: Any = import_module("supervision")
         except ImportError as error:
-            raise GlipError(
+            raise MissingPackage(
                 "to_supervision needs the supervision package, which is not installed;"
                 " pip install supervision, or use to_dicts()"
             ) from error

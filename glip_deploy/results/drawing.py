@@ -1,7 +1,7 @@
-"""Detections on a picture: outlines, and a label on a coloured tag that stays inside the picture.
+"""Detections drawn on a picture: outlines, and labels on colored tags that stay inside the picture.
 
-Sizes follow the picture, so a thumbnail and a 4K frame look alike. The colour of a class depends on its index
-alone: the same in every frame and every run.
+Line width and text size follow the size of the picture, so a thumbnail and a 4K frame look alike. The color of a class
+depends only on its index, so it is the same in every frame and every run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ _PALETTE = (
     (232, 200, 32),
 )
 _GOLDEN = (math.sqrt(5) - 1) / 2
-# Fonts with more than Latin letters, by file name; Pillow knows where each system keeps its fonts.
+# Fonts with more than Latin letters, by file name; Pillow knows the folders in which each system keeps its fonts.
 _FALLBACK_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -57,7 +57,7 @@ _FALLBACK_FONTS = (
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Return the RGB colour, 0..255, of a class index: twelve chosen ones, then golden-ratio steps of hue."""
+    """Return the RGB color, 0..255, of a class index: twelve fixed ones, then steps of hue by the golden ratio."""
     if 0 <= label < len(_PALETTE):
         return _PALETTE[label]
     hue = (label * _GOLDEN) % 1.0
@@ -69,10 +69,10 @@ def class_color(label: int) -> tuple[int, int, int]:
 def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
     """Draw detections on a copy of a picture.
 
-    Better scores are drawn over worse ones. Labels avoid each other where there is room.
+    Higher scores are drawn over lower ones. Labels avoid each other where there is room.
 
     Args:
-        frame: (H, W, 3) uint8 RGB; left as it is.
+        frame: (H, W, 3) uint8 RGB; not changed.
         detections: boxes in pixels of `frame`. What lies outside the picture is cut off; boxes that are not
             finite are left out.
 
@@ -80,10 +80,10 @@ def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        GlipError: the frame has another shape or dtype.
+        FrameError: the frame has another shape or dtype.
     """
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise GlipError(f"frame has shape {frame.shape} and dtype {frame.dtype}; draw on (H, W, 3) uint8 RGB only")
+        raise FrameError(f"frame has shape {frame.shape} and dtype {frame.dtype}; draw on (H, W, 3) uint8 RGB only")
     boxes = np.asarray(detections.boxes, dtype=np.float64).reshape(-1, 4)
     drawable = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     if not len(drawable):
@@ -122,7 +122,7 @@ def _outline(draw: Any, box: Box, color: tuple[int, int, int], line: int) -> Non
     x0, y0, x1, y1 = box
     small = min(x1 - x0, y1 - y0)
     radius = min(2 * line, small // 4) if line > 1 else 0
-    # A dark hairline on both sides keeps the outline visible on a background of its own colour.
+    # A dark hairline on both sides keeps the outline visible on a background of its own color.
     if small > 6 * line:
         draw.rounded_rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), radius + 1, outline=(0, 0, 0, 110))
         inner = (x0 + line, y0 + line, x1 - line, y1 - line)
@@ -131,7 +131,7 @@ def _outline(draw: Any, box: Box, color: tuple[int, int, int], line: int) -> Non
 
 
 def _place(size: tuple[int, int], box: Box, picture: tuple[int, int], line: int, taken: list[Box]) -> Box:
-    """Find room for a tag: above its box, else inside, else below; the first that overlaps no other tag."""
+    """Return a place for a tag: above its box, else inside, else below; the first that overlaps no other tag."""
     x0, y0, x1, y1 = box
     width, height = size
     spots = [
@@ -144,7 +144,7 @@ def _place(size: tuple[int, int], box: Box, picture: tuple[int, int], line: int,
         (x1 + 1 - width, y1 + 1),
     ]
     inside = [(x, y) for x, y in spots if 0 <= x <= picture[0] - width and 0 <= y <= picture[1] - height]
-    # None fits as it stands: move it in, the left and the top edge winning if it is larger than the picture.
+    # For when none of them fits: two are moved inside; a tag larger than the picture keeps its top left corner.
     moved = [(max(0, min(x, picture[0] - width)), max(0, min(y, picture[1] - height))) for x, y in spots[:2]]
     candidates = [(x, y, x + width, y + height) for x, y in inside + moved]
     for spot in candidates:
@@ -159,7 +159,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 @lru_cache(maxsize=512)
 def _tag(phrase: str, score: str, color: tuple[int, int, int], size: int) -> Image.Image:
-    """A label as RGBA, rounded at the top and smooth at the edges; never to be changed, it is shared."""
+    """Return a label as RGBA with rounded, smooth edges. It is cached: do not change it."""
     from PIL import Image, ImageDraw
 
     name = " ".join(phrase.split())
@@ -171,7 +171,7 @@ def _tag(phrase: str, score: str, color: tuple[int, int, int], size: int) -> Ima
     gap = max(3, round(size * 0.42))
     name_width = math.ceil(font.getlength(name))
     score_width = math.ceil(font.getlength(score))
-    # The height does not depend on the letters, so that neighbouring tags line up.
+    # The height does not depend on the letters, so that neighboring tags line up.
     top, bottom = font.getbbox("Ågjp|")[1::2]
     width = 2 * pad + name_width + (gap if name else 0) + score_width
     height = math.ceil(bottom - top) + 2 * max(1, pad // 2)
@@ -185,7 +185,7 @@ def _tag(phrase: str, score: str, color: tuple[int, int, int], size: int) -> Ima
     draw = ImageDraw.Draw(tag)
     y = max(1, pad // 2) - top
     draw.text((pad, y), name, font=font, fill=(*ink, 255))
-    # Blended here rather than drawn half transparent: on an opaque tag that would make a hole.
+    # The color is blended here: half-transparent ink would make the opaque tag itself transparent.
     faint = tuple(round(0.78 * i + 0.22 * c) for i, c in zip(ink, color, strict=True))
     draw.text((width - pad - score_width, y), score, font=font, fill=(*faint, 255))
     tag.putalpha(shape.resize((width, height), Image.Resampling.BOX))
@@ -193,7 +193,7 @@ def _tag(phrase: str, score: str, color: tuple[int, int, int], size: int) -> Ima
 
 
 def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever contrasts more (WCAG 2 relative luminance)."""
+    """Return black or white, whichever contrasts more (WCAG 2, relative luminance)."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     with_white = 1.05 / (luminance + 0.05)
@@ -203,7 +203,7 @@ def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _font(text: str, size: int) -> Font:
-    """Pillow's own font for ASCII, the same on every machine; else the installed one with most letters."""
+    """Return Pillow's own font for ASCII, the same on every machine; else the installed one with most letters."""
     from PIL import ImageFont
 
     own = ImageFont.load_default(size)
@@ -230,6 +230,6 @@ def _installed(name: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 
 def _missing(font: Font, text: str) -> int:
-    """How many letters of `text` the font shows as its box for unknown ones."""
+    """Return how many letters of `text` the font draws as its sign for unknown ones."""
     unknown = bytes(font.getmask("\U0010ffff"))
     return sum(bytes(font.getmask(letter)) == unknown for letter in set(text) if not letter.isspace())

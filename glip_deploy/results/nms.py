@@ -1,4 +1,4 @@
-"""Class-wise non-maximum suppression with GLIP's box convention, in plain numpy."""
+"""Non-maximum suppression within each class, in numpy."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def class_wise_nms(
         return np.zeros(0, dtype=np.int64)
 
     by_score = np.argsort(-values, kind="stable")
-    # Laid out class by class, best first, the boxes a kept box may suppress are one contiguous slice
-    # after it: no gather in the loop.
+    # Laid out class by class, best first, the boxes that a kept box may suppress are the contiguous slice after it, so
+    # the loop needs no gather.
     by_class = np.argsort(classes[by_score], kind="stable")
     order = by_score[by_class]
     place = np.empty(count, dtype=np.int64)  # rank by score -> position in the class-major layout

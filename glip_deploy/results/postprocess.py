@@ -1,4 +1,4 @@
-"""Candidates of the image branch become detections: NMS, thresholds, original pixels."""
+"""From the candidates of the image branch to detections: NMS, thresholds, pixels of the original frame."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.results.detections import Detections
 from glip_deploy.results.nms import class_wise_nms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.contract import Candidates
-from glip_deploy.results.detections import Detections
 
 __all__ = ["select", "select_batch"]
 
@@ -32,11 +32,11 @@ def select(
 ) -> Detections:
     """Turn one picture's candidates into detections: NMS, the best hundred, thresholds, original pixels.
 
-    Officially (`ATSSPostProcessor`, then `GLIPDemo.select_top_predictions`) the thresholds come last. A
-    candidate at or below **every** class's threshold is dropped before NMS here, with the same result:
-    NMS goes by descending score, so such a candidate can neither suppress a better one nor take its place
-    in the best hundred. The thresholds of single classes do come last: a box of a class with a high
-    threshold takes its place in the hundred before it is rejected, as officially.
+    Officially (`ATSSPostProcessor`, then `GLIPDemo.select_top_predictions`) the thresholds come last. Here, a candidate
+    at or below **every** class's threshold is dropped before NMS, with the same result: NMS goes by descending score,
+    so such a candidate can neither suppress a better one nor take its place among the best hundred. The thresholds of
+    single classes are applied last: a box of a class with a high threshold takes its place in the hundred before it is
+    rejected, as officially.
 
     Args:
         boxes: (K, 4) float32, x1 y1 x2 y2 in network pixels, as the image graph gives them.
@@ -46,7 +46,7 @@ def select(
         phrases: C class names.
         image_size: (height, width) of the resized picture, without padding.
         original_size: (height, width) of the frame.
-        nms_threshold: IoU above which the lesser box of a class goes; 0.6 officially.
+        nms_threshold: IoU above which the box with the lower score is removed, within a class; 0.6 officially.
         max_detections: 100 officially; ties with the last one are kept.
 
     Returns:
@@ -54,7 +54,7 @@ def select(
         original / resized.
 
     Raises:
-        ValueError: shapes that do not belong together, or a class that the prompt does not have.
+        ValueError: shapes that do not match, or a class that the prompt does not have.
     """
     corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     values = np.asarray(scores, dtype=np.float32).reshape(-1)
@@ -92,16 +92,16 @@ def select_batch(
     nms_threshold: float = 0.6,
     max_detections: int = 100,
 ) -> list[Detections]:
-    """Turn the candidates of a batch into detections, a picture at a time; see `select`.
+    """Turn the candidates of a batch into the detections of each picture; see `select`.
 
     Args:
-        found: of B pictures.
+        found: the candidates of B pictures.
         image_sizes: (B, 2) integer, (height, width) of each resized picture, without padding.
         original_sizes: (B, 2) integer, (height, width) of each frame.
         thresholds: (C,) float32, per class.
         phrases: C class names.
-        nms_threshold: IoU above which the lesser box of a class goes.
-        max_detections: at most so many a picture, but for ties.
+        nms_threshold: IoU above which the box with the lower score is removed, within a class.
+        max_detections: per picture; ties with the last one are kept.
     """
     return [
         select(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage, OptionError
 from glip_deploy.results.detections import Detection, Detections
 from glip_deploy.results.nms import class_wise_nms
 from glip_deploy.results.postprocess import select
@@ -115,13 +115,13 @@ def test_coco_widths_count_the_last_pixel():
     rows = json.loads(json.dumps(three().to_coco(42), allow_nan=False))
     assert rows[2] == {"image_id": 42, "category_id": 2, "bbox": [0.0, 0.0, 10.0, 20.0], "score": 0.25}
     assert [row["category_id"] for row in three().to_coco(42, [17, 90])] == [17, 90, 90]
-    with pytest.raises(GlipError, match="1 category ids, but class 1 was found"):
+    with pytest.raises(OptionError, match="1 category ids, but class 1 was found"):
         three().to_coco(42, [17])
 
 
 def test_supervision_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(GlipError, match="pip install supervision"):
+    with pytest.raises(MissingPackage, match="pip install supervision"):
         three().to_supervision()
 
 

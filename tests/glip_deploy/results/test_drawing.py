@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError
 from glip_deploy.results.detections import Detections
 from glip_deploy.results.drawing import (
     _FALLBACK_FONTS,
@@ -30,18 +30,18 @@ def found(boxes, *, labels=None, phrases=None, scores=None):
     )
 
 
-def grey(height=200, width=300):
+def gray(height=200, width=300):
     return np.full((height, width, 3), 128, np.uint8)
 
 
 def test_nothing_found_gives_an_equal_copy():
-    frame = grey()
+    frame = gray()
     out = annotate(frame, Detections.empty())
     assert np.array_equal(out, frame) and not np.shares_memory(out, frame)
 
 
-def test_outline_lies_on_the_box_in_the_colour_of_its_class_and_the_frame_is_untouched():
-    frame = grey()
+def test_outline_lies_on_the_box_in_the_color_of_its_class_and_the_frame_is_untouched():
+    frame = gray()
     out = annotate(frame, found([[50, 80, 250, 180]], labels=[3]))
     assert (frame == 128).all()
     assert tuple(out[180, 150]) == class_color(3)
@@ -49,49 +49,49 @@ def test_outline_lies_on_the_box_in_the_colour_of_its_class_and_the_frame_is_unt
     assert (out[190:, :] == 128).all() and (out[:, 260:] == 128).all() and (out[:, :40] == 128).all()
 
 
-def test_the_label_sits_on_a_tag_of_that_colour_above_the_box():
-    out = annotate(grey(), found([[50, 80, 250, 180]], labels=[1]))
+def test_the_label_sits_on_a_tag_of_that_color_above_the_box():
+    out = annotate(gray(), found([[50, 80, 250, 180]], labels=[1]))
     above = out[60:79, 50:120].reshape(-1, 3)
     assert (above == class_color(1)).all(axis=1).mean() > 0.25
 
 
 def test_at_the_upper_edge_the_label_moves_inside():
-    out = annotate(grey(), found([[50, 0, 250, 180]], labels=[1]))
+    out = annotate(gray(), found([[50, 0, 250, 180]], labels=[1]))
     assert (out[3:16, 54:90] == class_color(1)).all(axis=2).mean() > 0.25
 
 
 def test_the_better_box_is_drawn_over_the_worse():
-    out = annotate(grey(), found([[50, 80, 250, 180]] * 2, labels=[5, 2], scores=[0.3, 0.8]))
+    out = annotate(gray(), found([[50, 80, 250, 180]] * 2, labels=[5, 2], scores=[0.3, 0.8]))
     assert tuple(out[180, 150]) == class_color(2)
 
 
 def test_lines_grow_with_the_picture():
     def thickness(height, width):
         box = [width * 0.25, height * 0.25, width * 0.75, height * 0.75]
-        out = annotate(grey(height, width), found([box]))
+        out = annotate(gray(height, width), found([box]))
         return int((out[height // 2, : width // 2] == class_color(0)).all(axis=1).sum())
 
     assert thickness(100, 100) == 1
     assert thickness(2160, 3840) > 2 * thickness(720, 1280)
 
 
-def test_colours_are_distinct_and_do_not_change():
-    colours = [class_color(i) for i in range(80)]
-    assert colours == [class_color(i) for i in range(80)]
-    assert len(set(colours)) == 80
-    first = np.array(colours[:12], float)
+def test_colors_are_distinct_and_do_not_change():
+    colors = [class_color(i) for i in range(80)]
+    assert colors == [class_color(i) for i in range(80)]
+    assert len(set(colors)) == 80
+    first = np.array(colors[:12], float)
     distances = np.linalg.norm(first[:, None] - first[None], axis=2)
     assert distances[~np.eye(12, dtype=bool)].min() > 40
 
 
 @pytest.mark.parametrize("label", [*range(40), 79, 1202])
 def test_text_contrasts_with_its_tag(label):
-    def luminance(colour):
-        c = np.array(colour) / 255
+    def luminance(color):
+        c = np.array(color) / 255
         return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
 
-    colour = class_color(label)
-    low, high = sorted((luminance(colour), luminance(_ink(colour))))
+    color = class_color(label)
+    low, high = sorted((luminance(color), luminance(_ink(color))))
     assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
@@ -127,7 +127,7 @@ def test_labels_avoid_each_other():
     boxes=st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32) for _ in range(4)]), min_size=1, max_size=4),
 )
 def test_any_box_on_any_picture_can_be_drawn(shape, boxes):
-    out = annotate(grey(*shape), found(boxes))
+    out = annotate(gray(*shape), found(boxes))
     assert out.shape == (*shape, 3) and out.dtype == np.uint8
 
 
@@ -135,7 +135,7 @@ def test_any_box_on_any_picture_can_be_drawn(shape, boxes):
     "phrase", ["кошка", "一只猫", "éléphant", "😀", "مرحبا", "a\nb\tc", "", "x" * 500, "\x00\u200b", "\ud800"]
 )
 def test_any_label_can_be_drawn(phrase):
-    out = annotate(grey(), found([[50, 80, 250, 180]], phrases=[phrase]))
+    out = annotate(gray(), found([[50, 80, 250, 180]], phrases=[phrase]))
     assert (out[60:79, 50:70] == class_color(0)).all(axis=2).any()
 
 
@@ -164,5 +164,5 @@ def test_without_installed_fonts_it_still_draws(monkeypatch):
 
 @pytest.mark.parametrize("frame", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
 def test_other_arrays_are_refused(frame):
-    with pytest.raises(GlipError, match=r"\(H, W, 3\) uint8 RGB"):
+    with pytest.raises(FrameError, match=r"\(H, W, 3\) uint8 RGB"):
         annotate(frame, Detections.empty())
