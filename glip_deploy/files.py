@@ -10,8 +10,9 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,9 +24,9 @@ __all__ = [
     "cache_folder",
     "check_file",
     "check_folder",
+    "check_outputs",
     "deliver_folder",
     "not_written",
-    "refuse_overwriting",
     "sha256_of",
     "temporary_sibling",
     "write_atomically",
@@ -65,7 +66,8 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it replaces `path` if the block ends well.
 
     Whatever happens in the block, no temporary file stays and `path` is either the old file or the whole new one. The
-    temporary name keeps the suffix, because libraries choose a format by it.
+    temporary name keeps the suffix, because libraries choose a format by it. Where `path` is a device or a pipe, which
+    cannot be replaced, it is given itself.
 
     Args:
         path: the file to make or replace.
@@ -74,6 +76,9 @@ def atomic_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         OSError: whatever writing or renaming raised; `not_written` turns it into an error for people.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:32]}.", suffix=f".part{path.suffix[:16]}", dir=path.parent)
     os.close(handle)
     partial = Path(name)
@@ -148,10 +153,27 @@ def deliver_folder(folder: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_overwriting(source: str, path: Path) -> None:
-    """Raise an OutputError if an output is the very file that is read."""
-    if path.exists() and Path(source).exists() and path.samefile(source):
-        raise OutputError(f"output {path} is the source itself and would be overwritten; choose another name")
+def check_outputs(inputs: Mapping[Path, str], outputs: Iterable[Path]) -> None:
+    """Check that no output is a file that is read or another output, without touching anything.
+
+    Args:
+        inputs: files that are read, and what they are, such as "the source itself".
+        outputs: files that will be written. Devices and pipes may be named more than once.
+
+    Raises:
+        OutputError: an output is one of the inputs, or the same file as another output.
+    """
+    read = {_identity(path): what for path, what in inputs.items()}
+    written = set()
+    for path in outputs:
+        identity = _identity(path)
+        if identity is None:
+            continue
+        if identity in read:
+            raise OutputError(f"output {path} is {read[identity]} and would be overwritten; choose another name")
+        if identity in written:
+            raise OutputError(f"output {path} is named twice; give each output a name of its own")
+        written.add(identity)
 
 
 def check_file(path: Path) -> None:
@@ -160,12 +182,13 @@ def check_file(path: Path) -> None:
     Raises:
         OutputError: it is a folder, its folder does not exist, or it may not be written.
     """
-    if path.is_dir():
-        raise OutputError(f"output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"output {path}: folder {path.parent} does not exist; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OutputError(f"output {path} cannot be written (permission denied); choose another place")
+    with _refused(path):
+        if path.is_dir():
+            raise OutputError(f"output {path} is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise OutputError(f"output {path}: folder {path.parent} does not exist; make it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OutputError(f"output {path} cannot be written (permission denied); choose another place")
 
 
 def check_folder(path: Path) -> None:
@@ -174,13 +197,14 @@ def check_folder(path: Path) -> None:
     Raises:
         OutputError: something above it is a file, or may not be written.
     """
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"output folder {path}: {existing} is a file; choose another name")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"output folder {path} cannot be written (permission denied); choose another place")
+    with _refused(path):
+        existing = path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise OutputError(f"output folder {path}: {existing} is a file; choose another name")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"output folder {path} cannot be written (permission denied); choose another place")
 
 
 def not_written(path: Path, error: Exception) -> OutputError:
@@ -190,6 +214,24 @@ def not_written(path: Path, error: Exception) -> OutputError:
         return OutputError(f"{path} cannot be written: no space left; free some, or write elsewhere")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return OutputError(f"{path} cannot be written ({' '.join(str(reason).split())}); choose another place")
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what the system refuses, such as a name that is too long or an unreadable folder, into an OutputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise not_written(path, error) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | str | None:
+    """Return what all names of a file have in common; None for a device or a pipe."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # it does not exist yet
+        return os.path.normcase(os.path.join(os.path.realpath(path.parent), path.name))  # noqa: PTH118
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _default_permissions(path: Path) -> None:

@@ -137,6 +137,11 @@ def _status(command: Callable[[], int], program: str, extra: str | None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 141
+    except OSError as error:
+        if error.filename is None:  # no file that the caller named, so it is a mistake of ours
+            raise
+        say(f"{program}: error: {one_line(f'{error.filename} cannot be used ({error.strerror})')}")
+        return 1
 
 
 def _usage_problem(error: Any, program: str) -> str:

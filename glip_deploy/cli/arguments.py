@@ -1,6 +1,6 @@
-"""Option values that several commands take: numbers with a legal range, NAME=VALUE, log levels, and their exclusions.
+"""How options are declared, and the values that several commands take: numbers in a range, NAME=VALUE, log levels.
 
-The functions are parsers for `typer.Option(parser=...)`; what they refuse is bad usage, with the value and the range.
+The parsers raise `typer.BadParameter`: bad usage, with the value and the legal range.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from typing import Any
 
 import typer
 
-from glip_deploy.cli.app import UsageError
+from glip_deploy.cli.app import UsageError, plain
 
-__all__ = ["ClassThreshold", "LogLevel", "at_least", "class_threshold", "flag", "only_one_of", "probability", "seconds"]
+__all__ = [
+    "ClassThreshold",
+    "LogLevel",
+    "at_least",
+    "class_threshold",
+    "flag",
+    "only_one_of",
+    "option",
+    "probability",
+    "seconds",
+]
 
 
 class LogLevel(StrEnum):
@@ -74,9 +84,25 @@ def class_threshold(text: str) -> ClassThreshold:
     return ClassThreshold(name.strip(), probability(value))
 
 
-def flag(*names: str, help: str, panel: str | None = None) -> Any:
+def option(
+    metavar: str | None, help: str, panel: str | None = None, parser: Callable[[str], Any] | None = None, name: str = ""
+) -> Any:
+    """Return a `typer.Option` that takes a value.
+
+    Args:
+        metavar: what stands for the value in `--help`.
+        help: a sentence, shown as it is; see `glip_deploy.cli.app.plain`.
+        panel: the group in `--help`.
+        parser: converts the value, or raises `typer.BadParameter`.
+        name: such as "--class", where it is not that of the parameter.
+    """
+    names = [name] if name else []
+    return typer.Option(*names, metavar=metavar, help=plain(help), rich_help_panel=panel, parser=parser)
+
+
+def flag(name: str, help: str, panel: str | None = None) -> Any:
     """Return a `typer.Option` that takes no value."""
-    return typer.Option(*names, metavar="", help=help, rich_help_panel=panel)
+    return typer.Option(name, metavar="", help=plain(help), rich_help_panel=panel)
 
 
 def only_one_of(options: Mapping[str, object], *, required: bool = False) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
-import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from glip_deploy.errors import GlipError
+from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
+from glip_deploy.cli.arguments import (
+    ClassThreshold,
+    LogLevel,
+    at_least,
+    class_threshold,
+    flag,
+    only_one_of,
+    option,
+    probability,
+    seconds,
+)
+from glip_deploy.cli.console import frame_progress, log_lines, say
+from glip_deploy.errors import OutputError
+from glip_deploy.frames.canvas import Resize
 
 if TYPE_CHECKING:
     from glip_deploy.prompts.syntax import PromptText
@@ -24,17 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_EXAMPLES = """\
-examples:
-  glip-detect --model glip_t --prompt "person. traffic light" --source street.jpg --output out.jpg
-  glip-detect --model glip_t --classes "cat,dog" --source photos/ --output annotated/ --coco results.json
-  glip-detect --model glip_t --prompt "a man with a [green hat]" --source walk.mp4 --output walk_out.mp4
-  glip-detect --model glip_t --class person --source rtsp://camera/stream --json - | jq .detections
+PROGRAM = "glip-detect"
+WHAT, WHERE, WRITE, HOW = "What to look for", "Where to look", "What to write", "How to run"
 
-JSON lines go to standard output if no output is named. Log, progress and summary go to standard error.
-exit status: 0 done, 1 something is wrong with an input or output, 2 bad usage, 130 interrupted by Ctrl-C
-(what was detected until then is written, and the video can be played).
-"""
+app = make_app()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,361 +47,215 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0 done, 1 for an error the user can put right (one line on standard error), 130
-        after Ctrl-C, 141 if the reader of standard output went away. Bad usage exits with 2 from argparse.
+        The exit status; see `glip_deploy.cli.app`.
     """
-    parser = _parser()
-    args = parser.parse_args(argv)
-    log = _LogHandler()
-    logger = logging.getLogger("glip_deploy")
-    before = logger.level
-    logger.addHandler(log)
-    logger.setLevel("ERROR" if args.quiet else args.log_level.upper())
-    try:
-        summary = _detect(parser, args, log)
-    except GlipError as error:
-        log.say(f"glip-detect: error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        log.say("glip-detect: interrupted")
-        return 130
-    except BrokenPipeError:
-        _forget_stdout()
-        return 141
-    finally:
-        logger.removeHandler(log)
-        logger.setLevel(before)
-    if not args.quiet:
-        log.say(_in_words(summary))
-    return 130 if summary.interrupted else 0
+    return run_app(app, PROGRAM, argv)
 
 
-def _detect(parser: argparse.ArgumentParser, args: argparse.Namespace, log: _LogHandler) -> RunSummary:
+@app.command(
+    epilog=examples(
+        'glip-detect --model glip_t --prompt "person. traffic light" --source street.jpg --output out.jpg',
+        'glip-detect --model glip_t --classes "cat,dog" --source photos/ --output annotated/ --coco results.json',
+        'glip-detect --model glip_t --prompt "a man with a [green hat]" --source walk.mp4 --output walk_out.mp4',
+        "glip-detect --model glip_t --class person --source rtsp://camera/stream --json - | jq .detections",
+        note="""\
+JSON lines go to standard output if no output is named. Log, progress and summary go to standard error.
+exit status: 0 done, 1 something is wrong with an input or output, 2 bad usage, 130 interrupted by Ctrl-C,
+143 by SIGTERM (what was detected until then is written, and the video can be played).""",
+    )
+)
+def detect(
+    *,
+    model: Annotated[str, option("BUNDLE", "Folder that glip-export wrote.")],
+    prompt: Annotated[
+        str | None, option("TEXT", '"person. traffic light", or "a man with a [green hat]".', WHAT)
+    ] = None,
+    prompt_file: Annotated[Path | None, option("FILE", "A prompt in a text file.", WHAT)] = None,
+    class_names: Annotated[list[str] | None, option("NAME", "A class name; repeatable.", WHAT, name="--class")] = None,
+    classes: Annotated[str | None, option("A,B,C", "Class names in one list.", WHAT)] = None,
+    threshold: Annotated[float, option("P", "Show only scores above this, from 0 to 1.", WHAT, probability)] = 0.5,
+    class_thresholds: Annotated[
+        list[ClassThreshold] | None,
+        option("NAME=P", "The same for one class; repeatable.", WHAT, class_threshold, name="--class-threshold"),
+    ] = None,
+    source: Annotated[
+        str,
+        option(
+            "SOURCE",
+            "Picture, folder, glob in quotes, video, camera number or device, rtsp:// or http:// address.",
+            WHERE,
+        ),
+    ],
+    stride: Annotated[int, option("N", "Only every Nth frame.", WHERE, at_least(1))] = 1,
+    max_frames: Annotated[int | None, option("N", "Stop after N frames.", WHERE, at_least(1))] = None,
+    timeout: Annotated[
+        float, option("S", "Give up on a silent camera or stream after S seconds.", WHERE, seconds)
+    ] = 10.0,
+    reconnect: Annotated[
+        int, option("N", "Open a lost camera or stream again, up to N times in a row.", WHERE, at_least(0))
+    ] = 0,
+    output: Annotated[
+        str | None, option("PATH", "Annotated picture (.jpg, .png), video (.mp4, .mkv, .mov) or folder.", WRITE)
+    ] = None,
+    json: Annotated[
+        str | None, option("FILE", "One JSON object a frame and line; - for standard output.", WRITE)
+    ] = None,
+    coco: Annotated[str | None, option("FILE", "COCO results.", WRITE)] = None,
+    coco_categories: Annotated[
+        Path | None, option("FILE", "COCO annotation file from which category and image ids are taken, by name.", WRITE)
+    ] = None,
+    shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
+    longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
+    resize: Annotated[Resize, option("HOW", "exact, as GLIP was evaluated; fast changes results a little.", HOW)] = (
+        Resize.EXACT
+    ),
+    backend: Annotated[str, option("NAME", "onnxruntime or tensorrt.", HOW)] = "onnxruntime",
+    engines: Annotated[
+        str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
+    ] = None,
+    threads: Annotated[int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1))] = None,
+    no_verify: Annotated[bool, flag("--no-verify", "Do not check the bundle's hashes.", HOW)] = False,
+    cache_dir: Annotated[str | None, option("DIR", "Where encoded prompts are kept between runs.", HOW)] = None,
+    no_cache: Annotated[bool, flag("--no-cache", "Keep no encoded prompts on disk.", HOW)] = False,
+    log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,
+    quiet: QUIET = False,
+    version: VERSION = False,
+) -> int:
+    """Detect whatever you can name, in pictures and video, with an exported GLIP bundle."""
+    choices = {"--prompt": prompt, "--prompt-file": prompt_file, "--class": class_names, "--classes": classes}
+    only_one_of(choices, required=True)
+    only_one_of({"--cache-dir": cache_dir, "--no-cache": no_cache})
+    if coco_categories is not None and coco is None:
+        raise bad_option("--coco-categories", "needs --coco FILE to have an effect")
+
+    from glip_deploy.prompts.files import read_prompt_file
     from glip_deploy.prompts.syntax import fold, mark
+    from glip_deploy.video.base import check_sinks
     from glip_deploy.video.open import open_source
     from glip_deploy.video.pipeline import run
 
-    prompt = _prompt(args)
-    phrases = mark(prompt).phrases
-    own = {fold(name): value for name, value in args.class_threshold}
-    for name, _ in args.class_threshold:
-        if fold(name) not in map(fold, phrases):
-            classes = ", ".join(phrases)
-            parser.error(f'argument --class-threshold: "{name}" is not in the prompt; its classes: {classes}')
-    if args.coco_categories is not None and args.coco is None:
-        parser.error("argument --coco-categories: needs --coco FILE to have an effect")
-    with open_source(
-        args.source,
-        stride=args.stride,
-        max_frames=args.max_frames,
-        timeout=args.timeout,
-        reconnect=args.reconnect,
-    ) as source:
-        sinks = _sinks(args, source, phrases)  # before the model, so that nobody waits for a wrong folder
+    text: PromptText
+    if prompt_file is not None:
+        text = read_prompt_file(prompt_file)
+    elif prompt is not None:
+        text = prompt
+    else:
+        text = class_names or (classes or "").split(",")
+    phrases = mark(text).phrases
+    own = {fold(one.name): one.value for one in class_thresholds or ()}
+    for one in class_thresholds or ():
+        if fold(one.name) not in map(fold, phrases):
+            raise bad_option(
+                "--class-threshold", f'"{one.name}" is not in the prompt; its classes: {", ".join(phrases)}'
+            )
+
+    with (
+        log_lines(PROGRAM, "error" if quiet else log_level, "glip_deploy"),
+        open_source(source, stride=stride, max_frames=max_frames, timeout=timeout, reconnect=reconnect) as frames,
+    ):
+        # Outputs are checked before the model is loaded, which may take long.
+        to_stdout = json == "-" or json is output is coco is None
+        sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json)]
+        sinks += [] if coco is None else [_coco(coco, coco_categories, phrases)]
+        sinks += [] if output is None else [_annotated(output, frames)]
+        inputs = {prompt_file: "the prompt file", coco_categories: "the file of COCO categories"}
+        check_sinks(frames, sinks, {path: what for path, what in inputs.items() if path is not None})
+
         from glip_deploy.detector import Detector
 
         options: dict[str, Any] = {}
-        if args.no_cache or args.cache_dir is not None:
-            options["cache_dir"] = None if args.no_cache else args.cache_dir
+        if no_cache or cache_dir is not None:
+            options["cache_dir"] = cache_dir
         with Detector.open(
-            args.model,
-            backend=args.backend,
-            engines=args.engines,
-            shortest_side=args.shortest_side,
-            longest_side=args.longest_side or None,
-            resize=args.resize,
-            threads=args.threads,
-            verify=not args.no_verify,
+            model,
+            backend=backend,
+            engines=engines,
+            shortest_side=shortest_side,
+            longest_side=longest_side or None,
+            resize=resize,
+            threads=threads,
+            verify=not no_verify,
             **options,
         ) as detector:
-            encoded = detector.encode(prompt)
-            thresholds = [own.get(fold(phrase), args.threshold) for phrase in encoded.phrases]
-            with _progress(args, source, log) as advance:
-                return run(detector, source, encoded, sinks, threshold=thresholds, on_frame=advance)
+            encoded = detector.encode(text)
+            thresholds = [own.get(fold(phrase), threshold) for phrase in encoded.phrases]
+            # A bar would run through data that are printed on the same terminal.
+            show = not quiet and not (to_stdout and sys.stdout.isatty())
+            with frame_progress(frames.frame_count, "detecting", show=show) as advance:
+                summary = run(
+                    detector, frames, encoded, sinks, threshold=thresholds, on_frame=lambda frame, found: advance()
+                )
+    if not quiet:
+        say(_in_words(summary))
+    return 130 if summary.interrupted else 0
 
 
-def _prompt(args: argparse.Namespace) -> PromptText:
-    if args.prompt_file is not None:
-        from glip_deploy.prompts.files import read_prompt_file
+def _json_lines(json: str | None) -> Sink:
+    from glip_deploy.video.sinks import JsonLinesSink
 
-        return read_prompt_file(args.prompt_file)
-    return args.prompt if args.prompt is not None else list(args.class_names)
+    return JsonLinesSink(json or "-")
 
 
-def _sinks(args: argparse.Namespace, source: PictureSource | VideoSource, phrases: Sequence[str]) -> list[Sink]:
+def _coco(coco: str, categories_file: Path | None, phrases: Sequence[str]) -> Sink:
     from glip_deploy.results.coco import read_coco_names
-    from glip_deploy.video.sinks import CocoSink, JsonLinesSink
+    from glip_deploy.video.sinks import CocoSink
 
-    sinks: list[Sink] = []
-    if args.json is not None or args.output is args.coco is None:
-        sinks.append(JsonLinesSink(args.json or "-"))
-    if args.coco is not None:
-        categories = image_ids = None
-        if args.coco_categories is not None:
-            categories, image_ids = read_coco_names(args.coco_categories)
-        coco = CocoSink(args.coco, categories=categories, image_ids=image_ids)
-        if categories is not None:
-            for phrase in phrases:
-                coco.category_of(phrase)
-        sinks.append(coco)
-    if args.output is not None:
-        sinks.append(_annotated(args.output, source))
-    return sinks
+    categories = image_ids = None
+    if categories_file is not None:
+        categories, image_ids = read_coco_names(categories_file)
+    sink = CocoSink(coco, categories=categories, image_ids=image_ids)
+    sink.ids.check(phrases)
+    return sink
 
 
 def _annotated(output: str, source: PictureSource | VideoSource) -> Sink:
-    """The sink that fits the source: a picture, a folder of pictures, or a video."""
-    from glip_deploy.files import refuse_overwriting
+    """Return the sink that fits the source: a picture, a folder of pictures, or a video."""
     from glip_deploy.video.pictures import PictureSource
     from glip_deploy.video.sinks import PICTURE_FORMATS, PictureSink
-    from glip_deploy.video.video_out import VIDEO_SUFFIXES, VideoSink
+    from glip_deploy.video.video_out import VIDEO_FORMATS, VideoSink
 
     path = Path(output)
     suffix = path.suffix.lower()
-    folder = output.endswith(("/", os.sep)) or path.is_dir() or not suffix
+    exists = os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+    folder = exists or output.endswith(("/", os.sep)) or not suffix
     if isinstance(source, PictureSource):
         if folder:
-            if path.is_dir() and path.samefile(source.root):
-                raise GlipError(f"--output {output} is the folder of the source itself; choose another one")
+            if exists and path.samefile(source.root):
+                raise OutputError(f"--output {output} is the folder of the source itself; choose another one")
             return PictureSink(path, folder=True, root=source.root)
-        if len(source.paths) > 1:
-            raise GlipError(
-                f"--output {output} is one file, but source {source.name} holds {len(source.paths)} pictures;"
+        if len(source.files) > 1:
+            raise OutputError(
+                f"--output {output} is one file, but source {source.name} holds {len(source.files)} pictures;"
                 " give a folder"
             )
-        if suffix in VIDEO_SUFFIXES:
-            raise GlipError(
+        if suffix in VIDEO_FORMATS:
+            raise OutputError(
                 f"--output {output} is a video, but source {source.name} is a picture;"
                 f" end it in {' or '.join(PICTURE_FORMATS)}, or give a folder"
             )
-        refuse_overwriting(str(source.paths[0]), path)
         return PictureSink(path)
     if folder:
         stem = re.sub(r"[^\w.-]+", "_", source.name if source.is_live else Path(source.name).stem).strip("_.")
         path = path / f"{stem or 'video'}.mp4"
-    elif suffix not in VIDEO_SUFFIXES:
-        raise GlipError(
+    elif suffix not in VIDEO_FORMATS:
+        raise OutputError(
             f"--output {output} cannot hold source {source.name}, a video;"
-            f" end it in {' or '.join(sorted(VIDEO_SUFFIXES))}, or give a folder"
+            f" end it in {' or '.join(sorted(VIDEO_FORMATS))}, or give a folder"
         )
-    refuse_overwriting(source.name, path)
     return VideoSink(path, fps=source.fps, stride=source.stride, live=source.is_live, make_folder=folder)
-
-
-@contextlib.contextmanager
-def _progress(args: argparse.Namespace, source: PictureSource | VideoSource, log: _LogHandler) -> Iterator[Any]:
-    """A bar with the live frames per second on standard error, if that is a terminal."""
-    prints_data = args.json == "-" or args.json is args.output is args.coco is None
-    if args.quiet or not sys.stderr.isatty() or (prints_data and sys.stdout.isatty()):
-        yield None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a part of the video extra; pictures work without it
-        yield None
-        return
-    with tqdm(total=source.frame_count, unit=" frames", desc="detecting", file=sys.stderr) as bar:
-        log.bar = bar
-        try:
-            yield lambda frame, found: bar.update()
-        finally:
-            log.bar = None
 
 
 def _in_words(summary: RunSummary) -> str:
     asides = [f"{summary.skipped} unreadable"] if summary.skipped else []
     asides += [f"{summary.dropped} dropped"] if summary.dropped else []
     asides += ["interrupted"] if summary.interrupted else []
-    times = ", ".join(
-        f"{name} {stage.median_ms:.1f} ({stage.p95_ms:.1f})"
-        for name, stage in (
-            ("read", summary.reading),
-            ("detect", summary.inference),
-            ("write", summary.writing),
-        )
-    )
+    stages = {"read": summary.reading, "detect": summary.inference, "write": summary.writing}
+    times = ", ".join(f"{name} {stage.median_ms:.1f} ({stage.p95_ms:.1f})" for name, stage in stages.items())
     return (
-        f"glip-detect: {summary.detected} frame{'' if summary.detected == 1 else 's'}"
+        f"{PROGRAM}: {summary.detected} frame{'' if summary.detected == 1 else 's'}"
         f"{' (' + ', '.join(asides) + ')' if asides else ''}, {summary.objects} detections"
         f" in {summary.seconds:.2f} s, {summary.fps:.2f} fps; median (p95) ms: {times}"
     )
-
-
-class _LogHandler(logging.Handler):
-    """One line a record on standard error, above the progress bar if there is one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: Any = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.say(f"glip-detect: {record.levelname.lower()}: {record.getMessage()}")
-
-    def say(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # nobody is left to be told
-            if self.bar is not None:
-                self.bar.write(line, file=sys.stderr)
-            else:
-                print(line, file=sys.stderr, flush=True)
-
-
-def _forget_stdout() -> None:
-    """Send what is still buffered for a closed pipe nowhere, or the interpreter complains at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f"glip-detect {version('glip-deploy')}")
-        parser.exit()
-
-
-class _CommaSeparated(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
-        namespace.class_names = values.split(",")
-
-
-def _whole(least: int) -> Any:
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-        return value
-
-    return convert
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number in [0, 1]")
-    return value
-
-
-def _class_threshold(text: str) -> tuple[str, float]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as person=0.4")
-    return name.strip(), _probability(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="glip-detect",
-        description="Detect whatever you can name, in pictures and video, with an exported GLIP bundle.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    parser.add_argument("--model", required=True, metavar="BUNDLE", help="folder that glip-export wrote")
-
-    what = parser.add_argument_group("what to look for (one of these)")
-    one = what.add_mutually_exclusive_group(required=True)
-    one.add_argument("--prompt", metavar="TEXT", help='"person. traffic light", or "a man with a [green hat]"')
-    one.add_argument("--prompt-file", metavar="FILE", help="a prompt in a text file")
-    one.add_argument("--class", dest="class_names", action="append", metavar="NAME", help="a class name; repeatable")
-    one.add_argument(
-        "--classes", action=_CommaSeparated, metavar="A,B,C", default=argparse.SUPPRESS, help="class names"
-    )
-    what.add_argument(
-        "--threshold", type=_probability, default=0.5, metavar="P", help="score to exceed, 0 to 1 (default 0.5)"
-    )
-    what.add_argument(
-        "--class-threshold",
-        type=_class_threshold,
-        action="append",
-        default=[],
-        metavar="NAME=P",
-        help="the same for one class; repeatable",
-    )
-
-    where = parser.add_argument_group("where to look")
-    where.add_argument(
-        "--source",
-        required=True,
-        help="picture, folder, glob in quotes, video, camera number or device, rtsp:// or http:// address",
-    )
-    where.add_argument("--stride", type=_whole(1), default=1, metavar="N", help="only every Nth frame")
-    where.add_argument("--max-frames", type=_whole(1), metavar="N", help="stop after N frames")
-    where.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=10.0,
-        metavar="S",
-        help="give up on a silent camera or stream after S seconds (default 10)",
-    )
-    where.add_argument(
-        "--reconnect",
-        type=_whole(0),
-        default=0,
-        metavar="N",
-        help="open a lost camera or stream again, up to N times in a row (default 0)",
-    )
-
-    out = parser.add_argument_group("what to write")
-    out.add_argument(
-        "--output", metavar="PATH", help="annotated picture (.jpg, .png), video (.mp4, .mkv, .mov) or folder"
-    )
-    out.add_argument("--json", metavar="FILE", help="one JSON object a frame and line; - for standard output")
-    out.add_argument("--coco", metavar="FILE", help="COCO results")
-    out.add_argument(
-        "--coco-categories",
-        metavar="FILE",
-        help="COCO annotation file from which category and image ids are taken, by name",
-    )
-
-    how = parser.add_argument_group("how to run")
-    how.add_argument("--shortest-side", type=_whole(1), default=800, metavar="PX", help="resize to this (default 800)")
-    how.add_argument(
-        "--longest-side",
-        type=_whole(0),
-        default=1333,
-        metavar="PX",
-        help="but no longer than this (default 1333; 0 for no limit)",
-    )
-    how.add_argument(
-        "--resize",
-        choices=("exact", "fast"),
-        default="exact",
-        help="exact, as GLIP was evaluated; fast is quicker and changes results a little (default exact)",
-    )
-    how.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or tensorrt")
-    how.add_argument("--engines", metavar="DIR", help="tensorrt: folder of engines (default: the first that fit)")
-    how.add_argument("--threads", type=_whole(1), metavar="N", help="CPU threads (default: one a core)")
-    how.add_argument("--no-verify", action="store_true", help="do not check the bundle's hashes")
-    cache = how.add_mutually_exclusive_group()
-    cache.add_argument("--cache-dir", metavar="DIR", help="where encoded prompts are kept between runs")
-    cache.add_argument("--no-cache", action="store_true", help="keep no encoded prompts on disk")
-    how.add_argument("--quiet", action="store_true", help="only errors on standard error")
-    how.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="warning",
-        help="(default warning)",
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The overlapped loop: one thread reads, the caller's thread detects, one thread draws and writes.
+"""Reading, detection and writing at the same time: each in a thread, detection in the caller's.
 
-Queues between them are short, so memory does not grow with the length of a video. Files wait for the slowest
-of the three; from a live source only the newest frame is kept, and what it replaces is counted as dropped.
+The queues between them are short, so memory does not grow with the length of a video. A file is read at the pace of
+the slowest of the three; from a live source only the newest frame is kept, and those it replaces count as dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import SourceLost, check_whole
+from glip_deploy.video.base import check_sinks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ _PATIENCE = 3.0
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Milliseconds a frame spent in one stage, over the last 10 000 frames; 0 where there was none."""
+    """Milliseconds per frame of one stage, over the last 10 000 frames; 0 where there was none."""
 
     median_ms: float
     p95_ms: float
@@ -53,14 +54,14 @@ class RunSummary:
         frames: frames read, including the dropped ones.
         skipped: frames or pictures that could not be read.
         detected: frames that went through the detector.
-        dropped: frames of a live source that a newer one replaced before the detector had time for them.
+        dropped: frames of a live source that a newer one replaced before the detector was free.
         objects: detections in all frames together.
-        seconds: wall clock, from the first read to the last file closed.
+        seconds: wall-clock time, from the first read to the last file closed.
         fps: `detected / seconds`.
         reading: decoding and conversion; for a live source mostly the wait for the next frame.
         inference: `Detector.detect`, including preprocessing.
         writing: all sinks together, including drawing.
-        interrupted: Ctrl-C ended it early.
+        interrupted: Ctrl-C (KeyboardInterrupt) ended it early.
     """
 
     frames: int
@@ -88,16 +89,16 @@ def run(
 ) -> RunSummary:
     """Detect in every frame of a source, writing the results while the next ones are computed.
 
-    Ctrl-C (KeyboardInterrupt in the caller's thread) ends the run in good order: frames already detected are
-    written, the sinks completed, and the summary says `interrupted`. A second one does not wait. Any other
-    exception, from whichever thread, stops all three, and is raised here once they have ended: frames already
-    detected are written unless the writing itself failed, and the sinks are left as after an exception.
+    Ctrl-C (KeyboardInterrupt in the caller's thread) ends the run in good order: frames already detected are written,
+    the sinks are completed, and the summary says `interrupted`. A second one ends it without waiting. Any other
+    exception, from whichever thread, stops all three and is raised here once they have ended: frames already detected
+    are written unless the writing itself failed, and the sinks are left as after an exception.
 
     Args:
         detector: an open detector.
         source: an open source, not iterated yet; closed at the end.
-        prompt: what `Detector.encode` gave; or a function from the frame to it, to change what is looked for
-            while the video runs. Changing between encoded prompts costs nothing.
+        prompt: what `Detector.encode` gave; or a function from the frame to it, to change the prompt while the video
+            runs. Changing between encoded prompts costs nothing.
         sinks: entered here, in order, and left at the end.
         threshold: as `Detector.detect` takes it.
         queue_size: at most so many frames wait before and after inference; at least 1.
@@ -107,10 +108,17 @@ def run(
         Counts and times.
 
     Raises:
-        GlipError: the source, the detector or a sink failed.
+        OptionError: a queue size or threshold out of range; nothing was read or written.
+        OutputError: a sink writes to a file that is read or that another one writes (nothing was read or written), or
+            it cannot write, such as on a full disk.
+        FrameError: the only picture of the source cannot be read, or a frame is illegal.
+        SourceError: the source gave no frame that can be read.
+        SourceLost: a live source went away, or gave no frame for its `timeout` and three seconds more.
+        BrokenPipeError: the reader of standard output went away.
+        GlipError: whatever else the detector raised, such as a ClosedError or BackendError.
     """
-    if queue_size < 1:
-        raise GlipError(f"queue_size is {queue_size}; it must be at least 1")
+    check_whole("queue_size", queue_size, 1)
+    check_sinks(source, sinks)
     start = time.perf_counter()
     inference = _Clock()
     detected = objects = 0
@@ -120,7 +128,7 @@ def run(
             stack.enter_context(sink)
         reader = _Reader(source, queue_size)
         writer = _Writer(sinks, queue_size, on_failure=reader.stop)
-        # The writer is the outer one: frames already detected are written after reading has stopped.
+        # The writer is left last: frames already detected are written after reading has stopped.
         with writer, reader:
             try:
                 for frame in reader:
@@ -163,10 +171,9 @@ def detect_stream(
 ) -> Iterator[tuple[Frame, Detections]]:
     """Give each frame with its detections, reading ahead meanwhile; from a live source, the newest frame.
 
-    Args and errors are those of `run`. Leave the loop whenever you like: the reading ends with it.
+    Args and errors are those of `run`. Leaving the loop early ends the reading.
     """
-    if queue_size < 1:
-        raise GlipError(f"queue_size is {queue_size}; it must be at least 1")
+    check_whole("queue_size", queue_size, 1)
     with _Reader(source, queue_size) as reader:
         for frame in reader:
             wanted = prompt(frame) if callable(prompt) else prompt
@@ -174,7 +181,7 @@ def detect_stream(
 
 
 class _Clock:
-    """Times a stage; bounded, however long it runs."""
+    """Times a stage; keeps only the last frames, so that its memory is bounded."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=_TIMES_KEPT)
@@ -214,7 +221,7 @@ class _Channel(Generic[_Item]):
         self.dropped = 0
 
     def put(self, item: _Item) -> bool:
-        """Add an item, waiting for room; False if nobody will take it any more."""
+        """Add an item, waiting for room; return False if it will not be taken any more."""
         with self._changed:
             if self._newest:
                 while len(self._items) >= self._capacity:
@@ -276,7 +283,7 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._source.close()
-        # A camera that hangs in its driver cannot be woken; the thread is a daemon and holds only the camera.
+        # A read that hangs in a camera's driver cannot be ended; the thread is a daemon and holds only the camera.
         self._thread.join(_PATIENCE if self._source.is_live else None)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -289,7 +296,7 @@ class _Reader:
                     raise self._error from None
                 return
             except TimeoutError:
-                raise GlipError(
+                raise SourceLost(
                     f"{self._source.name}: no frame for {patience:g} s;"
                     " check that the camera is plugged in, or that the stream is running"
                 ) from None
@@ -313,7 +320,7 @@ class _Reader:
         except BaseException as error:
             self._error = error
         finally:
-            # An error does not wait behind frames nobody has looked at yet.
+            # After an error, frames that were read but not taken yet are dropped.
             self._channel.finish(discard=self._error is not None)
 
 
@@ -337,22 +344,22 @@ class _Writer:
         try:
             self.finish()
         except BaseException:
-            # A second Ctrl-C: give up what waits, but never leave a sink while it is being written to.
+            # A second Ctrl-C: drop what waits, but never leave a sink while it is being written to.
             self._channel.finish(discard=True)
             self._done.wait()
             raise
-        # A source or detector that failed first is what the user has to know.
+        # If the source or the detector failed first, that is the error to report.
         if self._error is not None and error is None:
             raise self._error
 
     def put(self, item: tuple[Frame, Detections]) -> bool:
-        """Queue a frame, waiting for room; False once writing has failed."""
+        """Queue a frame, waiting for room; return False once writing has failed."""
         return self._channel.put(item)
 
     def finish(self) -> None:
         """Wait until everything queued is written, or writing has failed."""
         self._channel.finish()
-        # Not Thread.join first: interrupted by Ctrl-C, it takes the thread for ended (bpo-45274's remedy).
+        # The event first: Thread.join, once interrupted by Ctrl-C, takes the thread for ended (bpo-45274).
         self._done.wait()
         self._thread.join()
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage, SourceError, SourceLost
 from glip_deploy.frames.geometry import ceil_div
 from glip_deploy.video.base import Frame, Source
 
@@ -23,42 +19,36 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
-__all__ = ["Address", "VideoSource", "import_av", "live_address"]
+    from glip_deploy.video.address import Address
+
+__all__ = ["VIDEO_SUFFIXES", "VideoSource", "import_av"]
 
 log = logging.getLogger(__name__)
-_URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+VIDEO_SUFFIXES = frozenset(
+    [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm"]
+)
+"""File names that count as videos without a look inside; compared in lower case."""
 _MAX_READ_ERRORS = 100
 _STALE_AFTER = 2.0
-
-
-@dataclass(frozen=True)
-class Address:
-    """What to hand to FFmpeg, and how it is to be treated."""
-
-    target: str
-    name: str
-    format: str | None = None
-    options: dict[str, str] = field(default_factory=dict)
-    is_live: bool = False
-    is_remote: bool = False
 
 
 class VideoSource(Source):
     """A video file, a camera or a network stream, decoded by FFmpeg through PyAV.
 
-    A live source gives every frame it has; whoever cannot keep up should iterate it through
-    `glip_deploy.video`, which keeps only the newest.
+    A live source gives every frame it has. Where detection cannot keep up, iterate it through
+    `glip_deploy.video.run` or `detect_stream`, which keep only the newest frame.
 
     Args:
         address: what to open.
-        stride: every how manyeth frame is given; the others are decoded, but not converted to RGB.
+        stride: 1 gives every frame, 2 every second one, and so on; the others are decoded, but not converted to RGB.
         max_frames: how many frames are given at most; None for all.
         timeout: seconds to wait for a network peer, to connect and for each read.
-        reconnect: how often in a row a lost live source is opened again before it is an error.
+        reconnect: how many times in a row a lost live source is opened again before it is an error.
 
     Raises:
-        GlipError: it cannot be opened; while iterating, not one frame could be decoded, or a live source
-            went away.
+        SourceError: it cannot be opened; while iterating, not one frame could be decoded.
+        SourceLost: while iterating, a live source went away.
+        MissingPackage: PyAV is not installed.
     """
 
     is_video = True
@@ -74,6 +64,7 @@ class VideoSource(Source):
     ) -> None:
         super().__init__()
         self.name = address.name
+        self.files = () if address.file is None else (address.file,)
         self.stride = stride
         self.timeout = timeout
         self._address = address
@@ -87,7 +78,7 @@ class VideoSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         if self.is_live and time.monotonic() - self._connected > _STALE_AFTER:
-            # What waited in the buffers since opening (a model was loaded meanwhile) is old, or cut off.
+            # The frames buffered since it was opened, while a model was loaded, are old or cut off.
             self._disconnect()
             self._connect()
         began = time.monotonic()
@@ -97,22 +88,26 @@ class VideoSource(Source):
             index += 1
             if picture is None or index % self.stride:
                 continue
-            image = _rgb(picture)
+            try:
+                image = _rgb(picture)
+            except (ArithmeticError, OSError, ValueError) as error:
+                self._skip(f"{self.name}: frame {index} cannot be converted ({_reason(error)})")
+                continue
             stamp = time.monotonic() - began if self.is_live else picture.time
             given += 1
             yield Frame(image=image, source=self.name, index=index, time=stamp)
             if given == self._max_frames:
                 return
         if not given and not self._closing.is_set():
-            raise GlipError(
+            raise SourceError(
                 f"{self.name}: not one frame could be decoded ({self.skipped} failed);"
                 " the file may be damaged, play it with ffplay to see, or export it again"
             )
 
     def close(self) -> None:
-        """Close the file or device, waiting for a read in another thread to come back."""
+        """Close the file or device, waiting up to 2 s for a read in another thread to return."""
         self._closing.set()
-        # Freeing a container under a read that hangs would crash; such a reader is left to its time limit.
+        # Freeing a container during a read would crash; a read that hangs ends at its own time limit.
         if self._lock.acquire(timeout=2.0):
             try:
                 self._disconnect()
@@ -122,8 +117,9 @@ class VideoSource(Source):
     def _connect(self) -> None:
         av = import_av()
         limit = self.timeout if self._address.is_remote else None
-        try:
-            container = av.open(
+
+        def connect() -> InputContainer:
+            container: InputContainer = av.open(
                 self._address.target,
                 "r",
                 format=self._address.format,
@@ -131,15 +127,25 @@ class VideoSource(Source):
                 timeout=limit,
                 metadata_errors="replace",
             )
+            return container
+
+        try:
+            container = _in_thread(connect)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise GlipError(self._why_not_opened(error)) from error
-        if not container.streams.video:
+            raise SourceError(self._why_not_opened(error)) from error
+        streams = container.streams.video
+        if not streams or streams[0].codec_context is None:
             container.close()
-            raise GlipError(f"{self.name}: holds no video, only sound or data; give a file with pictures")
+            if streams:
+                raise SourceError(
+                    f"{self.name}: its pictures are in a format that FFmpeg does not know, or its header is damaged;"
+                    " copy it again or convert it to mp4"
+                )
+            raise SourceError(f"{self.name}: holds no video, only sound or data; give a file with pictures")
         self._container = container
         self._connected = time.monotonic()
-        # Threads across frames lose the good frames in flight when one is bad; slices do not.
-        container.streams.video[0].thread_type = "SLICE"
+        # With threads across frames, a bad frame loses the good ones in flight; threads across slices lose none.
+        streams[0].thread_type = "SLICE"
 
     def _disconnect(self) -> None:
         container, self._container = self._container, None
@@ -154,7 +160,7 @@ class VideoSource(Source):
             self.fps = float(rate)
         if stream.codec_context.width and stream.codec_context.height:
             self.size = (stream.codec_context.width, stream.codec_context.height)
-        # An address on the web is a file like any other if it knows how long it is.
+        # An address on the web that has a duration is a file, not a stream.
         seconds = None if self._container.duration is None else self._container.duration / 1e6
         self.is_live = self._address.is_live or (self._address.is_remote and seconds is None)
         self._announced = 0 if self.is_live else stream.frames
@@ -168,7 +174,7 @@ class VideoSource(Source):
         self.frame_count = count
 
     def _pictures(self) -> Iterator[VideoFrame | None]:
-        """Every picture in display order; None stands in the place of one that could not be decoded."""
+        """Give every picture in display order, and None in the place of one that could not be decoded."""
         count = 0
         attempt = 0
         while True:
@@ -198,7 +204,11 @@ class VideoSource(Source):
             return
 
     def _come_back(self, attempt: int, frames: int, reason: str) -> int:
-        """Open a lost stream again, or give up; returns the number of the attempt that succeeded."""
+        """Open a lost stream again; return the number of the attempt that succeeded.
+
+        Raises:
+            SourceLost: none did.
+        """
         self._disconnect()
         problem = f"{self.name}: lost after {frames} frames ({reason})"
         while attempt <= self._reconnect:
@@ -207,12 +217,12 @@ class VideoSource(Source):
                 break
             try:
                 self._connect()
-            except GlipError as error:
+            except SourceError as error:
                 problem = str(error)
                 attempt += 1
             else:
                 return attempt
-        raise GlipError(f"{problem}; check the device or the network, or allow more reconnections")
+        raise SourceLost(f"{problem}; check the device or the network, or allow more reconnections")
 
     def _decoded(self) -> Iterator[VideoFrame | None]:
         import av
@@ -262,44 +272,46 @@ class _ReadError(Exception):
     """The stream broke off while it was read."""
 
 
+def _in_thread(connect: Callable[[], InputContainer]) -> InputContainer:
+    """Open a container in another thread: in this one, FFmpeg would hold back Ctrl-C until its time limit."""
+    opened: list[InputContainer] = []
+    failed: list[BaseException] = []
+    done = threading.Event()
+    abandoned = threading.Event()
+
+    def work() -> None:
+        try:
+            opened.append(connect())
+            if abandoned.is_set():
+                opened[0].close()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=work, name="glip-open", daemon=True).start()
+    try:
+        while not done.wait(0.2):  # on Windows, only a wait with a time limit lets Ctrl-C through
+            pass
+    except BaseException:
+        abandoned.set()
+        raise
+    if failed:
+        raise failed[0]
+    return opened[0]
+
+
 def import_av() -> Any:
-    """Return PyAV, which is an extra: pictures do without.
+    """Return PyAV, which is an optional package: pictures need none.
 
     Raises:
-        GlipError: it is not installed.
+        MissingPackage: it is not installed.
     """
     try:
         import av
     except ImportError as error:
-        raise GlipError(f'video needs PyAV ({error}); pip install "glip-deploy[video]"') from error
+        raise MissingPackage(f'video needs PyAV ({error}); pip install "glip-deploy[video]"') from error
     return av
-
-
-def live_address(text: str) -> Address | None:
-    """Recognise what cannot be a file: a camera or an address; None for anything else."""
-    if text.lower().startswith("file://"):
-        return Address(target=text, name=text)
-    if _URL.match(text):
-        name = re.sub(r"//[^/@]*@", "//***@", text)
-        if text.lower().startswith(("rtsp://", "rtsps://")):
-            # UDP loses packets, which shows as smeared pictures; TCP does not.
-            return Address(text, name, options={"rtsp_transport": "tcp"}, is_live=True, is_remote=True)
-        on_the_web = text.lower().startswith(("http://", "https://"))
-        return Address(text, name, is_live=not on_the_web, is_remote=True)
-    if text.isdecimal() and not Path(text).exists():
-        return _camera(text)
-    if text.startswith("/dev/video") or (text.startswith("video=") and sys.platform == "win32"):
-        return Address(text, text, format="dshow" if sys.platform == "win32" else "v4l2", is_live=True)
-    return None
-
-
-def _camera(number: str) -> Address:
-    name = f"camera {number}"
-    if sys.platform == "darwin":
-        return Address(number, name, format="avfoundation", options={"framerate": "30"}, is_live=True)
-    if sys.platform == "win32":
-        raise GlipError(f'{name}: cameras have names on Windows; give "video=NAME", with NAME from the Device Manager')
-    return Address(f"/dev/video{number}", name, format="v4l2", is_live=True)
 
 
 def _rgb(picture: VideoFrame) -> NDArray[np.uint8]:

@@ -15,9 +15,9 @@ from glip_deploy.files import (
     cache_folder,
     check_file,
     check_folder,
+    check_outputs,
     deliver_folder,
     not_written,
-    refuse_overwriting,
     temporary_sibling,
     write_atomically,
 )
@@ -83,8 +83,47 @@ def test_outputs_are_checked_without_being_touched(tmp_path):
     ):
         with pytest.raises(OutputError, match=words):
             check(path)
-    with pytest.raises(OutputError, match="is the source itself"):
-        refuse_overwriting(str(tmp_path / "file"), tmp_path / "file")
+
+
+def test_an_output_is_no_input_and_no_other_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("read", "other"):
+        Path(name).write_text("x")
+    os.link("read", "linked")
+    inputs = {Path("read"): "the source itself", Path("absent"): "the prompt file"}
+    check_outputs(inputs, [Path("other"), Path("new"), tmp_path / "newer"])
+    for name in ("read", "./read", str(tmp_path / "read"), "linked"):
+        with pytest.raises(OutputError, match="is the source itself and would be overwritten; choose another name"):
+            check_outputs(inputs, [Path("new"), Path(name)])
+    with pytest.raises(OutputError, match="is the prompt file and"):
+        check_outputs(inputs, [tmp_path / "absent"])
+    for first, second in (("other", tmp_path / "other"), ("new", "./new"), ("new", tmp_path / "new")):
+        with pytest.raises(OutputError, match="is named twice; give each output a name of its own"):
+            check_outputs({}, [Path(first), Path(second)])
+    check_outputs({}, [Path(os.devnull), Path(os.devnull)])
+
+
+@pytest.mark.parametrize("check", [check_file, check_folder])
+def test_a_name_the_system_refuses_is_one_line(tmp_path, monkeypatch, check):
+    for path in (tmp_path / ("n" * 300), tmp_path / ("n" * 300) / "x.json"):
+        with pytest.raises(OutputError, match="cannot be written") as caught:
+            check(path)
+        assert "\n" not in str(caught.value)
+
+    def unreadable(self, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", unreadable)
+    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
+        check(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices have other names on Windows")
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    link = tmp_path / "results.json"
+    link.symlink_to("/dev/null")
+    write_atomically(link, "x")
+    assert link.is_symlink() and [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_full_disk_is_named():

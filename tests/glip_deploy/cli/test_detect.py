@@ -4,7 +4,9 @@ import inspect
 import io
 import json
 import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -105,6 +107,10 @@ def frames_in(path):
         return sum(1 for _ in container.decode(video=0))
 
 
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
 def names_in(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
@@ -129,16 +135,14 @@ def test_help_has_examples_and_imports_nothing_heavy():
     program = textwrap.dedent("""
         import sys
         from glip_deploy.cli import detect as cli
-        try:
-            cli.main(["--help"])
-        except SystemExit as done:
-            assert done.code == 0
+        assert cli.main(["--help"]) == 0
         heavy = {"onnxruntime", "av", "tqdm", "PIL", "tokenizers", "torch", "onnx"} & set(sys.modules)
         sys.exit(f"imported {heavy}" if heavy else 0)
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    for word in ("examples:", "--class-threshold", "rtsp://", "exit status"):
+    panels = ("What to look for", "Where to look", "What to write", "How to run")
+    for word in ("examples:", "--class-threshold", "rtsp://", "exit status", "a man with a [green hat]", *panels):
         assert word in done.stdout
 
 
@@ -174,11 +178,10 @@ REQUIRED = ["--model", "m", "--source", "s"]
     ],
 )
 def test_bad_usage_is_status_2_and_says_what_is_legal(args, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(args)
+    assert cli.main(args) == 2
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2
     assert message in err and out == ""
+    assert err.startswith("glip-detect: error: ") and err.count("\n") == 1
 
 
 def test_an_error_is_one_line_status_1_and_no_traceback(tmp_path):
@@ -333,6 +336,21 @@ def test_coco_names(here, detector, capsys):
         (["--source", "photos", "--output", "photos"], "is the folder of the source itself"),
         (["--source", "v.mp4", "--output", "."], "is the source itself"),
         (["--source", "a.jpg", "--output", "no/o.jpg"], "folder no does not exist"),
+        (["--source", "v.mp4", "--json", "v.mp4"], "is the source itself"),
+        (["--source", "v.mp4", "--coco", "./v.mp4"], "is the source itself"),
+        (["--source", "a.jpg", "--coco", "a.jpg"], "is the source itself"),
+        (["--source", "photos", "--json", "photos/2.png"], "is the source itself"),
+        (["--source", "photos/*", "--coco", "photos/2.png"], "is the source itself"),
+        (["--source", "a.jpg", "--json", "o", "--coco", "./o"], "is named twice"),
+        (["--source", "a.jpg", "--json", "o.png", "--output", "o.png"], "is named twice"),
+        (["--source", "v.mp4", "--coco", "o.mp4", "--output", "o.mp4"], "is named twice"),
+        (["--source", "photos", "--json", "out/2.png", "--output", "out"], "is named twice"),
+        (["--source", "a.jpg", "--coco", "c.json", "--coco-categories", "c.json"], "is the file of COCO categories"),
+        (["--source", "a.jpg", "--json", "n" * 300], "cannot be written (File name too long)"),
+        (["--source", "a.jpg", "--coco", "n" * 300], "cannot be written (File name too long)"),
+        (["--source", "a.jpg", "--output", "n" * 300], "cannot be written (File name too long)"),
+        (["--source", "v.mp4", "--output", "n" * 300 + ".mp4"], "cannot be written (File name too long)"),
+        (["--source", "n" * 300], "cannot be read (File name too long)"),
         (["--source", "a.jpg", "--json", "no/o.jsonl"], "folder no does not exist"),
         (["--source", "a.jpg", "--coco", "photos"], "is a folder"),
         (["--source", "a.jpg", "--coco", "o.json", "--coco-categories", "a.jpg"], "COCO file a.jpg"),
@@ -340,12 +358,34 @@ def test_coco_names(here, detector, capsys):
     ],
 )
 def test_wrong_outputs_are_found_before_the_model_is_loaded(here, detector, capsys, args, message):
-    before = sorted(here.rglob("*"))
+    (here / "out").mkdir()
+    (here / "c.json").write_text('[{"id": 1, "name": "person"}, {"id": 2, "name": "traffic light"}]')
+    before = contents(here)
     assert detect(*args) == 1
     out, err = capsys.readouterr()
     assert message in err and err.startswith("glip-detect: error: ") and err.count("\n") == 1 and out == ""
     assert detector.opened is None
-    assert sorted(here.rglob("*")) == before
+    assert contents(here) == before
+
+
+def test_a_prompt_file_is_not_overwritten(here, detector, capsys):
+    (here / "p.txt").write_text("zebra")
+    assert detect("--source", "a.jpg", "--json", "p.txt", prompt=("--prompt-file", "p.txt")) == 1
+    assert "output p.txt is the prompt file and would be overwritten" in capsys.readouterr().err
+    assert (here / "p.txt").read_text() == "zebra"
+
+
+def test_a_bundle_name_that_is_too_long_is_one_line(here, capsys):
+    assert cli.main(["--model", "n" * 300, "--prompt", "x", "--source", "a.jpg"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("glip-detect: error: ") and "File name too long" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no colon in a file name")
+def test_names_with_a_colon_are_files(here, detector):
+    Path("v.mp4").rename("2026-11-24T12:30:05.mp4")
+    assert detect("--source", "2026-11-24T12:30:05.mp4", "--output", "12:30.mp4", "--quiet") == 0
+    assert frames_in("file:12:30.mp4") == 12
 
 
 def test_a_broken_bundle_leaves_earlier_results_alone(here, detector, capsys):
@@ -373,7 +413,7 @@ def test_a_truncated_video_is_one_line(here, detector, capsys):
     assert "v.mp4: cannot be opened as a video" in err and err.count("\n") == 1
 
 
-def test_quiet_still_tells_errors_but_not_warnings(here, detector, capsys):
+def test_quiet_prints_errors_but_no_warnings(here, detector, capsys):
     (here / "photos" / "3.png").write_bytes(b"junk")
     assert detect("--source", "photos", "--output", "o/", "--quiet") == 0
     assert capsys.readouterr().err == ""
@@ -445,26 +485,64 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start_slow(here, *args):
-    command = [sys.executable, "-c", SLOW, "--model", "m", "--prompt", "x", "--source", "long.mp4", *args]
+def start_slow(here, *args, source="long.mp4"):
+    command = [sys.executable, "-c", SLOW, "--model", "m", "--prompt", "x", "--source", source, *args]
     return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
-def test_ctrl_c_completes_the_files_and_is_status_130(here):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_complete_the_files(here, number, status):
     write_video(here / "long.mp4", frames=3000)
     process = start_slow(here, "--output", "o.mp4", "--coco", "o.json", "--json", "-")
     first = [process.stdout.readline() for _ in range(4)]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     lines = lines_of("".join(first) + out)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert 4 <= len(lines) < 3000
     assert [line["frame"] for line in lines] == list(range(len(lines)))
     assert frames_in(here / "o.mp4") == len(lines)
     assert len(json.loads((here / "o.json").read_text())) == len(lines)
     assert "interrupted" in err and "Traceback" not in err
     assert names_in(here) == ["a.jpg", "long.mp4", "o.json", "o.mp4", "photos", "v.mp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process alone")
+def test_ctrl_c_while_a_stream_opens(here):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        process = start_slow(here, "--timeout", "30", source=f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        server.accept()
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "glip-detect: interrupted\n")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell's way to close a stream")
+@pytest.mark.parametrize(
+    ("closed", "args", "status", "error"),
+    [
+        (">&-", [], 1, "glip-detect: error: standard output is closed, so nothing can be written there"),
+        (">&-", ["--json", "o.jsonl"], 0, "glip-detect: 12 frames"),
+        ("2>&-", ["--json", "o.jsonl"], 0, ""),
+        ("<&- >&- 2>&-", ["--json", "o.jsonl"], 0, ""),
+    ],
+)
+def test_closed_standard_streams(here, closed, args, status, error):
+    (here / "program.py").write_text(SLOW)
+    script = f'"{sys.executable}" program.py --model m --prompt x --source v.mp4 {" ".join(args)} {closed}'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        script, shell=True, cwd=here, capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(error) and done.stderr.count("\n") == bool(error)
+    if args:
+        assert len(lines_of((here / "o.jsonl").read_text())) == 12
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot kill a process outright")

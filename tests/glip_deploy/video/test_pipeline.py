@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OptionError, OutputError, SourceLost
 from glip_deploy.results.detections import Detections
 from glip_deploy.video.base import Frame, Sink, Source
 from glip_deploy.video.pipeline import RunSummary, detect_stream, run
@@ -215,7 +215,7 @@ def test_a_live_source_that_falls_silent_is_an_error_not_a_hang(monkeypatch):
 
     monkeypatch.setattr(Numbers, "__iter__", hang)
     recorder = Recorder()
-    with pytest.raises(GlipError, match=r"numbers: no frame for 0\.2 s"):
+    with pytest.raises(SourceLost, match=r"numbers: no frame for 0\.2 s"):
         go(Fake(), source, [recorder])
     assert recorder.written == [0]
 
@@ -350,6 +350,25 @@ def test_a_second_ctrl_c_gives_up_but_never_leaves_a_sink_in_mid_write(monkeypat
     assert recorder.events == ["enter", KeyboardInterrupt]
 
 
+@pytest.mark.parametrize("outputs", [("read",), ("new", "read"), ("new", "new")])
+def test_an_output_that_is_read_or_written_twice_is_refused_before_anything_is_touched(tmp_path, outputs):
+    class ToFile(Recorder):
+        def __init__(self, path):
+            super().__init__()
+            self.path = path
+
+        def outputs(self, source):
+            return [self.path]
+
+    source = Numbers(3)
+    source.files = (tmp_path / "read",)
+    source.files[0].write_text("x")
+    sinks = [ToFile(tmp_path / name) for name in outputs]
+    with pytest.raises(OutputError, match=r"is the source itself|is named twice"):
+        go(Fake(), source, sinks)
+    assert source.given == 0 and all(sink.events == [] for sink in sinks)
+
+
 def test_detect_stream():
     out = list(detect_stream(Fake(), Numbers(20), "prompt", threshold=0.25))
     assert [frame.index for frame, _ in out] == list(range(20))
@@ -371,5 +390,5 @@ def test_detect_stream_raises_what_the_source_raised():
 
 @pytest.mark.parametrize("call", [run, lambda *a, **k: next(detect_stream(*a, **k))])
 def test_queue_size_out_of_range(call):
-    with pytest.raises(GlipError, match="queue_size is 0; it must be at least 1"):
+    with pytest.raises(OptionError, match="queue_size is 0; it must be a whole number of at least 1"):
         call(Fake(), Numbers(1), "prompt", queue_size=0)

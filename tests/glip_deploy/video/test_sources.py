@@ -3,8 +3,12 @@
 import functools
 import http.server
 import logging
+import os
+import signal
 import socket
+import sys
 import threading
+import time
 from fractions import Fraction
 
 import av
@@ -12,18 +16,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import FrameError, OptionError, SourceError, SourceLost
+from glip_deploy.video.address import Address
 from glip_deploy.video.open import open_source
 from glip_deploy.video.pictures import PictureSource
-from glip_deploy.video.video_in import Address, VideoSource
+from glip_deploy.video.video_in import VideoSource
 
 
-def grey(i):
+def gray(i):
     return 20 * (i % 13)
 
 
 def write_video(path, *, frames=12, size=(64, 48), rotation=None, **options):
-    """Frame i is plain grey of value 20 i, so that a decoded frame tells which one it was."""
+    """Frame i is plain gray of value 20 i, so that a decoded frame tells which one it was."""
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(10))
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -31,7 +36,7 @@ def write_video(path, *, frames=12, size=(64, 48), rotation=None, **options):
         if rotation is not None:
             stream.set_display_rotation(rotation)
         for i in range(frames):
-            image = np.full((size[1], size[0], 3), grey(i), np.uint8)
+            image = np.full((size[1], size[0], 3), gray(i), np.uint8)
             if rotation is not None:
                 image[: size[1] // 2, : size[0] // 2] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -72,6 +77,38 @@ def test_a_picture_is_known_by_its_content_if_not_by_its_name(tmp_path):
         assert not source.is_video and len(list(source)) == 1
 
 
+@pytest.mark.parametrize("error", [ValueError("bad size"), RuntimeError("no"), SyntaxError("not a PNG")])
+def test_a_file_pillow_fails_on_is_one_error(tmp_path, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    (tmp_path / "file.dat").write_bytes(b"junk")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(SourceError, match=r"file\.dat: cannot be opened as a video") as caught:
+        open_source(tmp_path / "file.dat")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_too_large_without_a_suffix_says_so(tmp_path, monkeypatch):
+    write_pictures(tmp_path, ["a.png"])
+    (tmp_path / "a.png").rename(tmp_path / "photo")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with open_source(tmp_path / "photo") as source, pytest.raises(FrameError, match="too large"):
+        list(source)
+
+
+def test_names_the_system_refuses_are_one_error(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match=r"cannot be read \(File name too long\)"):
+        open_source("n" * 300)
+
+    def unreadable(self, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.stat", unreadable)
+    with pytest.raises(SourceError, match=r"cannot be read \(Permission denied\)"):
+        open_source(tmp_path / "a.png")
+
+
 def test_folder_is_in_natural_order_and_holds_only_pictures(tmp_path):
     write_pictures(tmp_path, ["f10.png", "f2.PNG", "F1.jpg", ".hidden.png"])
     (tmp_path / "notes.txt").write_text("x")
@@ -87,7 +124,7 @@ def test_glob_goes_into_subfolders_and_knows_its_root(tmp_path):
     write_pictures(tmp_path / "b", ["1.png", "2.txt.png"])
     (tmp_path / "b" / "movie.txt").write_text("x")
     with open_source(f"{tmp_path}/**/*") as source:
-        assert [str(path.relative_to(tmp_path)) for path in source.paths] == [
+        assert [str(path.relative_to(tmp_path)) for path in source.files] == [
             "a/1.png",
             "b/1.png",
             "b/2.txt.png",
@@ -125,14 +162,14 @@ def test_a_folder_where_nothing_can_be_read_is_an_error(tmp_path):
         (tmp_path / name).write_bytes(b"junk")
     with (
         open_source(tmp_path) as source,
-        pytest.raises(GlipError, match="none of its 2 pictures could be read"),
+        pytest.raises(SourceError, match="none of its 2 pictures could be read"),
     ):
         list(source)
 
 
 def test_one_unreadable_picture_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"junk")
-    with open_source(tmp_path / "a.png") as source, pytest.raises(GlipError, match=r"a\.png"):
+    with open_source(tmp_path / "a.png") as source, pytest.raises(FrameError, match=r"a\.png"):
         list(source)
 
 
@@ -151,7 +188,7 @@ def test_nothing_there(tmp_path, monkeypatch, spec, message):
     for name in "ab":
         (tmp_path / "twovideos" / f"{name}.mp4").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(GlipError, match=message) as caught:
+    with pytest.raises(SourceError, match=message) as caught:
         open_source(spec)
     assert "\n" not in str(caught.value)
 
@@ -159,14 +196,19 @@ def test_nothing_there(tmp_path, monkeypatch, spec, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "stride is 0; it must be at least 1"),
+        ({"stride": 0}, "stride is 0; it must be a whole number of at least 1"),
         ({"max_frames": 0}, "max_frames is 0"),
         ({"reconnect": -1}, "reconnect is -1"),
         ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"timeout": 10**400}, "timeout is 1000"),
+        ({"timeout": "5"}, "timeout is '5'"),
+        ({"stride": "2"}, "stride is '2'"),
+        ({"max_frames": 2.5}, "max_frames is 2.5"),
     ],
 )
 def test_numbers_out_of_range(options, message):
-    with pytest.raises(GlipError, match=message):
+    with pytest.raises(OptionError, match=message):
         open_source("x.png", **options)
 
 
@@ -189,6 +231,22 @@ def test_containers_without_a_frame_count_estimate_it(tmp_path, name):
     with open_source(write_video(tmp_path / name, **options)) as source:
         assert source.frame_count == pytest.approx(12, abs=1)
         assert values(source) == list(range(12))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows no colon in a file name")
+@pytest.mark.parametrize("name", ["2026-11-24T12:30:05.mp4", "rtsp:x.mp4", "concat:a.mp4"])
+def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "v.mp4").rename(tmp_path / name)
+    with open_source(name) as source:
+        assert source.name == name and [str(file) for file in source.files] == [name]
+        assert values(source) == list(range(12))
+
+
+def test_a_file_address_is_a_file(tmp_path):
+    video = write_video(tmp_path / "v.mp4")
+    with open_source(f"file://{video}") as source:
+        assert source.files == (video,) and len(list(source)) == 12
 
 
 def test_stride_and_limit_on_video(tmp_path):
@@ -232,7 +290,15 @@ def test_rotation_of_a_phone_video_is_respected(tmp_path, rotation, corner):
 def test_a_truncated_mp4_is_one_clear_error(tmp_path):
     video = write_video(tmp_path / "v.mp4")
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with pytest.raises(GlipError, match=r"v\.mp4: cannot be opened as a video .*truncated") as caught:
+    with pytest.raises(SourceError, match=r"v\.mp4: cannot be opened as a video .*truncated") as caught:
+        open_source(video)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_names_no_known_codec_is_one_clear_error(tmp_path):
+    video = write_video(tmp_path / "v.mp4")
+    video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(SourceError, match=r"v\.mp4: its pictures are in a format that FFmpeg does not know") as caught:
         open_source(video)
     assert "\n" not in str(caught.value)
 
@@ -287,7 +353,7 @@ def test_a_video_where_nothing_can_be_decoded_is_an_error(tmp_path):
     for offset, size in packets_of(video):
         data[offset : offset + size] = b"\xff" * size
     video.write_bytes(data)
-    with open_source(video) as source, pytest.raises(GlipError, match="not one frame could be decoded"):
+    with open_source(video) as source, pytest.raises(SourceError, match="not one frame could be decoded"):
         list(source)
 
 
@@ -299,7 +365,7 @@ def test_sound_alone_is_an_error(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(GlipError, match="no video"):
+    with pytest.raises(SourceError, match="no video"):
         open_source(path)
 
 
@@ -313,7 +379,7 @@ def test_close_ends_an_iteration(tmp_path):
 
 
 def test_a_camera_that_is_not_there():
-    with pytest.raises(GlipError, match=r"camera 97.*plugged in"):
+    with pytest.raises(SourceError, match=r"camera 97.*plugged in"):
         open_source("97")
 
 
@@ -333,7 +399,7 @@ def test_a_camera_gives_frames_with_the_time_they_came():
 def test_a_camera_that_goes_away_is_an_error():
     frames = iter(lavfi("testsrc=size=32x24:rate=10:duration=0.3"))
     assert len([next(frames) for _ in range(3)]) == 3
-    with pytest.raises(GlipError, match=r"camera: lost after 3 frames"):
+    with pytest.raises(SourceLost, match=r"camera: lost after 3 frames"):
         next(frames)
 
 
@@ -352,10 +418,10 @@ def test_reconnecting_is_bounded(monkeypatch):
     monkeypatch.setattr(source._closing, "wait", lambda timeout: waits.append(timeout) is not None)
 
     def gone():
-        raise GlipError("camera: gone")
+        raise SourceError("camera: gone")
 
     monkeypatch.setattr(source, "_connect", gone)
-    with source, pytest.raises(GlipError, match="camera: gone"):
+    with source, pytest.raises(SourceLost, match="camera: gone"):
         list(frames)
     assert waits == [1.0, 2.0]
 
@@ -369,16 +435,28 @@ def silent_port():
 
 
 def test_a_stream_that_never_answers_does_not_hang(silent_port):
-    with pytest.raises(GlipError, match=r"cannot be opened.*check the address"):
+    with pytest.raises(SourceError, match=r"cannot be opened.*check the address"):
         open_source(f"rtsp://127.0.0.1:{silent_port}/x", timeout=0.3)
-    with pytest.raises(GlipError, match=r"no answer within 0.3 s"):
+    with pytest.raises(SourceError, match=r"no answer within 0.3 s"):
         open_source(f"http://127.0.0.1:{silent_port}/x", timeout=0.3)
 
 
-def test_a_password_is_never_shown(silent_port):
-    with pytest.raises(GlipError) as caught:
-        open_source(f"rtsp://me:secret@127.0.0.1:{silent_port}/x", timeout=0.3)
-    assert "secret" not in str(caught.value) and "***@127.0.0.1" in str(caught.value)
+@pytest.mark.parametrize("user", ["me:secret", "me:se@secret", "me:x/secret"])
+def test_a_password_is_never_shown(silent_port, user):
+    with pytest.raises(SourceError) as caught:
+        open_source(f"rtsp://{user}@127.0.0.1:{silent_port}/x?password=secret", timeout=0.3)
+    assert "secret" not in str(caught.value) and "me" not in str(caught.value).partition(": ")[0]
+    assert f"***@127.0.0.1:{silent_port}/x?password=***" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
+def test_ctrl_c_while_a_source_opens_is_not_held_back(silent_port):
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        open_source(f"http://127.0.0.1:{silent_port}/x", timeout=8)
+    assert time.monotonic() - start < 5
 
 
 def test_a_video_on_the_web_is_a_file_that_never_drops(tmp_path):
@@ -413,7 +491,7 @@ def test_a_network_stream_that_breaks_off_is_an_error(tmp_path):
         with open_source(f"tcp://127.0.0.1:{server.getsockname()[1]}", timeout=5) as source:
             assert source.is_live
             count = 0
-            with pytest.raises(GlipError, match=r"lost after \d+ frames"):
+            with pytest.raises(SourceLost, match=r"lost after \d+ frames"):
                 for _ in source:
                     count += 1
     assert count >= 10

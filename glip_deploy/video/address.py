@@ -1,0 +1,100 @@
+"""What FFmpeg is given to open: a file, a camera or a network address, and how messages show it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glip_deploy.errors import SourceError
+
+__all__ = ["Address", "file_url", "live_address", "without_credentials"]
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_HIDDEN = "***"
+# Names of query values that are, or may be, somebody's: user names, passwords, tokens, signatures.
+_SECRET = re.compile(
+    r"((?:user|usr|login|account|pass|pwd|psw|token|secret|key|auth|sig|credential|session)[a-z0-9_.-]*=)[^&;#/\s]*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A video as FFmpeg opens it.
+
+    Attributes:
+        target: the URL or device.
+        name: what messages and results call it; without user, password and secret query values.
+        format: FFmpeg's name of the input device; None to find out the format.
+        options: FFmpeg's, by name.
+        is_live: a camera or a stream, which gives frames at its own pace.
+        is_remote: on the network, so that waiting for it has a time limit.
+        file: the local file it is, if it is one.
+    """
+
+    target: str
+    name: str
+    format: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    is_live: bool = False
+    is_remote: bool = False
+    file: Path | None = None
+
+    @classmethod
+    def of_file(cls, path: Path) -> Address:
+        """Return the address of a local file."""
+        return cls(file_url(path), str(path), file=path)
+
+
+def file_url(path: Path) -> str:
+    """Return what FFmpeg takes for a local file, whatever its name; "12:30.mp4" alone would be a protocol to it."""
+    return f"file:{path}"
+
+
+def live_address(text: str) -> Address | None:
+    """Return the address of a camera, a stream or a URL; None for anything else, such as the path of a file.
+
+    Raises:
+        SourceError: a camera number on Windows, where cameras have names.
+    """
+    if text.lower().startswith("file://"):
+        return Address(text, text, file=Path(text[len("file://") :]))
+    if _SCHEME.match(text):
+        name = without_credentials(text)
+        if text.lower().startswith(("rtsp://", "rtsps://")):
+            # UDP loses packets, which shows as smeared pictures; TCP does not.
+            return Address(text, name, options={"rtsp_transport": "tcp"}, is_live=True, is_remote=True)
+        on_the_web = text.lower().startswith(("http://", "https://"))
+        return Address(text, name, is_live=not on_the_web, is_remote=True)
+    if text.isdecimal() and not Path(text).exists():
+        return _camera(text)
+    if text.startswith("/dev/video") or (text.startswith("video=") and sys.platform == "win32"):
+        return Address(text, text, format="dshow" if sys.platform == "win32" else "v4l2", is_live=True)
+    return None
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL in which user, password and query values that look like either are replaced by `***`.
+
+    A password may hold "@", "/" or "?", where the URL itself becomes ambiguous. So if there is user information, or a
+    port that is no number (as "/" in a password makes it), everything before the last "@" of all is replaced.
+    """
+    scheme, slashes, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    port = re.sub(r"^\[[^]]*\]", "", authority).partition(":")[2]
+    if "@" in rest and ("@" in authority or (port and not port.isdecimal())):
+        rest = f"{_HIDDEN}@{rest.rpartition('@')[2]}"
+    return scheme + slashes + _SECRET.sub(rf"\1{_HIDDEN}", rest)
+
+
+def _camera(number: str) -> Address:
+    name = f"camera {number}"
+    if sys.platform == "darwin":
+        return Address(number, name, format="avfoundation", options={"framerate": "30"}, is_live=True)
+    if sys.platform == "win32":
+        raise SourceError(
+            f'{name}: cameras have names on Windows; give "video=NAME", with NAME from the Device Manager'
+        )
+    return Address(f"/dev/video{number}", name, format="v4l2", is_live=True)
