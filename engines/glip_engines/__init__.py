@@ -5,7 +5,8 @@
     plan.py         options checked against a bundle, every default filled in
     builder.py      the build itself: graph by graph into a folder that appears whole or not at all
 
-    rewrite.py      the portable graph in the operators a TensorRT parser understands (graph.py, turing.py)
+    rewriting/      the portable graph as a version of TensorRT can read it and computes it well
+    inspection.py   what a parser understood, compared with the graph
 
     flavours.py     TensorRT or TensorRT-RTX: which is installed, and for which GPU it builds
     trt.py          the one module that calls TensorRT (messages.py, progress.py)

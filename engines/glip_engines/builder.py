@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from glip_deploy.bundle.manifest import MANIFEST, Bundle
 from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.flavours import Flavour, choose_flavour, target_of
+from glip_engines.inspection import Expected
 from glip_engines.plan import Plan
+from glip_engines.rewriting import rewrite_file
 from glip_engines.trt import GraphJob, Settings
 
 if TYPE_CHECKING:
-    import onnx_ir
-
     from glip_engines.flavours import Dialect
     from glip_engines.options import BuildOptions
     from glip_engines.worker import Environment, Worker
@@ -71,14 +71,12 @@ def build_engines(
     flavour = choose_flavour(options.flavour)
     bundle = Bundle.open(bundle_path)
     plan = Plan.of(bundle, options, flavour)
-    library = plan.plugin
-    if plan.form == "plugin" and library is None:
-        library = _compile_plugin(flavour, options.arch, on_progress)
+    if plan.form == "plugin" and plan.plugin is None:
+        _plugin_architecture(target_of(flavour, options.arch))  # refused before TensorRT is loaded
     settings = Settings(
         flavour,
         plan.precision,
         options.arch,
-        None if library is None else str(library),
         options.workspace,
         None if options.timing_cache is None else str(options.timing_cache),
         options.optimization_level,
@@ -87,6 +85,10 @@ def build_engines(
         here = worker.environment
         target = (bundle.path / ENGINES / (options.name or _default_name(plan, here))).resolve()
         _check_target(target, options.overwrite)  # before a minute is spent
+        library = plan.plugin
+        if plan.form == "plugin":
+            library = library or _compile_plugin(here.dialect, on_progress)
+            worker.load_plugin(library)
         try:
             with temporary_sibling(target) as folder:
                 engines = {f"{graph}.plan": _build_graph(worker, plan, graph, folder, on_progress) for graph in GRAPHS}
@@ -114,23 +116,27 @@ def build_engines(
     return BuildResult(target, record)
 
 
-def _compile_plugin(flavour: Flavour, arch: str | None, on_progress: Progress) -> Path:
-    """Compile the plugin for a named target, or for this machine's GPU.
+def _plugin_architecture(target: int) -> int:
+    """Return the compute capability to compile the plugin for.
 
     Raises:
-        EngineError: no GPU and none named, or a GPU the kernels are not written for.
-        MissingPackage: no compiler.
+        EngineError: a GPU the kernels are not written for.
     """
-    from glip_engines.compile import ARCHITECTURES, build_library
+    from glip_engines.compile import ARCHITECTURES
 
-    target = target_of(flavour, arch)
     # Machine code runs on its own generation and the later members of it.
     fitting = [known for known in ARCHITECTURES if known // 10 == target // 10 and known <= target]
     if not fitting:
         known = ", ".join(f"SM{known}" for known in ARCHITECTURES)
         raise EngineError(f"the plugin has no kernels for SM{target}; it has them for {known}; use --form native")
+    return fitting[-1]
+
+
+def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
+    from glip_engines.compile import build_library
+
     on_progress("plugin", 0.0, "compiling")
-    library = build_library([fitting[-1]], tensorrt=True)
+    library = build_library([_plugin_architecture(dialect.compute_capability)], tensorrt=True)
     on_progress("plugin", 1.0, "done")
     return library
 
@@ -162,9 +168,10 @@ def _build_graph(worker: Worker, plan: Plan, graph: str, folder: Path, on_progre
     # The rewritten graph is as large as the bundle's; it is removed before the engine is written beside it.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".graph-") as scratch:
         onnx_file = Path(scratch) / contract["file"]
-        _rewrite(plan, contract["file"], pinned, onnx_file, dialect)
+        source = plan.bundle.path / contract["file"]
+        model = rewrite_file(source, onnx_file, dialect, precision=plan.lowering, form=plan.form, pinned=pinned)
         built = worker.build(
-            GraphJob(str(onnx_file), str(file), profiles),
+            GraphJob(str(onnx_file), str(file), profiles, asdict(Expected.of(model))),
             lambda fraction, phase: on_progress(step, fraction, phase),
         )
     on_progress(step, 1.0, "done")
@@ -173,33 +180,6 @@ def _build_graph(worker: Worker, plan: Plan, graph: str, folder: Path, on_progre
     return EngineFile(
         sha256_of(file), file.stat().st_size, round(built.seconds, 2), built.inputs, built.outputs, profiles
     )
-
-
-def _rewrite(plan: Plan, source: str, pinned: Mapping[str, int], file: Path, dialect: Dialect) -> None:
-    """Write the graph in its precision and form, with the sizes that never change as numbers."""
-    import onnx_ir
-
-    from glip_engines.rewrite import for_tensorrt, use_native_ops, use_plugin
-    from glip_engines.turing import products_as_sums
-
-    model = onnx_ir.load(plan.bundle.path / source)
-    if plan.precision != plan.bundle.manifest.get("precision", "fp32"):
-        from glip_export.precision import to_precision
-
-        model = to_precision(model, plan.precision)
-    model = use_plugin(model) if plan.form == "plugin" else use_native_ops(model)
-    model = for_tensorrt(model, old_parser=dialect.is_8)
-    if dialect.multiplies_half_only:
-        model = products_as_sums(model)
-    for value in model.graph.inputs:
-        value.shape = onnx_ir.Shape([_pin(side, pinned) for side in value.shape or ()])
-    onnx_ir.save(model, file, external_data=f"{file.name}.data", size_threshold_bytes=1024)
-
-
-def _pin(side: int | onnx_ir.SymbolicDim, pinned: Mapping[str, int]) -> int | str | None:
-    if isinstance(side, int):
-        return side
-    return pinned.get(side.value, side.value) if side.value is not None else None
 
 
 def _compare(

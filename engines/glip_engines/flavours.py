@@ -51,7 +51,7 @@ class Dialect:
 
     @property
     def multiplies_half_only(self) -> bool:
-        """Whether matrices are multiplied in fp16 alone, and bf16 is unknown (see `glip_engines.turing`)."""
+        """Whether it multiplies matrices in fp16 alone and has no bf16 (see `glip_engines.rewriting.products`)."""
         return self.flavour is Flavour.RTX and self.compute_capability == 75
 
 

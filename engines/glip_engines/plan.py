@@ -84,6 +84,11 @@ class Plan:
         classes = options.classes or Range(1, 8, 128)
         return cls(bundle, options, precision, form, plugin, height, width, tokens, classes)
 
+    @property
+    def lowering(self) -> str:
+        """What the bundle's graphs have to be lowered to; "fp32" if they are in their precision already."""
+        return "fp32" if self.precision == self.bundle.manifest.get("precision", "fp32") else self.precision
+
     def command_options(self) -> str:
         """Return what to type after `glip-build BUNDLE` for the same engines; flavour and target are the machine's."""
         size = ["--size", f"{self.height.best}x{self.width.best}"]

@@ -24,8 +24,10 @@ from glip_deploy.bundle.engines import TensorRecord
 from glip_deploy.errors import EngineError, EngineMismatch, MissingPackage, OptionError
 from glip_deploy.files import write_atomically
 from glip_engines.flavours import Dialect, Flavour, Gpu, choose_flavour, current_gpu
+from glip_engines.inspection import Expected, check_network
 from glip_engines.messages import one_line
 from glip_engines.progress import make_monitor
+from glip_engines.rewriting.deformable import PLUGIN_DOMAIN, PLUGIN_OPERATOR, PLUGIN_VERSION
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -41,8 +43,6 @@ class Settings:
     precision: str
     arch: str | None = None
     """"SM80" and the like; None is this machine's GPU."""
-    plugin: str | None = None
-    """Library to load."""
     workspace: int | None = None
     """Bytes."""
     timing_cache: str | None = None
@@ -58,6 +58,8 @@ class GraphJob:
     """Where to write the engine."""
     profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]
     """By optimization profile and input: smallest, best and largest shape."""
+    expected: Mapping[str, Any] | None = None
+    """An `Expected` as a dictionary, which the parsed network must have; None checks nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Toolkit:
     """One flavour of TensorRT, loaded, with the target it builds for.
 
     Args:
-        settings: flavour, target, plugin and the rest.
+        settings: flavour, target and the rest.
 
     Attributes:
         dialect: flavour, version and the target's compute capability.
@@ -82,7 +84,7 @@ class Toolkit:
     Raises:
         MissingPackage: the flavour is not installed, or cannot be loaded.
         OptionError: a target or a precision that this version does not have.
-        EngineError: no GPU where one is needed, or a plugin library that cannot be loaded.
+        EngineError: no GPU where one is needed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -106,8 +108,6 @@ class Toolkit:
                 f"{flavour} builds for SM75 in fp16 only, not in {settings.precision}; use --precision fp16"
             )
         self._log = _logger(module, flavour)
-        if settings.plugin is not None:
-            self._load_plugin(settings.plugin)
 
     def architectures(self) -> dict[str, int]:
         """Return the targets a build may name, as this version lists them; none for the full TensorRT."""
@@ -134,24 +134,25 @@ class Toolkit:
             )
         return gpu, gpu.compute_capability
 
-    def _load_plugin(self, library: str) -> None:
+    def load_plugin(self, library: str) -> None:
+        """Load the library of the deformable convolution's plugin.
+
+        Raises:
+            EngineError: it cannot be loaded, or does not hold that plugin.
+        """
         self._log.errors.clear()
         self._trt.init_libnvinfer_plugins(self._log, "")
-        before = len(self._creators())
-        handle: Any = None
+        creator: Any = None
+        registry: trt.IPluginRegistry = self._trt.get_plugin_registry()
         try:
-            registry: trt.IPluginRegistry = self._trt.get_plugin_registry()
-            handle = registry.load_library(library)
+            if registry.load_library(library) is not None:
+                find = registry.get_plugin_creator if self.dialect.is_8 else registry.get_creator
+                creator = find(PLUGIN_OPERATOR, str(PLUGIN_VERSION), PLUGIN_DOMAIN)
         except Exception as error:  # the bindings raise various things for a file that is no library
             self._log.errors.append(str(error))
-        if handle is None or len(self._creators()) == before:
-            why = self._reason("it holds no TensorRT plugin")
+        if creator is None:
+            why = self._reason(f"it holds no TensorRT plugin {PLUGIN_DOMAIN}::{PLUGIN_OPERATOR} {PLUGIN_VERSION}")
             raise EngineError(f"plugin library {library} was refused ({why}); build it for {self._name}")
-
-    def _creators(self) -> Sequence[Any]:
-        registry: trt.IPluginRegistry = self._trt.get_plugin_registry()
-        creators: Sequence[Any] = getattr(registry, "all_creators", None) or registry.plugin_creator_list
-        return creators
 
     def build(self, job: GraphJob, on_progress: Callable[[float, str], bool]) -> BuiltGraph:
         """Parse a graph, build its engine and write it.
@@ -161,12 +162,21 @@ class Toolkit:
             on_progress: called with the done fraction and the name of the phase; returns False to stop.
 
         Raises:
-            EngineError: the parser or the builder refused, or the profiles do not fit.
+            EngineError: the parser or the builder refused, the parser understood the graph otherwise than it is
+                written, or the profiles do not fit.
             EngineMismatch: the timing cache is of another GPU or TensorRT.
             OSError: the engine or the timing cache could not be written.
         """
         started = time.perf_counter()
         builder, network = self._parse(job)
+        if job.expected is not None:
+            try:
+                check_network(self._trt, network, Expected(**job.expected), typed=not self.dialect.is_8)
+            except EngineError as error:
+                raise EngineError(
+                    f"the parser of {self._name} misread {Path(job.onnx).name}: it {error}; no engine was built."
+                    " Use another version of it, and report this"
+                ) from None
         config: trt.IBuilderConfig = builder.create_builder_config()
         self._configure(config)
         for profile in job.profiles:
@@ -198,6 +208,11 @@ class Toolkit:
         wanted = "EXPLICIT_BATCH" if self.dialect.is_8 else "STRONGLY_TYPED"
         network = builder.create_network(1 << int(kinds[wanted]) if wanted in kinds else 0)
         parser: trt.OnnxParser = self._trt.OnnxParser(network, self._log)
+        parser_flags = getattr(getattr(self._trt, "OnnxParserFlag", None), "__members__", {})
+        if (
+            "NATIVE_INSTANCENORM" in parser_flags
+        ):  # 8.6 has no layer for the group norms otherwise, but asks for a plugin
+            parser.set_flag(parser_flags["NATIVE_INSTANCENORM"])
         if not parser.parse_from_file(job.onnx):
             raise EngineError(f"{self._name} refuses {Path(job.onnx).name}: {self._parser_error(parser)}")
         return builder, network

@@ -1,7 +1,7 @@
 """A process of its own for TensorRT, which may abort, run out of memory or be interrupted without ending the caller.
 
 The two sides exchange lines of JSON. The parent sends `Settings`, then one `GraphJob` after another; the child answers
-with the environment, then with progress and one result, or an error, for each.
+with the environment, then with progress and one result, or an error, for each. A plugin is loaded in between.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ class Worker:
         self._end()
         self._clean()
 
+    def load_plugin(self, library: Path) -> None:
+        """Load the library of the deformable convolution's plugin.
+
+        Raises:
+            EngineError: it cannot be loaded, or does not hold that plugin.
+        """
+        self._ask({"plugin": str(library)}, lambda fraction, phase: None)
+
     def build(self, job: GraphJob, on_progress: Callable[[float, str], None]) -> BuiltGraph:
         """Build one engine.
 
@@ -105,11 +113,11 @@ class Worker:
     def _library_path(self) -> dict[str, str]:
         """Return the environment in which TensorRT-RTX finds its own library by the name without a version number.
 
-        With a plugin its parser opens `libtensorrt_rtx.so`, which its wheel has only with a number, and it ends the
-        process where it does not find it.
+        Once a plugin is loaded its parser opens `libtensorrt_rtx.so`, which its wheel has only with a number, and it
+        ends the process where it does not find it.
         """
         libraries = library_folder(self._settings.flavour)
-        if self._settings.plugin is None or libraries is None:
+        if libraries is None:
             return {}
         for library in libraries.glob("lib*.so.*"):
             plain = self._folder / f"{library.name.split('.so.')[0]}.so"
@@ -201,8 +209,12 @@ def _serve() -> None:
             gpu=None if toolkit.gpu is None else toolkit.gpu.name,
         )
         for line in sys.stdin:
-            built = toolkit.build(GraphJob(**json.loads(line)), report.progress)
-            report.send("result", **asdict(built))
+            request = json.loads(line)
+            if "plugin" in request:
+                toolkit.load_plugin(request["plugin"])
+                report.send("result")
+            else:
+                report.send("result", **asdict(toolkit.build(GraphJob(**request), report.progress)))
     except GlipError as error:
         report.send("error", error=type(error).__name__, message=str(error))
     except OSError as error:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from glip_engines.rewrite import (
+from glip_engines.flavours import Dialect, Flavour
+from glip_engines.rewriting.deformable import (
     PLUGIN_DOMAIN,
     PLUGIN_OPERATOR,
     PLUGIN_VERSION,
-    for_tensorrt,
     use_native_ops,
     use_plugin,
 )
-from glip_engines.turing import products_as_sums
+from glip_engines.rewriting.parsers import for_parser
+from glip_engines.rewriting.products import products_as_sums
 from glip_export.precision import to_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.errors import GlipError
 
 DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
+OLD, NEW = Dialect(Flavour.TENSORRT, "8.6.1", 70), Dialect(Flavour.TENSORRT, "10.9.0", 80)
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
@@ -202,8 +204,10 @@ def assert_same_candidates(ours, expected, atol):
 
 @pytest.mark.parametrize("size", [(128, 160), (32, 64)], ids=str)
 def test_the_image_branch_in_plain_operators(image_graph, size):
-    model = for_tensorrt(use_native_ops(image_graph()))
+    model = for_parser(use_native_ops(image_graph()), NEW)
     assert ("", "DeformConv") not in operators(model)
+    # TensorRT 10 and 11 read a mode they do not know ("linear", say) as nearest neighbor; the default is bilinear.
+    assert all("mode" not in node.attributes for node in model.graph if node.op_type == "GridSample")
     feeds = frame_feeds(size, batch=2)
     assert_same_candidates(run(model, feeds), run(image_graph(), feeds), 1e-5)
 
@@ -215,10 +219,13 @@ def test_the_image_branch_with_plugin_nodes(image_graph):
         for node in original.graph
         if node.op_type == "DeformConv"
     ]
-    model = for_tensorrt(use_plugin(image_graph()))
+    model = for_parser(use_plugin(image_graph()), NEW)
     assert model.opset_imports[PLUGIN_DOMAIN] == PLUGIN_VERSION
     nodes = [node for node in model.graph if (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_OPERATOR)]
     assert ("", "DeformConv") not in operators(model)
+    for node in nodes:  # how parsers before TensorRT 10.10 look a plugin up; later ones read the domain too
+        assert node.attributes.pop("plugin_namespace").as_string() == "glip"
+        assert node.attributes.pop("plugin_version").as_string() == "1"
     assert [
         ({k: v.as_ints() for k, v in node.attributes.items()}, [v.name for v in node.inputs]) for node in nodes
     ] == [({k: v.as_ints() for k, v in attributes.items()}, names) for attributes, names in expected]
@@ -259,7 +266,7 @@ def test_a_half_graph_in_plain_operators_multiplies_in_half(image_graph):
 
 
 def test_frames_are_cast_before_anything_else(image_graph):
-    model = for_tensorrt(image_graph())
+    model = for_parser(image_graph(), NEW)
     frames = next(value for value in model.graph.inputs if value.name == "frames")
     assert {user.op_type for user, _ in frames.uses()} == {"Cast"}
     feeds = frame_feeds((64, 96))
@@ -276,13 +283,13 @@ def test_the_old_parser_gets_valid_opset_17(image_graph, tiny_bundle, precision)
         return model
 
     expected = use_native_ops(to_precision(image_graph(), precision))
-    model = for_tensorrt(use_native_ops(to_precision(image_graph(), precision)), old_parser=True)
+    model = for_parser(use_native_ops(to_precision(image_graph(), precision)), OLD)
     assert model.opset_imports[""] == 17
     assert ("", "Gelu") not in operators(model)
     feeds = frame_feeds((64, 96))
     assert_same_candidates(run(model, feeds), run(expected, feeds), 1e-5 if precision == "fp32" else 4e-3)
     ids = {"input_ids": np.arange(5, 12)[None], "attention_mask": np.ones((1, 7), np.int64)}
-    ours = run(for_tensorrt(to_precision(text_graph(), precision), old_parser=True), ids)[0]
+    ours = run(for_parser(to_precision(text_graph(), precision), OLD), ids)[0]
     np.testing.assert_allclose(ours, run(text_graph(), ids)[0], atol=1e-5 if precision == "fp32" else 2e-2)
 
 

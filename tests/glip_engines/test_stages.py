@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from glip_engines.rewrite import PLUGIN_OPERATOR, for_tensorrt, use_native_ops, use_plugin
-from glip_engines.turing import products_as_sums
+from glip_engines.flavours import Dialect, Flavour
+from glip_engines.rewriting.deformable import PLUGIN_OPERATOR, use_native_ops, use_plugin
+from glip_engines.rewriting.parsers import for_parser
+from glip_engines.rewriting.products import products_as_sums
 from glip_export.precision import to_precision
 from glip_export.stages import stage_of
 
@@ -16,7 +18,7 @@ from glip_deploy.bundle.contract import IMAGE_GRAPH, Stage
 def test_rewritten_graphs_have_stages(tiny_bundle, rewrite):
     model = to_precision(ir.load(tiny_bundle / IMAGE_GRAPH), "fp16")
     before = {node.name: stage_of(node) for node in model.graph if node.op_type != "DeformConv"}
-    model = products_as_sums(for_tensorrt(rewrite(model), old_parser=True))
+    model = products_as_sums(for_parser(rewrite(model), Dialect(Flavour.TENSORRT, "8.6.1", 70)))
     after = {node.name: stage_of(node) for node in model.graph}  # raises where one is missing
     assert all(after[name] is before[name] for name in after.keys() & before.keys())
     added = {node.op_type: stage_of(node) for node in model.graph if node.name not in before}

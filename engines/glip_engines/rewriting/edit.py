@@ -29,7 +29,7 @@ class Writer:
         self._count = 0
 
     def constant(self, value: ArrayLike, dtype: DTypeLike) -> onnx_ir.Value:
-        """An initializer, the same one for the same number."""
+        """Return an initializer, the same one for equal arrays."""
         array = np.asarray(value, dtype)
         key = (f"{array.dtype}{array.shape}", array.tobytes())
         if key not in self._constants:
@@ -52,7 +52,7 @@ class Writer:
         attributes: Sequence[onnx_ir.Attr] = (),
         dtype: onnx_ir.DataType | None = None,
     ) -> onnx_ir.Value:
-        """A node with one output."""
+        """Add a node with one output, and return that."""
         name = f"{self._prefix}/{operator}_{self._count}"
         self._count += 1
         output = self._ir.Value(name=f"{name}_output", type=None if dtype is None else self._ir.TensorType(dtype))
@@ -63,27 +63,27 @@ class Writer:
     def cast(
         self, value: onnx_ir.Value, dtype: onnx_ir.DataType, known: onnx_ir.DataType | None = None
     ) -> onnx_ir.Value:
-        """The value in another type, or itself; `known` is its type where the graph does not say."""
+        """Return the value in another type, or itself; `known` is its type where the graph does not say."""
         if (value.dtype or known) == dtype:
             return value
         return self.op("Cast", value, attributes=[self._ir.AttrInt64("to", dtype)], dtype=dtype)
 
     def reshape(self, value: onnx_ir.Value, *shape: int, dtype: onnx_ir.DataType | None = None) -> onnx_ir.Value:
-        """Reshape to numbers; 0 keeps an axis, -1 is the rest."""
+        """Reshape to known sizes; 0 keeps an axis, -1 is the rest."""
         return self.op("Reshape", value, self.constant(shape, np.int64), dtype=dtype)
 
     def size(self, value: onnx_ir.Value, axis: int) -> onnx_ir.Value:
-        """One size of a tensor, int64 of shape (1,)."""
+        """Return one size of a tensor, int64 of shape (1,)."""
         return self.op("Gather", self.op("Shape", value), self.constant([axis], np.int64))
 
     def vector(self, *sizes: int | onnx_ir.Value) -> onnx_ir.Value:
-        """Numbers and sizes as one shape, int64 of shape (n,)."""
+        """Return numbers and sizes as one shape, int64 of shape (n,)."""
         parts = [self.constant([size], np.int64) if isinstance(size, int) else size for size in sizes]
         return self.op("Concat", *parts, attributes=[self._ir.AttrInt64("axis", 0)])
 
 
 def before_widening(value: onnx_ir.Value) -> onnx_ir.Value:
-    """What a cast from half to single precision was given, or the value itself."""
+    """Return what a cast from half to single precision was given, or the value itself."""
     import onnx_ir
 
     node = value.producer()
@@ -95,7 +95,7 @@ def before_widening(value: onnx_ir.Value) -> onnx_ir.Value:
 
 
 def replace(node: onnx_ir.Node, value: onnx_ir.Value, graph: onnx_ir.Graph) -> None:
-    """Let `value` stand where the node's output stood; the graph's own outputs keep their names."""
+    """Put `value` in the place of a node's output, and remove the node; the graph's own outputs keep their names."""
     old = node.outputs[0]
     for user, index in list(old.uses()):
         user.replace_input_with(index, value)
@@ -109,7 +109,7 @@ def replace(node: onnx_ir.Node, value: onnx_ir.Value, graph: onnx_ir.Graph) -> N
 
 
 def clean(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Drop what nothing uses any more, and casts to single precision that are taken back at once."""
+    """Drop nodes whose outputs nothing uses, and casts to single precision that are taken back at once."""
     from onnx_ir.passes import common
 
     outputs = set(model.graph.outputs)

@@ -1,9 +1,10 @@
-"""tensorrt_rtx on Turing (SM75) multiplies matrices in half precision only.
+"""Matrix products that TensorRT cannot compute as they are written.
 
-Symptom: "Cannot compile operation ... for Turing (SM75): FP32 GEMM is not supported". The products of the fp32 islands
-are small (the classifiers of DyReLU, the alignment of tokens and locations, class scores), so they are written as a
-broadcast product and a sum, still in fp32. The builder fuses the two: the broadcast product takes no memory (seen in
-the activation memory of an engine for 128 tokens and 16,800 locations: that of the output alone).
+TensorRT-RTX on Turing (SM75) multiplies matrices in half precision only. Symptom: "Cannot compile operation ... for
+Turing (SM75): FP32 GEMM is not supported". The products of the fp32 islands are small (the classifiers of DyReLU, the
+alignment of tokens and locations, class scores), so they are written as a broadcast product and a sum, still in fp32.
+The builder fuses the two: the broadcast product takes no memory (the activation memory of an engine for 128 tokens and
+16,800 locations is that of the output alone).
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
-from glip_engines.graph import Writer, clean, replace
+from glip_deploy.errors import BundleError
+from glip_engines.rewriting.edit import Writer, clean, replace
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from glip_engines.graph import Constants
+    from glip_engines.rewriting.edit import Constants
 
 __all__ = ["products_as_sums"]
 
@@ -30,7 +31,7 @@ def products_as_sums(model: onnx_ir.Model) -> onnx_ir.Model:
         model: a graph in fp16, lowered and rewritten; changed.
 
     Raises:
-        GlipError: a Gemm that is no linear layer.
+        BundleError: a Gemm that is no linear layer.
     """
     import onnx_ir
 
@@ -64,11 +65,11 @@ def _sum(writer: Writer, left: onnx_ir.Value, right: onnx_ir.Value, axis: int) -
 
 
 def _linear(writer: Writer, node: onnx_ir.Node, x: onnx_ir.Value, weight: onnx_ir.Value) -> onnx_ir.Value:
-    """Gemm as the exporter writes a linear layer: (M, K) by (N, K), plus (N,)."""
+    """Write out a Gemm as the exporter makes it of a linear layer: (M, K) by (N, K), plus (N,)."""
     standard = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
     given = {**standard, **{name: attribute.value for name, attribute in node.attributes.items()}}
     if given != {**standard, "transB": 1}:
-        raise GlipError(f"Gemm {node.name} is no linear layer; export the bundle with glip-export")
+        raise BundleError(f"Gemm {node.name} is no linear layer; export the bundle with glip-export")
     product = _sum(writer, writer.op("Unsqueeze", x, writer.constant([1], np.int64)), weight, -1)
     bias = [value for value in node.inputs[2:] if value is not None]
     return writer.op("Add", product, *bias) if bias else product

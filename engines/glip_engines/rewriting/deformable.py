@@ -1,9 +1,6 @@
-"""A bundle's portable graph in the words an engine builder understands.
+"""Deformable convolution in the operators an engine is built with: the plugin's, or TensorRT's own.
 
-The bundle stays standard ONNX. Two things are said differently to TensorRT: deformable convolution, which becomes
-either our plugin's operator or plain operators, and the few places its parser refuses (`for_tensorrt`).
-
-Every function changes the model it is given and returns it.
+A bundle's graph has the standard `DeformConv`. Every function changes the model it is given and returns it.
 """
 
 from __future__ import annotations
@@ -15,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from glip_export.stages import inherit
 
-from glip_deploy.errors import GlipError
-from glip_engines.graph import Writer, before_widening, clean, replace
+from glip_deploy.errors import BundleError
+from glip_engines.rewriting.edit import Writer, before_widening, clean, replace
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from glip_engines.graph import Constants
+    from glip_engines.rewriting.edit import Constants
 
-__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "for_tensorrt", "use_native_ops", "use_plugin"]
+__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "use_native_ops", "use_plugin"]
 
 PLUGIN_DOMAIN = "glip"
 PLUGIN_OPERATOR = "ModulatedDeformConv"
@@ -40,9 +37,9 @@ class _Deformable:
     bias: onnx_ir.Value | None
     mask: onnx_ir.Value | None
     dtype: onnx_ir.DataType
-    """Of the node as it stands."""
+    """Of the node as the graph has it."""
     data: onnx_ir.DataType
-    """Of `x` and `weight`, as they were before a graph in half precision widened them for this node."""
+    """Of `x` and `weight`, before a graph in half precision widened them for this node."""
     kernel: tuple[int, int]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
@@ -50,15 +47,15 @@ class _Deformable:
 
     @property
     def taps(self) -> int:
-        """Positions the kernel reads."""
+        """Number of positions the kernel reads."""
         return self.kernel[0] * self.kernel[1]
 
     @classmethod
     def of(cls, node: onnx_ir.Node) -> _Deformable:
-        """Take a node apart.
+        """Read the parts of a node.
 
         Raises:
-            GlipError: an attribute no engine is built with.
+            BundleError: an attribute that engines are not built with.
         """
         import onnx_ir
 
@@ -74,14 +71,14 @@ class _Deformable:
         for name in ("group", "offset_group"):
             given = node.attributes.get(name)
             if given is not None and given.as_int() != 1:
-                raise GlipError(
+                raise BundleError(
                     f"DeformConv {node.name}: {name} is {given.as_int()}, an engine takes 1 only;"
                     " export the bundle with glip-export"
                 )
         sides = () if weight.shape is None else weight.shape[2:]
         kernel = attribute("kernel_shape", [side for side in sides if isinstance(side, int)])
         if len(kernel) != 2:
-            raise GlipError(
+            raise BundleError(
                 f"DeformConv {node.name}: kernel_shape is {list(kernel)}, an engine takes two known sides;"
                 " export the bundle with glip-export"
             )
@@ -115,8 +112,11 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
     Attributes and the order of inputs (X, W, offset, B, mask) stay. X, W, B and the output have the data's type. Where
     that is fp16 or bf16, offset and mask are fp32: sampling positions in half precision are too coarse.
 
+    The parsers of TensorRT 8.6 and 10.0 to 10.9 look a plugin up by the attributes `plugin_namespace` and
+    `plugin_version`, later ones by the node's domain too, so a node has all of them.
+
     Raises:
-        GlipError: an attribute no engine is built with.
+        BundleError: an attribute that engines are not built with.
     """
     import onnx_ir
 
@@ -133,7 +133,11 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
         while inputs[-1] is None:
             inputs.pop()
         output = onnx_ir.Value(name=f"{node.outputs[0].name}_plugin", type=onnx_ir.TensorType(parts.data))
-        attributes = list(node.attributes.values())
+        attributes = [
+            *node.attributes.values(),
+            onnx_ir.AttrString("plugin_namespace", PLUGIN_DOMAIN),
+            onnx_ir.AttrString("plugin_version", str(PLUGIN_VERSION)),
+        ]
         plugin = onnx_ir.Node(
             PLUGIN_DOMAIN,
             PLUGIN_OPERATOR,
@@ -153,12 +157,15 @@ def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
     """Turn every `DeformConv` into plain operators: one GridSample of all taps, the mask, one MatMul.
 
     Positions, sampling and modulation are fp32; the MatMul has the data's type, its bias is added in fp32. Sizes stay
-    dynamic and may be 1. The grid is normalised with align_corners=0, whose scale 2/size exists for a size of 1 too
+    dynamic and may be 1. The grid is normalized with align_corners=0, whose scale 2/size exists for a size of 1 too
     (align_corners=1 divides by size - 1); GridSample's zero padding is the rule -1 < coordinate < size with corners
     outside counting as zero.
 
+    GridSample's mode is left to its default. It is bilinear in every opset, but its name changed in opset 20 from
+    "bilinear" to "linear", and the parsers of TensorRT 10 and 11 read a name they do not know as nearest neighbor.
+
     Raises:
-        GlipError: an attribute no engine is built with.
+        BundleError: an attribute that engines are not built with.
     """
     graph = model.graph
     constants: Constants = {}
@@ -169,14 +176,14 @@ def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
-    """(B, Cin, H, W) to (B, Cout, h, w): the nodes that stand for one deformable convolution."""
+    """Add the nodes of one deformable convolution, (B, Cin, H, W) to (B, Cout, h, w)."""
     import onnx_ir
 
     single = onnx_ir.DataType.FLOAT
     offset = writer.cast(parts.offset, single, parts.dtype)
     height, width = (writer.size(offset, axis) for axis in (2, 3))
     grids = [
-        _normalised_positions(writer, parts, offset, axis, side)
+        _normalized_positions(writer, parts, offset, axis, side)
         for axis, side in ((1, width), (0, height))  # GridSample wants x before y
     ]
     grid = writer.op("Concat", *grids, attributes=[onnx_ir.AttrInt64("axis", -1)])  # (B, taps, h, w, 2)
@@ -186,7 +193,6 @@ def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
         writer.cast(parts.x, single, parts.data),
         writer.op("Reshape", grid, tall),
         attributes=[
-            onnx_ir.AttrString("mode", "linear"),
             onnx_ir.AttrString("padding_mode", "zeros"),
             onnx_ir.AttrInt64("align_corners", 0),
         ],
@@ -208,10 +214,10 @@ def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
     return writer.cast(product, parts.dtype, single)
 
 
-def _normalised_positions(
+def _normalized_positions(
     writer: Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
 ) -> onnx_ir.Value:
-    """Where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
+    """Return where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
 
     Args:
         writer: adds the nodes.
@@ -233,76 +239,13 @@ def _normalised_positions(
     line = writer.reshape(line, *((-1, 1) if axis == 0 else (1, -1)))
     tap_line = writer.op("Add", writer.constant(start, np.float32), line)  # (taps, h, 1) or (taps, 1, w)
     size = writer.op("Cast", writer.size(parts.x, 2 + axis), attributes=[onnx_ir.AttrInt64("to", single)], dtype=single)
-    # (2 * (tap_line + offset) + 1) / size - 1, of which the large tensor sees one product and one sum.
+    # (2 * (tap_line + offset) + 1) / size - 1, arranged so that the large tensor needs one product and one sum.
     scale = writer.op("Div", writer.constant(2, np.float32), size)
     half_off = writer.op("Add", tap_line, writer.constant(0.5, np.float32))
     base = writer.op("Sub", writer.op("Mul", half_off, scale), writer.constant(1, np.float32))
     first, last = writer.constant([axis], np.int64), writer.constant([2 * parts.taps], np.int64)
     along, step = writer.constant([1], np.int64), writer.constant([2], np.int64)
     grid = writer.op("Add", writer.op("Mul", writer.op("Slice", offset, first, last, along, step), scale), base)
-    # Beyond -2 and 2 lies nothing but zeros; clipped, no position is too large for an integer.
+    # Beyond -2 and 2 all samples are zero; clipped, no position is too large for an integer.
     grid = writer.op("Clip", grid, writer.constant(-2, np.float32), writer.constant(2, np.float32))
     return writer.op("Unsqueeze", grid, writer.constant([-1], np.int64))
-
-
-def for_tensorrt(model: onnx_ir.Model, *, old_parser: bool = False) -> onnx_ir.Model:
-    """Say what TensorRT's parser refuses in other words; the values stay the same.
-
-    - uint8 may enter a network and be cast, nothing else: frames are cast first.
-    - TensorRT 8.6 reads opset 17 (`old_parser`): Gelu is written out, GridSample's mode has its former name, and what
-      became inputs of the reductions since are attributes again.
-
-    Args:
-        model: after `use_plugin` or `use_native_ops`.
-        old_parser: whether for TensorRT 8.6.
-    """
-    import onnx_ir
-
-    graph = model.graph
-    constants: Constants = {}
-    for value in graph.inputs:
-        users = list(value.uses())
-        if value.dtype == onnx_ir.DataType.UINT8 and users:
-            first = min((user for user, _ in users), key=list(graph).index)
-            wide = Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
-            for user, index in users:
-                user.replace_input_with(index, wide)
-    return _as_opset_17(model) if old_parser else model
-
-
-def _as_opset_17(model: onnx_ir.Model) -> onnx_ir.Model:
-    import onnx_ir
-
-    graph = model.graph
-    constants: Constants = {}
-    for node in list(graph):
-        if node.op_type == "Gelu":
-            replace(node, _gelu(Writer(graph, node, constants), node.inputs[0]), graph)
-        elif node.op_type == "GridSample":
-            node.attributes["mode"] = onnx_ir.AttrString("mode", "bilinear")
-        elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.inputs) > 1:
-            axes = node.inputs[1]
-            assert axes is not None
-            assert axes.const_value is not None
-            node.attributes["axes"] = onnx_ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
-            node.resize_inputs(1)
-        elif node.op_type == "Split":
-            node.attributes.pop("num_outputs", None)  # equal parts are what opset 13 makes without being told
-    model.opset_imports[""] = 17
-    for node in graph:
-        if node.domain == "":
-            node.version = None
-    return clean(model)
-
-
-def _gelu(writer: Writer, x: onnx_ir.Value | None) -> onnx_ir.Value:
-    """Write out x * (1 + erf(x / sqrt(2))) / 2."""
-    import onnx_ir
-
-    assert x is not None
-    single = onnx_ir.DataType.FLOAT
-    data = x.dtype or single
-    wide = writer.cast(x, single, data)
-    cdf = writer.op("Erf", writer.op("Mul", wide, writer.constant(0.5**0.5, np.float32)))
-    doubled = writer.op("Mul", wide, writer.op("Add", cdf, writer.constant(1, np.float32)))
-    return writer.cast(writer.op("Mul", doubled, writer.constant(0.5, np.float32)), data, single)

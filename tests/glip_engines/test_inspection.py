@@ -1,0 +1,211 @@
+"""A network that is not what the graph says stops the build in one line, before it takes a minute."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import onnx_ir as ir
+import pytest
+from glip_engines.flavours import Dialect, Flavour, installed
+from glip_engines.inspection import Expected, check_network
+from glip_engines.rewriting import rewrite, rewrite_file
+from glip_engines.trt import GraphJob, Settings
+from glip_engines.worker import Worker
+
+from glip_deploy.errors import EngineError
+
+NEW = Dialect(Flavour.TENSORRT, "10.9.0", 80)
+
+# -- a network by hand ----------------------------------------------------------------------------------------------
+
+
+def named(name):
+    return SimpleNamespace(name=name)
+
+
+class FakeLayer:
+    """A layer as the bindings give it: of the base class, without what its kind has."""
+
+    def __init__(self, kind, types=("FLOAT",), mode="LINEAR", padding="FILL", align=False):
+        self.type, self.name = named(kind), f"/a/{kind.lower()}"
+        self._inputs = [None if t is None else SimpleNamespace(dtype=named(t)) for t in types]
+        self._hidden = (named(mode), named(padding), align)
+
+    @property
+    def num_inputs(self):
+        return len(self._inputs)
+
+    def get_input(self, i):
+        return self._inputs[i]
+
+
+class FakeGridSampleLayer(FakeLayer):
+    interpolation_mode = property(lambda self: self._hidden[0])
+    sample_mode = property(lambda self: self._hidden[1])
+    align_corners = property(lambda self: self._hidden[2])
+
+
+def check(layers, expected, typed=True):
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+    check_network(SimpleNamespace(IGridSampleLayer=FakeGridSampleLayer), network, expected, typed=typed)
+
+
+def fakes(**changes):
+    """Layers of a small network that is right, by name, some of them exchanged."""
+    layers = {
+        "sampler": FakeLayer("GRID_SAMPLE", ("FLOAT", "FLOAT")),
+        "norm": FakeLayer("NORMALIZATION", ("FLOAT",)),
+        "layer norm": FakeLayer("NORMALIZATION", ("HALF",)),
+        "softmax": FakeLayer("SOFTMAX", ("HALF",)),
+        "product": FakeLayer("MATRIX_MULTIPLY", ("HALF",)),
+        "plugin": FakeLayer("PLUGIN_V3", ("HALF", "HALF", "FLOAT", "HALF", "FLOAT")),
+        "sum": FakeLayer("ELEMENTWISE", ("HALF",)),
+    }
+    return [layer for layer in {**layers, **changes}.values() if layer is not None]
+
+
+EXPECTED = Expected(
+    kinds={"GRID_SAMPLE": 1, "NORMALIZATION": 2, "SOFTMAX": 1, "MATRIX_MULTIPLY": 1},
+    single={"GRID_SAMPLE": 1, "NORMALIZATION": 1},
+    samplers={"LINEAR, FILL, align_corners 0": 1},
+    plugins=1,
+)
+
+
+def test_a_network_as_the_graph_says():
+    check(fakes(), EXPECTED)
+    check(fakes(plugin=FakeLayer("PLUGIN_V2", ("HALF", "HALF", "FLOAT"))), EXPECTED)
+    check(fakes(plugin=FakeLayer("PLUGIN_V3", ("HALF", "HALF", "FLOAT", None))), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampler": FakeLayer("GRID_SAMPLE", ("FLOAT", "FLOAT"), mode="NEAREST")},
+            "reads GridSample /a/grid_sample as NEAREST, FILL, align_corners 0; the graph says LINEAR, FILL",
+        ),
+        ({"sampler": FakeLayer("GRID_SAMPLE", ("FLOAT", "FLOAT"), padding="CLAMP")}, "as LINEAR, CLAMP"),
+        ({"sampler": FakeLayer("GRID_SAMPLE", ("FLOAT", "FLOAT"), align=True)}, "align_corners 1; the graph says"),
+        ({"sampler": FakeLayer("GRID_SAMPLE", ("FLOAT", "HALF"))}, "its input 1 in HALF, the graph says fp32"),
+        ({"sampler": FakeLayer("GRID_SAMPLE", ("HALF", "FLOAT"))}, "makes 0 fp32 GRID_SAMPLE layers, .* asks for 1"),
+        ({"sampler": None}, "makes 0 GRID_SAMPLE layers, the graph asks for 1"),
+        ({"norm": FakeLayer("NORMALIZATION", ("HALF",))}, "makes 0 fp32 NORMALIZATION layers, the graph asks for 1"),
+        # TensorRT 8.6 without its native layer for InstanceNormalization
+        ({"norm": FakeLayer("PLUGIN_V2")}, "makes 2 plugin layers, the graph asks for 1"),
+        ({"softmax": None}, "makes 0 SOFTMAX layers, the graph asks for 1"),
+        ({"softmax": FakeLayer("SOFTMAX")}, "makes 1 fp32 SOFTMAX layers, the graph asks for 0"),
+        ({"plugin": None}, "makes 0 plugin layers, the graph asks for 1"),
+        (
+            {"plugin": FakeLayer("PLUGIN_V3", ("HALF", "HALF", "HALF", "HALF", "FLOAT"))},
+            "gives /a/plugin_v3 its input 2 in HALF",
+        ),
+        (
+            {"plugin": FakeLayer("PLUGIN_V3", ("HALF", "HALF", "FLOAT", "HALF", "BF16"))},
+            "gives /a/plugin_v3 its input 4 in BF16",
+        ),
+        ({"loop": FakeLayer("RECURRENCE")}, r"makes a layer of kind RECURRENCE \(/a/recurrence\), which nothing"),
+        ({"product": FakeLayer("TOPK")}, "makes a layer of kind TOPK"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_differences(changes, message):
+    with pytest.raises(EngineError, match=message) as caught:
+        check(fakes(**changes), EXPECTED)
+    assert "\n" not in str(caught.value)
+
+
+def test_types_say_nothing_where_typing_is_weak():
+    """The builder of TensorRT 8.6 chooses types; which it may choose is pinned, layer by layer."""
+    check(fakes(softmax=FakeLayer("SOFTMAX"), norm=FakeLayer("NORMALIZATION", ("HALF",))), EXPECTED, typed=False)
+    with pytest.raises(EngineError, match="NEAREST"):
+        check(fakes(sampler=FakeLayer("GRID_SAMPLE", mode="NEAREST")), EXPECTED, typed=False)
+
+
+# -- what is expected of a graph ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["native", "plugin"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_a_graph_asks_for(tiny_bundle, form, precision):
+    original = ir.load(tiny_bundle / "image.onnx")
+    count = {op: sum(node.op_type == op for node in original.graph) for op in ("DeformConv", "Softmax", "TopK")}
+    group_norms = sum(node.op_type == "InstanceNormalization" for node in original.graph)
+    layer_norms = sum(node.op_type == "LayerNormalization" for node in original.graph)
+    fusions = sum(node.metadata_props["glip.stage"] == "softmax over locations" for node in original.graph)
+    assert min(*count.values(), group_norms, layer_norms, fusions) > 0
+    expected = Expected.of(rewrite(original, NEW, precision=precision, form=form, pinned={}))
+    native = count["DeformConv"] if form == "native" else 0
+    assert expected.samplers == ({"LINEAR, FILL, align_corners 0": native} if native else {})
+    assert expected.plugins == count["DeformConv"] - native
+    assert expected.kinds["NORMALIZATION"] == group_norms + layer_norms
+    assert (expected.kinds["SOFTMAX"], expected.kinds["TOPK"]) == (count["Softmax"], count["TopK"])
+    if precision == "fp16":  # the islands
+        assert expected.single["NORMALIZATION"] == group_norms
+        assert expected.single["SOFTMAX"] == fusions
+    else:
+        assert expected.single == expected.kinds
+
+
+# -- a real parser --------------------------------------------------------------------------------------------------
+
+
+def set_attribute(operator, name, value):
+    def change(model):
+        node = next(node for node in model.graph if node.op_type == operator)
+        node.attributes[name] = ir.Attr(
+            name, ir.AttributeType.INT if isinstance(value, int) else ir.AttributeType.STRING, value
+        )
+
+    return change
+
+
+@pytest.mark.skipif(
+    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_attribute("GridSample", "mode", "nearest"), "as NEAREST, FILL, align_corners 0"),
+        (set_attribute("GridSample", "padding_mode", "border"), "as LINEAR, CLAMP, align_corners 0"),
+        (set_attribute("GridSample", "align_corners", 1), "as LINEAR, FILL, align_corners 1"),
+    ],
+    ids=["mode", "padding", "alignment"],
+)
+def test_a_real_parser_that_understood_something_else(tiny_bundle, tmp_path, change, message):
+    """The graph is changed after it was decided what is expected of it: to the builder, the parser misread it."""
+    model = rewrite_file(
+        tiny_bundle / "image.onnx", tmp_path / "image.onnx", NEW, precision="fp16", form="native", pinned={}
+    )
+    expected = Expected.of(model)
+    ir.external_data.load_to_model(model)
+    change(model)
+    ir.save(model, tmp_path / "image.onnx", external_data="image.onnx.data")
+    job = GraphJob(str(tmp_path / "image.onnx"), str(tmp_path / "image.plan"), (), asdict(expected))
+    with (
+        Worker(Settings(Flavour.RTX, "fp16", "SM80")) as worker,
+        pytest.raises(
+            EngineError, match=rf"misread image.onnx: it reads GridSample .* {message}; .*no engine was built"
+        ),
+    ):
+        worker.build(job, lambda fraction, phase: None)
+    assert not (tmp_path / "image.plan").exists()
+
+
+@pytest.mark.skipif(
+    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
+)
+@pytest.mark.parametrize("mode", [None, "linear", "bilinear"])
+def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
+    """In a graph of opset 20; without a mode, as graphs are written, every parser reads its default, bilinear."""
+    model = rewrite(ir.load(tiny_bundle / "image.onnx"), NEW, precision="fp32", form="native", pinned={})
+    expected = Expected.of(model)
+    for node in model.graph:
+        if node.op_type == "GridSample" and mode is not None:
+            node.attributes["mode"] = ir.AttrString("mode", mode)
+    ir.save(model, tmp_path / "image.onnx", external_data="image.onnx.data")
+    # Profiles of nothing: the walk is passed, and then the builder refuses.
+    job = GraphJob(str(tmp_path / "image.onnx"), str(tmp_path / "image.plan"), (), asdict(expected))
+    with Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker, pytest.raises(EngineError, match="could not build"):
+        worker.build(job, lambda fraction, phase: None)
