@@ -30,7 +30,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class _Help:
-    """Prints the examples below the options as they were typed: rich would wrap them, and they could not be copied."""
+    """Prints the examples below the options unchanged: rich would wrap them, and they could not be copied."""
 
     epilog: str | None
 
@@ -90,13 +90,13 @@ def run_app(app: typer.Typer, program: str, argv: Sequence[str] | None = None, *
 
     Args:
         app: made by `make_app`; a command may return its exit status.
-        program: its name, as people type it.
+        program: its name, as typed.
         argv: arguments without the program's name; None for those of the process.
         extra: the extra of glip-deploy that brings this program's packages, named where one is missing.
     """
 
     def command() -> int:
-        # Not `app()`: that turns Ctrl-C and a closed pipe into exit statuses of its own, without a word.
+        # Not `app()`: that turns Ctrl-C and a closed pipe into exit statuses of its own and prints nothing.
         parsed = typer.main.get_command(app)
         with parsed.make_context(program, list(sys.argv[1:] if argv is None else argv)) as context:
             return int(parsed.invoke(context) or 0)
@@ -107,7 +107,7 @@ def run_app(app: typer.Typer, program: str, argv: Sequence[str] | None = None, *
 def run_main(command: Callable[[], int], program: str, *, extra: str | None = None) -> int:
     """Run a function as a program's body: what it raises becomes one line and an exit status; see `run_app`.
 
-    SIGTERM and SIGHUP raise KeyboardInterrupt in it, as Ctrl-C does, so that it ends in the same good order.
+    SIGTERM and SIGHUP raise KeyboardInterrupt in it, as Ctrl-C does, so that it ends as orderly.
     """
     _open_closed_streams()
     with _signals_as_interrupts() as received:
@@ -138,7 +138,7 @@ def _status(command: Callable[[], int], program: str, extra: str | None) -> int:
         _forget_stdout()
         return 141
     except OSError as error:
-        if error.filename is None:  # no file that the caller named, so it is a mistake of ours
+        if error.filename is None:  # not a file that the caller named, so a bug
             raise
         say(f"{program}: error: {one_line(f'{error.filename} cannot be used ({error.strerror})')}")
         return 1
@@ -179,9 +179,9 @@ def _signals_as_interrupts() -> Iterator[list[int]]:
 
 
 def _open_closed_streams() -> None:
-    """Open what was started without standard input, output or error to nowhere.
+    """Connect standard input, output and error to the null device where the process was started without them.
 
-    Otherwise the next file that is opened takes the number, and messages of C libraries are written into it.
+    Otherwise the next file that is opened takes their number, and messages of C libraries are written into it.
     """
     for descriptor in range(3):
         try:
@@ -192,7 +192,7 @@ def _open_closed_streams() -> None:
 
 
 def _forget_stdout() -> None:
-    """Send what is still buffered for a closed pipe nowhere; the interpreter would complain about it at its end."""
+    """Discard what is still buffered for a closed pipe, about which the interpreter would print an error at its end."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Steps", "frame_progress", "log_lines", "one_line", "phase_progress", "say"]
 
 _BARS: list[Progress] = []
-"""The bar that is being shown, if any: lines go above it."""
+"""The bar that is shown, if any; lines are printed above it."""
 
 
 def say(line: str) -> None:
@@ -105,8 +105,8 @@ def frame_progress(total: int | None, description: str, *, show: bool = True) ->
 def phase_progress(*, quiet: bool = False) -> Iterator[Callable[[str, float, str], None]]:
     """Show how far each of several long steps is: a bar with the running time on a terminal, a line a step elsewhere.
 
-    Gives a function to call with the step's name, its done fraction (0 to 1) and the phase it is in. A bar begins anew
-    with each step and never goes back.
+    Gives a function to call with the step's name, its done fraction (0 to 1) and the phase it is in. The bar starts
+    again with each step and never moves back.
 
     Args:
         quiet: show nothing.
@@ -164,7 +164,7 @@ class Steps:
         return self
 
     def step(self, name: str) -> None:
-        """Say that a step begins, and so that the one before is done."""
+        """Show that a step begins, and so that the one before is done."""
         self._begun += 1
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._begun - 1, description=name)

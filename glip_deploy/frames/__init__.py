@@ -1,4 +1,4 @@
-"""The path of a frame into the network: decoded, resized as GLIP was trained, laid on the canvas."""
+"""The path of a frame into the network: decoded, resized as GLIP was trained, placed on the canvas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures resized as GLIP was trained and laid on the network's canvas.
+"""Pictures resized as GLIP was trained and placed on the network's canvas.
 
 Everything here stays uint8: the graph itself subtracts the mean, divides by the deviation and zeroes the padding, so a
 frame is uploaded as bytes.
@@ -139,7 +139,7 @@ def make_canvas(
     method: Resize | str = Resize.EXACT,
     buffer: NDArray[np.uint8] | None = None,
 ) -> Canvas:
-    """Resize frames and lay them on one zero-padded BGR canvas.
+    """Resize frames and place them on one zero-padded BGR canvas.
 
     Official: `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize`, and `structures/image_list.py`,
     `to_image_list(size_divisible=32)`; the padding is right and below. The network sees the padding, so frames of

@@ -67,7 +67,7 @@ class DeviceFrame:
 
 @dataclass(frozen=True)
 class DeviceCanvas:
-    """A batch in GPU memory: the pictures, and the canvas on which the GPU will lay them; see `Canvas`.
+    """A batch in GPU memory: the pictures, and the canvas on which the GPU will place them; see `Canvas`.
 
     Attributes:
         pictures: B frames.
@@ -85,7 +85,7 @@ class DeviceCanvas:
 
     @property
     def pixels(self) -> DeviceCanvas:
-        """The batch itself: the image branch lays it on the canvas on the GPU."""
+        """The batch itself: the image branch places the pictures on the canvas, on the GPU."""
         return self
 
     def __len__(self) -> int:

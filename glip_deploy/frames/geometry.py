@@ -18,8 +18,8 @@ def network_size(height: int, width: int, shortest_side: int = 800, longest_side
     """Return the (height, width), in pixels, to which the official code resizes a picture.
 
     Official: `maskrcnn_benchmark/data/transforms/transforms.py`, `Resize.get_size` (evaluation); without a longest
-    side, the demo's `torchvision.transforms.Resize`. The roundings are theirs: where the longest side decides, the
-    shortest is rounded first and the longest follows from it, so it may end a little to either side of
+    side, the demo's `torchvision.transforms.Resize`. The rounding is the official one: where the longest side
+    decides, the shortest is rounded first and the longest follows from it, so it may end a little to either side of
     `longest_side` (2000x500 gives 1332x333).
 
     A strip so thin that its short side would round to nothing, where the official code fails, becomes one pixel by

@@ -49,9 +49,9 @@ def class_wise_nms(
     if not len(corners) == len(values) == len(classes):
         raise ValueError(f"{len(corners)} boxes, {len(values)} scores and {len(classes)} labels; one of each is needed")
     if not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold is {iou_threshold}; it lies in [0, 1]")
+        raise ValueError(f"iou_threshold is {iou_threshold}; it must be in [0, 1]")
     if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections is {max_detections}; at least 1, or None for no limit")
+        raise ValueError(f"max_detections is {max_detections}; it must be at least 1, or None for no limit")
     count = len(values)
     if count == 0:
         return np.zeros(0, dtype=np.int64)

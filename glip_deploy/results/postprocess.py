@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.errors import BackendError
 from glip_deploy.results.detections import Detections
 from glip_deploy.results.nms import class_wise_nms
 
@@ -102,18 +103,27 @@ def select_batch(
         phrases: C class names.
         nms_threshold: IoU above which the box with the lower score is removed, within a class.
         max_detections: per picture; ties with the last one are kept.
+
+    Raises:
+        BackendError: candidates that no GLIP graph gives, such as boxes that are not finite or unknown classes.
     """
-    return [
-        select(
-            found.boxes[i],
-            found.scores[i],
-            found.labels[i],
-            thresholds=thresholds,
-            phrases=phrases,
-            image_size=(int(image_sizes[i, 0]), int(image_sizes[i, 1])),
-            original_size=(int(original_sizes[i, 0]), int(original_sizes[i, 1])),
-            nms_threshold=nms_threshold,
-            max_detections=max_detections,
-        )
-        for i in range(len(found))
-    ]
+    try:
+        return [
+            select(
+                found.boxes[i],
+                found.scores[i],
+                found.labels[i],
+                thresholds=thresholds,
+                phrases=phrases,
+                image_size=(int(image_sizes[i, 0]), int(image_sizes[i, 1])),
+                original_size=(int(original_sizes[i, 0]), int(original_sizes[i, 1])),
+                nms_threshold=nms_threshold,
+                max_detections=max_detections,
+            )
+            for i in range(len(found))
+        ]
+    except (ValueError, IndexError) as error:
+        raise BackendError(
+            f"the image branch gave candidates that cannot be right ({error});"
+            " try another backend or precision, or export the bundle again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Streams of frames: sources, the overlapped loop, and where results go."""
+"""Sources of frames, sinks of results, and the loop between them."""
 
 from __future__ import annotations
 

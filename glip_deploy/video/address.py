@@ -13,7 +13,7 @@ __all__ = ["Address", "file_url", "live_address", "without_credentials"]
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _HIDDEN = "***"
-# Names of query values that are, or may be, somebody's: user names, passwords, tokens, signatures.
+# Query values whose names suggest credentials: user names, passwords, tokens, signatures.
 _SECRET = re.compile(
     r"((?:user|usr|login|account|pass|pwd|psw|token|secret|key|auth|sig|credential|session)[a-z0-9_.-]*=)[^&;#/\s]*",
     re.IGNORECASE,

@@ -15,7 +15,7 @@ __all__ = ["PICTURE_SUFFIXES", "PictureSource"]
 PICTURE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".jp2", ".png", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 )
-"""File names that count as pictures when a folder or a glob is read; compared in lower case."""
+"""Suffixes of files that are taken for pictures; compared in lower case."""
 
 
 class PictureSource(Source):

@@ -89,10 +89,10 @@ def run(
 ) -> RunSummary:
     """Detect in every frame of a source, writing the results while the next ones are computed.
 
-    Ctrl-C (KeyboardInterrupt in the caller's thread) ends the run in good order: frames already detected are written,
-    the sinks are completed, and the summary says `interrupted`. A second one ends it without waiting. Any other
-    exception, from whichever thread, stops all three and is raised here once they have ended: frames already detected
-    are written unless the writing itself failed, and the sinks are left as after an exception.
+    After Ctrl-C (KeyboardInterrupt in the caller's thread) frames already detected are written, the sinks are
+    completed, and the summary says `interrupted`; a second Ctrl-C ends the run without waiting. Any other exception,
+    from whichever thread, stops all three and is raised here once they have ended: frames already detected are written
+    unless the writing itself failed, and the sinks are left as after an exception.
 
     Args:
         detector: an open detector.

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = frozenset(
     [".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm"]
 )
-"""File names that count as videos without a look inside; compared in lower case."""
+"""Suffixes of files that are taken for videos; compared in lower case."""
 _MAX_READ_ERRORS = 100
 _STALE_AFTER = 2.0
 
@@ -242,7 +242,7 @@ class VideoSource(Source):
                     if self.is_live or errors == _MAX_READ_ERRORS:
                         raise _ReadError(_reason(error, self.timeout)) from error
                     errors += 1
-                    demuxer = None  # a generator that raised is spent, the file behind it is not
+                    demuxer = None  # a generator that raised is finished, but the file can be read on
                     self._skip(f"{self.name}: data after packet {packets} cannot be read ({_reason(error)})")
                     continue
                 if packet is None:
@@ -273,7 +273,7 @@ class _ReadError(Exception):
 
 
 def _in_thread(connect: Callable[[], InputContainer]) -> InputContainer:
-    """Open a container in another thread: in this one, FFmpeg would hold back Ctrl-C until its time limit."""
+    """Open a container in another thread: in this one, Ctrl-C would have no effect until FFmpeg's time limit."""
     opened: list[InputContainer] = []
     failed: list[BaseException] = []
     done = threading.Event()

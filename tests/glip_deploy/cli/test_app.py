@@ -38,7 +38,7 @@ def tool(body=lambda count, name: None, **options):
     return app
 
 
-def test_help_shows_brackets_and_examples_that_can_be_copied(capsys):
+def test_help_prints_brackets_and_unwrapped_examples(capsys):
     assert run_app(tool(), "tool", ["--help"]) == 0
     out, err = capsys.readouterr()
     assert out.strip().startswith("Usage: tool [OPTIONS]") and err == ""
@@ -114,7 +114,7 @@ def test_an_error_is_one_line_and_a_status(error, status, line, capsys):
     assert capsys.readouterr() == ("", line)
 
 
-def test_a_mistake_of_ours_is_not_hidden():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_main(raising(ZeroDivisionError()), "tool")
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -130,7 +130,7 @@ def run_python(code, **options):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-def test_signals_end_a_command_in_good_order(name, status):
+def test_signals_end_a_command_in_an_orderly_way(name, status):
     done = run_python(f"""
         import os, signal, sys
         from glip_deploy.cli.app import run_main
@@ -220,7 +220,7 @@ def test_values():
             class_threshold(text)
 
 
-def test_options_that_exclude_each_other(capsys):
+def test_options_that_cannot_be_combined(capsys):
     only_one_of({"--a": None, "--b": False, "--c": []})
     only_one_of({"--a": None, "--b": "", "--c": []}, required=True)
     assert run_main(lambda: only_one_of({"--a": "x", "--b": 0}), "tool") == 2
@@ -298,7 +298,7 @@ def test_progress_within_long_steps(monkeypatch, capsys):
     assert seen == list(zip(steps, [0.0, 0.7, 0.7] * 2, strict=True))
 
 
-def test_nowhere_to_say_it(monkeypatch, capsys):
+def test_a_closed_standard_error_is_no_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
     console.say("a line")
     with console.frame_progress(1, "detecting") as advance:

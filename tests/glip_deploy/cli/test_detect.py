@@ -1,4 +1,4 @@
-"""`glip-detect` as its users meet it: what goes to which stream, which status, which words."""
+"""`glip-detect`: what is written to which stream, exit statuses, and messages."""
 
 import inspect
 import io
@@ -227,7 +227,7 @@ def test_a_picture(here, detector, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_folder_to_everything_at_once(here, detector, capsys):
+def test_a_folder_with_all_kinds_of_output(here, detector, capsys):
     options = ["--output", "new/folder", "--json", "o.jsonl", "--coco", "o.json", "--quiet"]
     assert detect("--source", "photos", *options) == 0
     assert names_in("new/folder") == ["1.png", "10.jpg", "2.png"]
@@ -557,7 +557,7 @@ def test_a_killed_process_leaves_a_playable_video(here):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows closes pipes in another way")
-def test_a_reader_that_goes_away_is_no_error_message(here):
+def test_a_closed_pipe_prints_no_error(here):
     write_video(here / "long.mp4", frames=3000)
     process = start_slow(here)
     process.stdout.readline()

@@ -1,4 +1,4 @@
-"""Preprocessing against the official numbers, and every picture a user may come with."""
+"""Preprocessing against the official numbers, and every kind of picture and array."""
 
 import json
 import struct
@@ -36,7 +36,7 @@ def test_size_equals_the_official_table(row):
 
 
 @given(st.integers(1, 20000), st.integers(1, 20000))
-def test_every_picture_has_a_size_of_at_least_one_pixel_that_mirrors(height, width):
+def test_every_size_is_at_least_one_pixel_and_swaps_with_the_sides(height, width):
     size = network_size(height, width)
     assert min(size) >= 1
     assert network_size(width, height) == size[::-1]
@@ -108,7 +108,7 @@ def test_one_array_is_a_batch_of_one():
     assert len(make_canvas(picture(10, 12), color="rgb", shortest_side=10)) == 1
 
 
-def test_a_stream_reuses_its_canvas_and_leaves_no_trace_of_the_last_frame():
+def test_a_reused_canvas_holds_nothing_of_the_last_frame():
     first = make_canvas([np.full((60, 64, 3), 255, np.uint8)], color="bgr", shortest_side=60)
     second = make_canvas([picture(50, 64)], color="bgr", shortest_side=50, buffer=first.frames)
     assert second.frames is first.frames

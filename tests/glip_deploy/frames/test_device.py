@@ -183,7 +183,7 @@ def test_the_color_has_no_default():
         device_canvas([SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))], color="grey")
 
 
-def test_the_cpus_backend_says_that_it_cannot_read_them(tiny_bundle):
+def test_the_cpu_backend_refuses_frames_in_gpu_memory(tiny_bundle):
     with (
         Detector.open(tiny_bundle, cache_dir=None) as detector,
         pytest.raises(GlipError, match="is in GPU memory, which this backend cannot read"),

@@ -39,7 +39,7 @@ def test_coco_names(tmp_path):
     ["{", "{}", "[]", "3", '[{"id": 1}]', '{"categories": 5}', "\x00", "[" * 200_000, '[{"name": "x", "id": 1e999}]'],
     ids=range(9),
 )
-def test_coco_names_that_are_none(tmp_path, text):
+def test_files_without_coco_names_are_refused(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(OptionError, match=r"COCO file .*c\.json .*give an annotation file") as caught:
         read_coco_names(tmp_path / "c.json")

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_deploy.errors import MissingPackage, OptionError
+from glip_deploy.bundle.contract import Candidates
+from glip_deploy.errors import BackendError, MissingPackage, OptionError
 from glip_deploy.results.detections import Detection, Detections
 from glip_deploy.results.nms import class_wise_nms
-from glip_deploy.results.postprocess import select
+from glip_deploy.results.postprocess import select, select_batch
 
 PARITY = Path(__file__).parents[4] / "shared" / "parity" / "goldens"
 
@@ -91,7 +92,7 @@ def test_empty():
         ({"labels": np.array([-1])}, "label -1 is negative"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(change, match):
+def test_arrays_that_do_not_match_are_refused(change, match):
     good = {"boxes": np.zeros((1, 4)), "scores": np.ones(1), "labels": np.zeros(1, int), "phrases": ["x"]}
     Detections(**good)
     with pytest.raises(ValueError, match=match):
@@ -216,7 +217,7 @@ def test_each_axis_is_scaled_by_its_own_ratio():
         ({"scores": np.ones(2)}, "1 boxes, 2 scores"),
     ],
 )
-def test_select_refuses_what_does_not_match(change, match):
+def test_select_refuses_arrays_that_do_not_match(change, match):
     good = {
         "boxes": np.zeros((1, 4)),
         "scores": np.ones(1),
@@ -225,6 +226,20 @@ def test_select_refuses_what_does_not_match(change, match):
     }
     with pytest.raises(ValueError, match=match):
         select(**{**good, **change}, phrases=["x"], image_size=(9, 9), original_size=(9, 9))
+
+
+@pytest.mark.parametrize("change", [{"boxes": np.full((1, 1, 4), np.nan)}, {"labels": np.array([[7]])}])
+def test_impossible_candidates_are_one_error(change):
+    good = {"boxes": np.zeros((1, 1, 4)), "scores": np.ones((1, 1)), "labels": np.zeros((1, 1), int)}
+    sizes = np.array([[9, 9]])
+
+    def detections(**arrays):
+        return select_batch(Candidates(**arrays), sizes, sizes, thresholds=np.zeros(1), phrases=["x"])
+
+    assert len(detections(**good)[0]) == 1
+    with pytest.raises(BackendError, match="candidates that cannot be right") as caught:
+        detections(**{**good, **change})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Drawing: where the ink goes, what it looks like, and that nothing makes it crash."""
+"""Drawing: places, colors and sizes of outlines and labels, and that any input can be drawn."""
 
 import numpy as np
 import pytest

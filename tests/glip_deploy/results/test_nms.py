@@ -89,14 +89,14 @@ def test_ties_with_the_last_one_are_all_kept():
     assert class_wise_nms(boxes, scores, np.zeros(6, int), max_detections=3).tolist() == [1, 5, 0, 2, 3]
 
 
-def test_boxes_of_no_area_pass_in_silence():
+def test_boxes_of_no_area_are_kept_without_a_warning():
     boxes = np.array([[5, 5, 4, 4], [5, 5, 4, 4]], np.float32)
     with np.errstate(all="raise"):
         keep = class_wise_nms(boxes, np.array([0.2, 0.1], np.float32), np.array([0, 0]))
     assert keep.tolist() == [0, 1]
 
 
-def test_nothing_in_nothing_out():
+def test_no_boxes():
     keep = class_wise_nms(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert keep.shape == (0,) and keep.dtype == np.int64
 

@@ -1,4 +1,4 @@
-"""The overlapped loop: order, counts, overlap, and an orderly end whatever goes wrong."""
+"""Reading, detection and writing at the same time: order, counts, overlap, and an orderly end after any error."""
 
 import threading
 import time
@@ -202,7 +202,7 @@ def test_a_live_source_drops_old_frames_and_counts_them():
     assert recorder.written[-1] == 99  # the newest is never the one to go
 
 
-def test_a_live_source_that_falls_silent_is_an_error_not_a_hang(monkeypatch):
+def test_a_silent_live_source_is_an_error(monkeypatch):
     from glip_deploy.video import pipeline as video
 
     monkeypatch.setattr(video, "_PATIENCE", 0.1)
@@ -220,7 +220,7 @@ def test_a_live_source_that_falls_silent_is_an_error_not_a_hang(monkeypatch):
     assert recorder.written == [0]
 
 
-def test_a_source_that_breaks_off_keeps_what_was_detected():
+def test_what_was_detected_before_the_source_failed_is_written():
     recorder = Recorder()
     detector = Fake()
     with pytest.raises(GlipError, match="frame 20 is lost") as caught:
@@ -230,7 +230,7 @@ def test_a_source_that_breaks_off_keeps_what_was_detected():
     assert caught.value.__cause__ is None
 
 
-def test_a_detector_that_fails_keeps_what_was_detected():
+def test_what_was_detected_before_the_detector_failed_is_written():
     def during(i):
         if i == 5:
             raise GlipError("the engine is gone")
@@ -260,7 +260,7 @@ def test_a_sink_that_fails_stops_everything(error):
     assert len(detector.seen) < 20
 
 
-def test_a_sink_that_fails_wakes_a_loop_that_waits_for_a_slow_source():
+def test_a_sink_that_fails_ends_the_wait_for_a_slow_source():
     def during(i):
         raise GlipError("no space left")
 
@@ -280,7 +280,7 @@ def test_a_sink_that_cannot_be_completed_is_an_error():
         go(Fake(), Numbers(3), [Recorder(fail_on_exit=True)])
 
 
-def test_all_sinks_are_left_when_one_cannot_be_entered():
+def test_sinks_are_exited_when_another_cannot_be_entered():
     class Closed(Recorder):
         def __enter__(self):
             raise GlipError("cannot be opened")
@@ -375,7 +375,7 @@ def test_detect_stream():
     assert all(len(found) == 1 for _, found in out)
 
 
-def test_detect_stream_may_be_left_early():
+def test_the_loop_over_detect_stream_can_end_early():
     source = Numbers(10**6)
     for frame, _ in detect_stream(Fake(), source, "prompt", threshold=0.25):
         if frame.index == 3:

@@ -1,4 +1,4 @@
-"""What ends up on disk: complete files, one clear error where that cannot be, and nothing half-written."""
+"""Sinks: complete files, one clear error where a file cannot be written, and no partial files."""
 
 import errno
 import io
@@ -152,7 +152,7 @@ def test_a_folder_under_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "name"), [(PictureSink, "o.bmp"), (VideoSink, "o.gif"), (VideoSink, "o")])
-def test_other_formats_are_refused_by_name(tmp_path, make, name):
+def test_other_suffixes_are_refused(tmp_path, make, name):
     with pytest.raises(OutputError, match=f"{name} does not end in"):
         make(tmp_path / name)
 
@@ -257,7 +257,7 @@ def test_coco_results(tmp_path):
         (["12.mp4", "12.mp4"], [0, 1]),
     ],
 )
-def test_coco_ids_are_running_where_names_are_no_distinct_numbers(tmp_path, sources, ids):
+def test_image_ids_are_indices_unless_all_names_are_distinct_numbers(tmp_path, sources, ids):
     results = coco(tmp_path, [(source, i, one()) for i, source in enumerate(sources)])
     assert [entry["image_id"] for entry in results] == ids
 
@@ -387,7 +387,7 @@ def test_frames_that_change_size_are_scaled(tmp_path):
     assert [image.shape for _, image in frames] == [(48, 64, 3)] * 2
 
 
-def test_mpeg4_stands_in_for_h264(tmp_path, monkeypatch):
+def test_mpeg4_is_used_where_there_is_no_h264(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     with VideoSink(tmp_path / "o.mp4", fps=29.97) as sink:
         for i in range(4):
@@ -396,7 +396,7 @@ def test_mpeg4_stands_in_for_h264(tmp_path, monkeypatch):
     assert codec == "mpeg4" and len(frames) == 4
 
 
-def test_no_frames_no_video(tmp_path):
+def test_without_frames_no_video_is_written(tmp_path):
     (tmp_path / "o.mp4").write_bytes(b"old")
     with VideoSink(tmp_path / "o.mp4"):
         pass
@@ -455,7 +455,7 @@ def test_a_full_disk_leaves_a_video_of_whole_frames(tmp_path, suffix):
             with VideoSink({str(tmp_path / f"o.{suffix}")!r}, fps=100) as sink:
                 for i in range(300):
                     picture = picture.copy()
-                    picture[i % 48] = 255  # little changes, so that no key frame makes the encoder begin anew
+                    picture[i % 48] = 255  # small changes, for which the encoder writes no key frame
                     sink.write(Frame(picture, "v", i), Detections.empty())
         except OutputError as error:
             print(i, error)
@@ -488,7 +488,7 @@ def test_a_killed_process_leaves_a_playable_video(tmp_path, suffix):
     assert len(read_video(tmp_path / f"o.{suffix}")[1]) >= 5
 
 
-def test_every_sink_survives_leaving_without_a_frame(tmp_path):
+def test_every_sink_can_be_completed_without_a_frame(tmp_path):
     for sink in (
         PictureSink(tmp_path / "o.png"),
         VideoSink(tmp_path / "o.mp4"),

@@ -182,7 +182,7 @@ def test_one_unreadable_picture_is_an_error(tmp_path):
         ("twovideos/*", "matches 2 videos"),
     ],
 )
-def test_nothing_there(tmp_path, monkeypatch, spec, message):
+def test_sources_that_do_not_exist_or_hold_no_frames(tmp_path, monkeypatch, spec, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "twovideos").mkdir()
     for name in "ab":
@@ -278,7 +278,7 @@ def test_rotation_of_a_phone_video_is_respected(tmp_path, rotation, corner):
     with av.open(str(probe)) as container:
         if not hasattr(container.streams.video[0], "set_display_rotation"):
             pytest.skip("this PyAV cannot write a rotated video")
-    # White lies top left as stored; turned clockwise (-90) it is to be seen top right.
+    # White is top left as stored; turned clockwise (-90) it appears top right.
     with open_source(write_video(tmp_path / "v.mp4", frames=1, rotation=rotation)) as source:
         (frame,) = source
     assert frame.image.shape[:2] == ((48, 64) if rotation == 180 else (64, 48))
@@ -303,7 +303,7 @@ def test_a_header_that_names_no_known_codec_is_one_clear_error(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_video_cut_short_after_its_index_gives_what_it_has(tmp_path, caplog):
+def test_a_truncated_video_with_its_index_gives_the_frames_it_has(tmp_path, caplog):
     video = write_video(tmp_path / "v.mp4", movflags="faststart")
     end, size = packets_of(video)[8]
     video.write_bytes(video.read_bytes()[: end + size])
@@ -312,7 +312,7 @@ def test_a_video_cut_short_after_its_index_gives_what_it_has(tmp_path, caplog):
     assert "announces 12 frames" in caplog.text
 
 
-def test_garbage_in_the_middle_is_reported_counted_and_skipped(tmp_path, caplog):
+def test_damaged_data_in_the_middle_is_reported_counted_and_skipped(tmp_path, caplog):
     video = write_video(tmp_path / "v.mp4")
     offset, size = packets_of(video)[5]
     data = bytearray(video.read_bytes())
@@ -357,7 +357,7 @@ def test_a_video_where_nothing_can_be_decoded_is_an_error(tmp_path):
         list(source)
 
 
-def test_sound_alone_is_an_error(tmp_path):
+def test_a_file_with_sound_only_is_an_error(tmp_path):
     path = tmp_path / "sound.wav"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -403,7 +403,7 @@ def test_a_camera_that_goes_away_is_an_error():
         next(frames)
 
 
-def test_a_camera_that_comes_back_goes_on(monkeypatch, caplog):
+def test_a_camera_that_comes_back_continues(monkeypatch, caplog):
     source = lavfi("testsrc=size=32x24:rate=10:duration=0.3", reconnect=2, max_frames=8)
     monkeypatch.setattr(source._closing, "wait", lambda timeout: False)  # no real pauses
     with source, caplog.at_level(logging.WARNING, "glip_deploy"):
@@ -434,7 +434,7 @@ def silent_port():
         yield server.getsockname()[1]
 
 
-def test_a_stream_that_never_answers_does_not_hang(silent_port):
+def test_a_stream_that_never_answers_is_an_error(silent_port):
     with pytest.raises(SourceError, match=r"cannot be opened.*check the address"):
         open_source(f"rtsp://127.0.0.1:{silent_port}/x", timeout=0.3)
     with pytest.raises(SourceError, match=r"no answer within 0.3 s"):
@@ -450,7 +450,7 @@ def test_a_password_is_never_shown(silent_port, user):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
-def test_ctrl_c_while_a_source_opens_is_not_held_back(silent_port):
+def test_ctrl_c_while_a_source_opens(silent_port):
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     start = time.monotonic()
     timer.start()
