@@ -22,8 +22,6 @@ Command-line programs print it without a traceback and exit with status 1.
 
 from __future__ import annotations
 
-import operator
-
 __all__ = [
     "BackendError",
     "BundleError",
@@ -40,7 +38,6 @@ __all__ = [
     "PromptError",
     "SourceError",
     "SourceLost",
-    "check_whole",
 ]
 
 
@@ -102,26 +99,3 @@ class BackendError(GlipError):
 
 class ClosedError(GlipError):
     """A detector was used after it was closed."""
-
-
-def check_whole(name: str, value: object, least: int, most: int | None = None, *, unit: str = "") -> None:
-    """Check that an argument is a whole number (of Python or numpy) in its legal range.
-
-    Raises:
-        OptionError: it is not; the message has the name, the value and the range.
-    """
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-        legal = not isinstance(value, bool) and least <= number and (most is None or number <= most)
-    except TypeError:
-        legal = False
-    if not legal:
-        try:
-            text = repr(value)
-        except ValueError:  # more digits than Python converts
-            text = "..."
-        limit = "" if most is None else f" and at most {most}"
-        raise OptionError(
-            f"{name} is {text if len(text) <= 60 else text[:57] + '...'};"
-            f" it must be a whole number of at least {least}{f' {unit}' if unit else ''}{limit}"
-        )

@@ -1,12 +1,22 @@
-"""Sizes: to what a picture is resized, how large the canvas around it is, and rounding up."""
+"""Sizes: to what a picture is resized, how large the canvas around it is, and whole numbers checked and rounded up."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
-from glip_deploy.errors import FrameError, check_whole
+from glip_deploy.errors import FrameError, OptionError
 
-__all__ = ["MAX_NETWORK_PIXELS", "SIZE_DIVISOR", "canvas_size", "ceil_div", "ceil_to", "check_sides", "network_size"]
+__all__ = [
+    "MAX_NETWORK_PIXELS",
+    "SIZE_DIVISOR",
+    "canvas_size",
+    "ceil_div",
+    "ceil_to",
+    "check_sides",
+    "check_whole",
+    "network_size",
+]
 
 MAX_NETWORK_PIXELS = 64_000_000
 """Largest resized picture, in pixels: without a longest side, a thin strip would fill the memory."""
@@ -59,6 +69,29 @@ def check_sides(shortest_side: int, longest_side: int | None) -> None:
     check_whole("shortest_side", shortest_side, 1, MAX_NETWORK_PIXELS, unit="pixel")
     if longest_side is not None:
         check_whole("longest_side", longest_side, 1, MAX_NETWORK_PIXELS, unit="pixel")
+
+
+def check_whole(name: str, value: object, least: int, most: int | None = None, *, unit: str = "") -> None:
+    """Check that an argument is a whole number (of Python or numpy) in its legal range.
+
+    Raises:
+        OptionError: it is not; the message has the name, the value and the range.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+        legal = not isinstance(value, bool) and least <= number and (most is None or number <= most)
+    except TypeError:
+        legal = False
+    if not legal:
+        try:
+            text = repr(value)
+        except ValueError:  # more digits than Python converts
+            text = "..."
+        limit = "" if most is None else f" and at most {most}"
+        raise OptionError(
+            f"{name} is {text if len(text) <= 60 else text[:57] + '...'};"
+            f" it must be a whole number of at least {least}{f' {unit}' if unit else ''}{limit}"
+        )
 
 
 def ceil_div(value: int, divisor: int) -> int:

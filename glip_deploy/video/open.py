@@ -9,7 +9,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glip_deploy.errors import OptionError, SourceError, check_whole
+from glip_deploy.errors import OptionError, SourceError
+from glip_deploy.frames.geometry import check_whole
 from glip_deploy.video.address import Address, live_address
 from glip_deploy.video.pictures import PICTURE_SUFFIXES, PictureSource
 from glip_deploy.video.video_in import VIDEO_SUFFIXES, VideoSource

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
-from glip_deploy.errors import SourceLost, check_whole
+from glip_deploy.errors import SourceLost
+from glip_deploy.frames.geometry import check_whole
 from glip_deploy.video.base import check_sinks
 
 if TYPE_CHECKING:
