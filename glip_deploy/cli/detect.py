@@ -159,6 +159,8 @@ def detect(
         sinks += [] if coco is None else [_coco(coco, coco_categories, phrases)]
         sinks += [] if output is None else [_annotated(output, frames)]
         inputs = {prompt_file: "the prompt file", coco_categories: "the file of COCO categories"}
+        if os.path.isdir(model):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
+            inputs |= dict.fromkeys(Path(model).iterdir(), "a file of the bundle")
         check_sinks(frames, sinks, {path: what for path, what in inputs.items() if path is not None})
 
         from glip_deploy.detector import Detector

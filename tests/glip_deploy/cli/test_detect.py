@@ -346,6 +346,7 @@ def test_coco_names(here, detector, capsys):
         (["--source", "v.mp4", "--coco", "o.mp4", "--output", "o.mp4"], "is named twice"),
         (["--source", "photos", "--json", "out/2.png", "--output", "out"], "is named twice"),
         (["--source", "a.jpg", "--coco", "c.json", "--coco-categories", "c.json"], "is the file of COCO categories"),
+        (["--source", "a.jpg", "--json", "bundle/manifest.json"], "is a file of the bundle"),
         (["--source", "a.jpg", "--json", "n" * 300], "cannot be written (File name too long)"),
         (["--source", "a.jpg", "--coco", "n" * 300], "cannot be written (File name too long)"),
         (["--source", "a.jpg", "--output", "n" * 300], "cannot be written (File name too long)"),
@@ -359,6 +360,8 @@ def test_coco_names(here, detector, capsys):
 )
 def test_wrong_outputs_are_found_before_the_model_is_loaded(here, detector, capsys, args, message):
     (here / "out").mkdir()
+    (here / "bundle").mkdir()
+    (here / "bundle" / "manifest.json").write_text("{}")
     (here / "c.json").write_text('[{"id": 1, "name": "person"}, {"id": 2, "name": "traffic light"}]')
     before = contents(here)
     assert detect(*args) == 1
