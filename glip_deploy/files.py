@@ -7,11 +7,14 @@ temporary name beside its target and is renamed when complete.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,11 +32,17 @@ __all__ = [
     "not_written",
     "sha256_of",
     "temporary_sibling",
+    "unreadable",
     "write_atomically",
 ]
 
 CACHE_VARIABLE = "GLIP_DEPLOY_CACHE"
 """Environment variable that moves everything the toolkit caches: prompt embeddings, compiled plugins."""
+
+_UNFINISHED = ".part"
+"""End of the name of a folder that is being written."""
+_YOUNG = 60.0
+"""Seconds for which a folder that is being written is left alone, whoever made it."""
 
 
 def sha256_of(path: Path) -> str:
@@ -105,7 +114,8 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
     """Give an empty folder on the same disk as `target`, ready to be renamed to it.
 
     Missing folders above `target` are made. At the end the folder is removed unless it was renamed, and so are the
-    folders made above it unless they hold something.
+    folders made above it unless they hold something. A folder that a killed process left for the same target is
+    removed first.
 
     Raises:
         OSError: the folder cannot be made, or whatever the block raised.
@@ -115,8 +125,11 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
     directory: Path | None = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name[:32]}-"))
-        yield directory
+        prefix = f".{target.name[:32]}-"
+        _remove_abandoned(parent, prefix)
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=_UNFINISHED))
+        with _held(directory):
+            yield directory
     finally:
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
@@ -125,23 +138,58 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def deliver_folder(folder: Path, target: Path) -> None:
-    """Rename a finished folder to `target`, in place of one that may be there.
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder until the block or the process ends; gives whether it could be locked."""
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl
 
-    The old folder is put aside first and removed last, so that a failure leaves one of the two whole. Folder and files
-    get the permissions of new ones.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the disk has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what `temporary_sibling` made in a process that was killed: its lock went with the process."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        with suppress(OSError):  # gone already, or not ours
+            # A folder this young may be about to be locked by the process that made it.
+            if folder.is_dir() and not folder.is_symlink() and time.time() - folder.stat().st_mtime > _YOUNG:
+                with _held(folder) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+
+def deliver_folder(folder: Path, target: Path, *, overwrite: bool) -> None:
+    """Rename a finished folder to `target`, if `overwrite` in place of one that may be there.
+
+    Where the system can, the two change places in one step, so that there is a whole folder at `target` at any moment.
+    Elsewhere the old folder is put aside first and removed last: a failure leaves one of the two whole. Folder and
+    files get the permissions of new ones.
 
     Args:
         folder: made by `temporary_sibling(target)`.
         target: where it belongs.
+        overwrite: False to fail if there is something; an empty folder may be replaced all the same.
 
     Raises:
         OSError: it cannot be renamed; `not_written` turns it into an error for people.
     """
     for path in (folder, *folder.rglob("*")):
         _default_permissions(path)
-    if not target.exists():
+    if not (overwrite and target.exists()):
         folder.rename(target)
+        return
+    if _exchange(folder, target):  # `temporary_sibling` removes the old one
         return
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:32]}-old-"))
     try:
@@ -151,6 +199,17 @@ def deliver_folder(folder: Path, target: Path) -> None:
         if not target.exists():
             (old / target.name).rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where that cannot be done."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def check_outputs(inputs: Mapping[Path, str], outputs: Iterable[Path]) -> None:
@@ -174,6 +233,19 @@ def check_outputs(inputs: Mapping[Path, str], outputs: Iterable[Path]) -> None:
         if identity in written:
             raise OutputError(f"output {path} is named twice; give each output a name of its own")
         written.add(identity)
+
+
+def unreadable(path: Path) -> str | None:
+    """Return why a path is no file that can be read, as in "PATH does not exist", or None where it is one."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte, a folder one may not enter
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return None if os.access(path, os.R_OK) else "cannot be read (permission denied)"
 
 
 def check_file(path: Path) -> None:

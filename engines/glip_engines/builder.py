@@ -110,7 +110,7 @@ def build_engines(
                 )
                 record.write(folder)
                 _check_target(target, options.overwrite)  # another build may have ended in the meantime
-                deliver_folder(folder, target)
+                deliver_folder(folder, target, overwrite=options.overwrite)
         except OSError as error:
             raise not_written(target, error) from None
     return BuildResult(target, record)

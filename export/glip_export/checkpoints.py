@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.errors import GlipError
-from glip_deploy.files import sha256_of
+from glip_deploy.errors import CheckpointError
+from glip_deploy.files import sha256_of, unreadable
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, InputConfig, SwinConfig
+from glip_export.official_config import apply_official_config
 from glip_export.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ __all__ = [
     "build",
     "derive_config",
     "load_checkpoint",
-    "longest_text",
     "read_checkpoint",
 ]
 
@@ -47,6 +47,8 @@ INFERENCE_PATH = re.compile(
     r"|language_backbone\.body\.model\.(embeddings|encoder))"
 )
 MARKERS = ("backbone.body.patch_embed.proj.weight", "rpn.head.bbox_pred.weight", "rpn.head.log_scale")
+LARGEST_WINDOW = 32
+"""Of Swin: the index of relative positions, which no checkpoint needs to carry, has the fourth power of it."""
 BERT = "language_backbone.body.model."
 TOWER = "rpn.head.dyhead_tower."
 
@@ -85,16 +87,14 @@ def load_checkpoint(path: Path, config_file: Path | None = None, *, deform: Defo
         deform: computes the deformable convolutions; by default `glip_export.model.deform.deform_conv2d`.
 
     Raises:
-        GlipError: missing, truncated, not a GLIP, holding code, holding NaN, or of unexpected shapes.
+        CheckpointError: missing, truncated, not a GLIP, holding code, holding NaN, or of unexpected shapes.
     """
     file = read_checkpoint(path)
     config = derive_config(file.state, file.facts, path)
     if config_file is not None:
-        from glip_export.official_config import apply_official_config
-
         config = apply_official_config(config, config_file)
     if file.vocabulary is not None and len(file.vocabulary) != config.bert.vocabulary:
-        raise GlipError(
+        raise CheckpointError(
             f"checkpoint {path}: vocabulary has {len(file.vocabulary)} entries, the word embeddings have "
             f"{config.bert.vocabulary} rows; they must be equal"
         )
@@ -106,17 +106,17 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint without executing anything from it.
 
     Raises:
-        GlipError: missing, empty, truncated, corrupt, holding code or objects, or not `{"model": state_dict}`.
+        CheckpointError: missing, empty, truncated, corrupt, holding code or objects, or not `{"model": state_dict}`.
     """
     import pickle
 
     import torch
 
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise GlipError(f"checkpoint {path} {what}; give the path of a GLIP .pth file")
+    problem = unreadable(path)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {path} {problem}; give the path of a GLIP .pth file")
     if path.stat().st_size == 0:
-        raise GlipError(f"checkpoint {path} is empty (0 bytes); download it again")
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes); download it again")
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -128,36 +128,31 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         if "weights" in str(error).lower() and ("GLOBAL" in str(error) or "global" in str(error)):
             found = re.search(r"(?:GLOBAL|global):?\s+(?:GLOBAL\s+)?([\w]+(?:\.\w+)+)", str(error))
             name = found.group(1) if found else "an object"
-            raise GlipError(
+            raise CheckpointError(
                 f"checkpoint {path} holds code or objects ({name}), not only weights; refused, nothing was executed: "
                 'save {"model": model.state_dict()} again from a source you trust'
             ) from None
-        raise GlipError(f"checkpoint {path} is not a PyTorch checkpoint or is corrupt; download it again") from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        OSError,
-        TypeError,
-        IndexError,
-    ) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is not a PyTorch checkpoint or is corrupt; download it again"
+        ) from None
+    except Exception as error:  # a damaged file makes the reader fail anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GlipError(
+        raise CheckpointError(
             f"checkpoint {path} cannot be read: truncated or corrupt ({reason[:120]}); download it again"
         ) from None
     if not isinstance(content, Mapping):
-        raise GlipError(f'checkpoint {path} holds a {type(content).__name__}, expected {{"model": state_dict}}')
+        raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, expected {{"model": state_dict}}')
     facts = content.get("glip_config", {})
     state = content.get("model", content)
     if not isinstance(state, Mapping):
-        raise GlipError(f'checkpoint {path}: "model" is a {type(state).__name__}, expected a state dict')
+        raise CheckpointError(f'checkpoint {path}: "model" is a {type(state).__name__}, expected a state dict')
     tensors = {
         str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)
     }
     if not isinstance(facts, Mapping):
-        raise GlipError(f'checkpoint {path}: "glip_config" is a {type(facts).__name__}, expected {{"bert_heads": 12}}')
+        raise CheckpointError(
+            f'checkpoint {path}: "glip_config" is a {type(facts).__name__}, expected {{"bert_heads": 12}}'
+        )
     return CheckpointFile(tensors, facts, _vocabulary(content.get("vocabulary"), path))
 
 
@@ -165,11 +160,11 @@ def _vocabulary(entries: Any, path: Path) -> tuple[str, ...] | None:
     if entries is None:
         return None
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
-        raise GlipError(f'checkpoint {path}: "vocabulary" is not a list of WordPiece entries')
+        raise CheckpointError(f'checkpoint {path}: "vocabulary" is not a list of WordPiece entries')
     lacking = [entry for entry in SPECIAL_TOKENS if entry not in entries]
     if lacking or len(set(entries)) != len(entries):
         what = f"lacks {lacking[0]}" if lacking else "has duplicate entries"
-        raise GlipError(f'checkpoint {path}: "vocabulary" {what}; it must be a BERT WordPiece vocabulary')
+        raise CheckpointError(f'checkpoint {path}: "vocabulary" {what}; it must be a BERT WordPiece vocabulary')
     return tuple(entries)
 
 
@@ -180,26 +175,28 @@ def derive_config(state: StateDict, facts: Mapping[str, Any] | None = None, path
     `facts` says otherwise). `facts` is the optional `glip_config` entry of a checkpoint: `{"bert_heads": 12}`.
 
     Raises:
-        GlipError: not a GLIP, or one of a kind that is not supported.
+        CheckpointError: not a GLIP, or one of a kind that is not supported.
     """
     missing = [key for key in MARKERS if key not in state]
     if missing:
-        seen = ", ".join(list(state)[:3]) or "nothing"
-        raise GlipError(
+        seen = ", ".join(map(_short, list(state)[:3])) or "nothing"
+        raise CheckpointError(
             f"checkpoint {path} is not a GLIP with a Swin backbone: {missing[0]} is missing (it starts with {seen}); "
             "supported are GLIP-T (A), (B), (C), GLIP-T, GLIP-L and models of the same architecture"
         )
     try:
         return _derive(state, facts or {})
     except KeyError as error:
-        raise GlipError(f"checkpoint {path} is incomplete: {error.args[0]} is missing; download it again") from None
+        raise CheckpointError(
+            f"checkpoint {path} is incomplete: {error.args[0]} is missing; download it again"
+        ) from None
     except ValueError as error:
-        raise GlipError(f"checkpoint {path}: {error}") from None
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
 
 
-def longest_text(config: GlipConfig) -> int:
-    """Return how many tokens the text branch has positions for, and tuned rows where there are any."""
-    return min(config.bert.positions, config.tunable_tokens or config.bert.positions)
+def _short(key: str) -> str:
+    """Return a name from a file as a message can hold it."""
+    return key if len(key) <= 100 else f"{key[:97]}..."
 
 
 def _shape(state: StateDict, key: str, axes: int) -> tuple[int, ...]:
@@ -209,6 +206,8 @@ def _shape(state: StateDict, key: str, axes: int) -> tuple[int, ...]:
         KeyError: it is not there.
         ValueError: another number of axes, or an axis of length 0.
     """
+    if state[key].is_nested:
+        raise ValueError(f"{key} is nested, weights must be dense floating point; save them as float32")
     shape = tuple(state[key].shape)
     if len(shape) != axes or 0 in shape:
         raise ValueError(f"{key} is {shape}, GLIP needs {axes} axes of at least 1; this is another architecture")
@@ -216,8 +215,12 @@ def _shape(state: StateDict, key: str, axes: int) -> tuple[int, ...]:
 
 
 def _check_sizes(config: GlipConfig) -> None:
-    """Raise ValueError where sizes do not divide as the model needs them to."""
+    """Raise ValueError where sizes do not divide as the model needs them to, or a window's index would be too large."""
     swin, head = config.swin, config.head
+    if swin.window > LARGEST_WINDOW:
+        raise ValueError(
+            f"the Swin window is {swin.window}; windows are supported up to {LARGEST_WINDOW}; GLIP's have 7 and 12"
+        )
     divisions = [
         *(
             (f"channels of Swin stage {i}", width, "attention heads", heads)
@@ -240,21 +243,31 @@ def _bert_heads(facts: Mapping[str, Any], hidden: int) -> int:
 
 
 def _count(state: StateDict, pattern: str) -> int:
-    """One more than the largest index that `pattern`'s group matches, 0 if none."""
+    """Return how many indices `pattern`'s group matches, which must be 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: one is missing; the largest alone says nothing about how many layers there are.
+    """
     regex = re.compile(pattern)
-    return max((int(m.group(1)) for key in state if (m := regex.match(key))), default=-1) + 1
+    keys = {int(match[1]): key for key in state if (match := regex.match(key))}
+    for i, index in enumerate(sorted(keys)):
+        if i != index:
+            raise ValueError(
+                f"{_short(keys[index])} is there, but none of number {i}; the file is damaged or another architecture"
+            )
+    return len(keys)
 
 
 def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
     body = "backbone.body."
-    stages = _count(state, r"backbone\.body\.layers\.(\d+)\.")
+    stages = _count(state, r"backbone\.body\.layers\.(\d{1,4})\.")
     if stages != len(SwinConfig().depths):
         raise ValueError(f"the Swin backbone has {stages} stages, GLIP's has 4; this is another architecture")
     blocks = [f"{body}layers.{i}.blocks.0." for i in range(stages)]
     tables = [_shape(state, f"{block}attn.relative_position_bias_table", 2) for block in blocks]
     swin = SwinConfig(
         embed_dim=_shape(state, f"{body}patch_embed.proj.weight", 4)[0],
-        depths=tuple(_count(state, rf"backbone\.body\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)),
+        depths=tuple(_count(state, rf"backbone\.body\.layers\.{i}\.blocks\.(\d{{1,4}})\.") for i in range(stages)),
         num_heads=tuple(shape[1] for shape in tables),
         window=(round(tables[0][0] ** 0.5) + 1) // 2,
         mlp_hidden=tuple(_shape(state, f"{block}mlp.fc1.weight", 2)[0] for block in blocks),
@@ -263,14 +276,14 @@ def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
     heads = _bert_heads(facts, hidden)
     bert = BertConfig(
         hidden=hidden,
-        layers=_count(state, r"language_backbone\.body\.model\.encoder\.layer\.(\d+)\."),
+        layers=_count(state, r"language_backbone\.body\.model\.encoder\.layer\.(\d{1,4})\."),
         heads=heads,
         intermediate=_shape(state, f"{BERT}encoder.layer.0.intermediate.dense.weight", 2)[0],
         vocabulary=vocabulary,
         positions=_shape(state, f"{BERT}embeddings.position_embeddings.weight", 2)[0],
     )
     fusion = f"{TOWER}0.b_attn.gamma_v" in state
-    modules = _count(state, r"rpn\.head\.dyhead_tower\.(\d+)\.")
+    modules = _count(state, r"rpn\.head\.dyhead_tower\.(\d{1,4})\.")
     head = HeadConfig(
         channels=_shape(state, "rpn.head.bbox_pred.weight", 4)[1],
         blocks=modules // 3 if fusion else modules,
@@ -287,7 +300,7 @@ def _derive(state: StateDict, facts: Mapping[str, Any]) -> GlipConfig:
     tuned = "rpn.tunable_linear.weight"
     config = GlipConfig(swin, bert, head, tunable_tokens=_shape(state, tuned, 2)[0] if tuned in state else 0)
     _check_sizes(config)
-    return replace(config, input=replace(config.input, max_tokens=min(InputConfig().max_tokens, longest_text(config))))
+    return replace(config, input=replace(config.input, max_tokens=min(InputConfig().max_tokens, config.longest_text)))
 
 
 def build(
@@ -302,7 +315,7 @@ def build(
         deform: computes the deformable convolutions; by default `glip_export.model.deform.deform_conv2d`.
 
     Raises:
-        GlipError: a missing or misshapen key, an unknown key in the inference path, NaN or infinite weights,
+        CheckpointError: a missing or misshapen key, an unknown key in the inference path, NaN or infinite weights,
             anchors other than GLIP's.
     """
     import torch
@@ -313,6 +326,8 @@ def build(
     _check_anchors(state, config, path)
     first_dyconv = f"{TOWER}{2 if config.head.fusion else 0}."
     fc = state.get(f"{first_dyconv}relu.fc.0.weight")
+    if fc is not None:
+        _check_dense(f"{first_dyconv}relu.fc.0.weight", fc, path)
     squeeze = 64 if fc is None or fc.dim() != 2 or 0 in fc.shape else fc.shape[0]
     with torch.device("meta"):
         model = Glip(config, squeeze, deform or deform_conv2d)
@@ -320,34 +335,30 @@ def build(
     rebuilt = {key for key in wanted if EXPECTED_EXTRAS.search(key)}
     missing = [key for key in wanted if key not in state and key not in rebuilt]
     if missing:
-        raise GlipError(
+        raise CheckpointError(
             f"checkpoint {path} is incomplete for {config.variant}: {len(missing)} tensors are missing, "
             f"the first is {missing[0]}; download it again"
         )
     ignored = tuple(key for key in state if key not in wanted or key in rebuilt)
     foreign = [k for k in ignored if INFERENCE_PATH.match(k) and not EXPECTED_EXTRAS.search(k)]
     if foreign:
-        raise GlipError(
+        raise CheckpointError(
             f"checkpoint {path} has {len(foreign)} tensors that {config.variant} has no place for, the first is "
-            f"{foreign[0]}; this is another architecture"
+            f"{_short(foreign[0])}; this is another architecture"
         )
     weights: dict[str, torch.Tensor] = {}
     for key, slot in wanted.items():
         if key in rebuilt:
             continue
         value = state[key]
+        _check_dense(key, value, path)
         if value.shape != slot.shape:
-            raise GlipError(
+            raise CheckpointError(
                 f"checkpoint {path}: {key} is {tuple(value.shape)}, {config.variant} needs {tuple(slot.shape)}"
-            )
-        if not value.is_floating_point() or value.layout != torch.strided:
-            kind = str(value.layout if value.layout != torch.strided else value.dtype).removeprefix("torch.")
-            raise GlipError(
-                f"checkpoint {path}: {key} is {kind}, weights must be dense floating point; save them as float32"
             )
         value = value.to(slot.dtype)
         if not bool(torch.isfinite(value).all()):
-            raise GlipError(
+            raise CheckpointError(
                 f"checkpoint {path}: {key} holds NaN or infinite values; the training diverged or the file is damaged"
             )
         weights[key] = value
@@ -355,6 +366,27 @@ def build(
         weights[key] = _rebuild(key, config)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False), ignored
+
+
+def _check_dense(key: str, value: torch.Tensor, path: Path | str) -> None:
+    """Raise CheckpointError for a tensor whose values are not all in the file, as floating-point numbers."""
+    import torch
+
+    kind = None
+    if value.is_nested:
+        kind = "nested"
+    elif value.layout != torch.strided:
+        kind = str(value.layout).removeprefix("torch.")
+    elif not value.is_floating_point():
+        kind = str(value.dtype).removeprefix("torch.")
+    elif value.is_meta:
+        kind = "without values (meta)"
+    elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        kind = f"{tuple(value.shape)} made of fewer values (expanded)"
+    if kind is not None:
+        raise CheckpointError(
+            f"checkpoint {path}: {key} is {kind}, weights must be dense floating point; save them as float32"
+        )
 
 
 def _rebuild(key: str, config: GlipConfig) -> torch.Tensor:
@@ -370,10 +402,13 @@ def _rebuild(key: str, config: GlipConfig) -> torch.Tensor:
 def _check_anchors(state: StateDict, config: GlipConfig, path: Path | str) -> None:
     """The decode has GLIP's anchors built in (8 strides wide, one a location); other ones are refused."""
     for i, stride in enumerate(config.head.strides):
-        cell = state.get(f"rpn.anchor_generator.cell_anchors.{i}")
+        key = f"rpn.anchor_generator.cell_anchors.{i}"
+        cell = state.get(key)
+        if cell is not None:
+            _check_dense(key, cell, path)
         expected = [-3.5 * stride, -3.5 * stride, 4.5 * stride - 1, 4.5 * stride - 1]
         if cell is not None and cell.flatten().tolist() != expected:
-            raise GlipError(
+            raise CheckpointError(
                 f"checkpoint {path}: anchors of level {i} are {cell.flatten().tolist()}, GLIP's are {expected}; "
                 "other anchors are not supported"
             )

@@ -1,180 +1,156 @@
-"""glip-export: an official checkpoint becomes a bundle."""
+"""`glip-export`: an official checkpoint becomes a bundle."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from glip_deploy.errors import GlipError
+import typer
+
+from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
+from glip_deploy.cli.console import Steps, one_line, say
+from glip_deploy.errors import OptionError
 
 if TYPE_CHECKING:
     from glip_export.bundle_writer import ExportResult
 
 __all__ = ["main"]
 
-EXAMPLES = """\
-examples:
-  glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/
-  glip-export --model glip_large_model.pth --output glip_l/ --config configs/pretrain/glip_Swin_L.yaml
-  glip-export --model glip_t.pth --engine="--size 800x1344 --tokens 16,32"
-
-The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognised from the file. Every graph is
-compared with torch on a real picture before the bundle is delivered.
-"""
+app = make_app()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status (0 done, 1 an error with a one-line message, 2 bad usage)."""
-    args = _parser().parse_args(argv)
+    """Run `glip-export`.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 an error with a one-line message, 2 bad usage, 130 after Ctrl-C.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return run_app(app, "glip-export", _with_engine_options(words), extra="export")
+
+
+def _with_engine_options(words: Sequence[str]) -> list[str]:
+    """Return the arguments with `--engine` and what follows it as one word: the value may be left out.
+
+    The next word is the value unless it is an option; a word with spaces is a value even if it begins with a hyphen.
+    """
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--engine":
+            given = bool(rest) and (not rest[0].startswith("-") or " " in rest[0])
+            word = f"--engine={rest.pop(0) if given else ''}"
+        joined.append(word)
+    return joined
+
+
+@app.command(
+    epilog=examples(
+        "glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/",
+        "glip-export --model glip_large_model.pth --output glip_l/ --config configs/pretrain/glip_Swin_L.yaml",
+        'glip-export --model glip_t.pth --engine="--size 800x1344 --tokens 16,32"',
+        note="The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognized from the file.\n"
+        "Every graph is compared with torch on a real picture before the bundle is delivered.",
+    )
+)
+def export(
+    model: Annotated[Path, typer.Option(metavar="FILE", readable=False, help="Official .pth checkpoint.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", readable=False, help="The bundle's folder (default: the checkpoint's name without .pth)."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", readable=False, help="Official YAML, to check and complete the file.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="Of weights and activations: fp32 or fp16, which halves the files.")
+    ] = "fp32",
+    raw_outputs: Annotated[
+        bool,
+        typer.Option("--raw-outputs", metavar="", help="Let the image graph also give logits, deltas and centerness."),
+    ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[OPTIONS]",
+            help="Then build TensorRT engines, with these options of glip-build (see glip-build --help).",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace an existing bundle.")] = False,
+    quiet: QUIET = False,
+    version: VERSION = False,
+) -> int:
+    """Export an official GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report."""
+    from glip_export.bundle_writer import BUNDLE_PRECISIONS, export_bundle, steps
+
     started = time.perf_counter()
+    if precision not in BUNDLE_PRECISIONS:
+        raise bad_option(
+            "--precision", f'"{precision}" is not a precision of bundles; legal: {", ".join(BUNDLE_PRECISIONS)}'
+        )
+    builder, options = None, _words(engine or "")
+    if engine is not None:  # a mistake in the options is reported before the export, not after it
+        from glip_export.engine_builder import find_engine_builder
+
+        builder = find_engine_builder()
+        builder.check_options(options)
     try:
-        builder = None
-        if args.engine is not None:  # a mistake in the options is reported before the export, not after it
-            from glip_export.engine_builder import find_engine_builder
-
-            builder = find_engine_builder()
-            builder.check_options(_words(args.engine))
-        from glip_export.bundle_writer import export_bundle, steps
-
-        with _Progress(len(steps(args.precision)), args.quiet) as progress:
-            output = args.output if args.output is not None else Path(args.model.stem)
+        with Steps(len(steps(precision)), quiet=quiet) as progress:
             result = export_bundle(
-                args.model,
-                output,
-                config_file=args.config,
-                precision=args.precision,
-                raw_outputs=args.raw_outputs,
-                overwrite=args.overwrite,
+                model,
+                Path(model.stem) if output is None else output,
+                config_file=config,
+                precision=precision,
+                raw_outputs=raw_outputs,
+                overwrite=overwrite,
                 on_step=progress.step,
             )
-    except GlipError as error:
-        print(f"glip-export: error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(
-            f"glip-export: error: {error.name or error} is not installed; pip install 'glip-deploy[export]'",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
-        print("glip-export: interrupted, nothing was written", file=sys.stderr)
+        say("glip-export: interrupted, nothing was written")
         return 130
-    if not args.quiet:
+    if not quiet:
         _report(result, time.perf_counter() - started)
     if builder is None:
         return 0
     # The bundle stays whatever comes of the engines.
-    return builder.main([str(result.path), *_words(args.engine), *(["--quiet"] if args.quiet else [])])
+    return builder.main([str(result.path), *options, *(["--quiet"] if quiet else [])])
 
 
 def _words(options: str) -> list[str]:
     try:
         return shlex.split(options)
     except ValueError as error:
-        raise GlipError(f"--engine is {options!r} ({error}); close the quotation mark") from None
+        raise OptionError(f"--engine is {options!r} ({str(error).lower()}); close the quotation mark") from None
 
 
 def _report(result: ExportResult, seconds: float) -> None:
     manifest = result.manifest
-    out = sys.stderr
     if result.ignored:
-        shown = ", ".join(result.ignored[:4]) + (", ..." if len(result.ignored) > 4 else "")
-        print(
-            f"{len(result.ignored)} tensors inference does not use were ignored (listed in the manifest): {shown}",
-            file=out,
+        shown = one_line(", ".join(name[:100] for name in result.ignored[:4]))
+        more = ", ..." if len(result.ignored) > 4 else ""
+        say(
+            f"{len(result.ignored)} tensors inference does not use were ignored (listed in the manifest): {shown}{more}"
         )
-    print(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}", file=out)
+    say(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}")
     for row in manifest["parity"]:
         mean = f"  mean: {row['mean_abs']:.1e}" if "mean_abs" in row else ""
-        print(
+        say(
             f"{row['graph']:<12}{row['output']:<38}{row['max_abs']:>10.1e}{row['max_rel']:>10.1e}"
-            f"{row['tolerance']:>10.0e}{mean}",
-            file=out,
+            f"{row['tolerance']:>10.0e}{mean}"
         )
     size = sum(file["bytes"] for file in manifest["files"].values())
-    print(f"{manifest['variant']}: {size / 1e6:.0f} MB in {seconds:.0f} s", file=out)
+    say(f"{manifest['variant']}: {size / 1e6:.0f} MB in {seconds:.0f} s")
     print(result.path)
-
-
-class _Progress:
-    """A bar on a terminal, a line a step elsewhere, nothing if quiet."""
-
-    def __init__(self, steps: int, quiet: bool) -> None:
-        self._steps, self._quiet, self._begun = steps, quiet, 0
-        self._bar: Any = None
-        self._ended = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
-
-    def __enter__(self) -> _Progress:
-        if not self._quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            form = "{n_fmt}/{total_fmt} |{bar:24}| {desc} [{elapsed}]"
-            self._bar = tqdm(total=self._steps, bar_format=form, file=sys.stderr, leave=False)
-            self._clock.start()
-        return self
-
-    def _tick(self) -> None:
-        """Let the elapsed time run: a step may take 20 seconds."""
-        while not self._ended.wait(0.5):
-            self._bar.refresh()
-
-    def step(self, name: str) -> None:
-        """Say that a step begins, and so that the one before is done."""
-        self._begun += 1
-        if self._bar is not None:
-            self._bar.update(self._begun - 1 - self._bar.n)
-            self._bar.set_description_str(name)
-        elif not self._quiet:
-            print(f"[{self._begun}/{self._steps}] {name}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._ended.set()
-            self._clock.join()
-            self._bar.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="glip-export",
-        description="Export an official GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="official .pth checkpoint")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="the bundle's directory (default: the checkpoint's name without .pth)",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="official YAML, to check and complete the file")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="of weights and activations; fp16 halves the files (default: fp32)",
-    )
-    parser.add_argument(
-        "--raw-outputs", action="store_true", help="let the image graph also give logits, deltas and centerness"
-    )
-    parser.add_argument(
-        "--engine",
-        nargs="?",
-        const="",
-        metavar="OPTIONS",
-        help="then build TensorRT engines, with these options of glip-build (see glip-build --help)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    parser.add_argument("--quiet", action="store_true", help="only errors")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glip_deploy.errors import GlipError
-from glip_export.checkpoints import longest_text
+from glip_deploy.errors import OptionError
+from glip_deploy.files import unreadable
 from glip_export.model.config import GlipConfig
 
 __all__ = ["apply_official_config"]
@@ -47,21 +47,21 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
     Settings absent from the file keep the released defaults.
 
     Raises:
-        GlipError: unreadable file, a setting that is not supported, or one that contradicts the checkpoint.
+        OptionError: unreadable file, a setting that is not supported, or one that contradicts the checkpoint.
     """
     import yaml
 
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise GlipError(f"config {path} {what}; give an official GLIP YAML or leave --config out")
+    problem = unreadable(path)
+    if problem is not None:
+        raise OptionError(f"config {path} {problem}; give an official GLIP YAML or leave --config out")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a plain ValueError
-        raise GlipError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"config {path} is not YAML: {str(error).splitlines()[0]}") from None
     except OSError as error:
-        raise GlipError(f"config {path} cannot be read ({error.strerror or error})") from None
+        raise OptionError(f"config {path} cannot be read ({error.strerror or error})") from None
     if not isinstance(content, dict):
-        raise GlipError(f"config {path} is not a GLIP configuration: expected sections such as MODEL and INPUT")
+        raise OptionError(f"config {path} is not a GLIP configuration: expected sections such as MODEL and INPUT")
 
     def value(name: str, default: Any) -> Any:
         node: Any = content
@@ -74,7 +74,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
     for name, supported in REQUIRED:
         found = value(name, supported)
         if found != supported and list(_sequence(found)) != list(_sequence(supported)):
-            raise GlipError(f"config {path}: {name} = {found!r} is not supported, only {supported!r}")
+            raise OptionError(f"config {path}: {name} = {found!r} is not supported, only {supported!r}")
     derived = {
         "MODEL.SWINT.EMBED_DIM": config.swin.embed_dim,
         "MODEL.SWINT.DEPTHS": list(config.swin.depths),
@@ -88,7 +88,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
     for name, expected in derived.items():
         found = value(name, expected)
         if found != expected and list(_sequence(found)) != list(_sequence(expected)):
-            raise GlipError(
+            raise OptionError(
                 f"config {path}: {name} = {found!r}, but the checkpoint has {expected!r} ({config.variant}); "
                 "leave --config out to use the checkpoint's own"
             )
@@ -102,10 +102,10 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
         whole = isinstance(default, int)
         if not math.isfinite(converted) or (whole and converted != int(converted)):
             kind = "a whole number" if whole else "a number"
-            raise GlipError(f"config {path}: {name} = {found!r} is not {kind}; released files have {default}")
+            raise OptionError(f"config {path}: {name} = {found!r} is not {kind}; released files have {default}")
         if not least <= converted <= most:
             legal = f"{least} or more" if most == math.inf else f"{least} to {most}"
-            raise GlipError(f"config {path}: {name} = {found!r} is out of range; legal is {legal}")
+            raise OptionError(f"config {path}: {name} = {found!r} is out of range; legal is {legal}")
         return type(default)(converted)
 
     def channels(name: str, default: tuple[float, float, float], positive: bool) -> tuple[float, float, float]:
@@ -113,12 +113,12 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
         try:
             blue, green, red = (float(v) for v in found)
         except (TypeError, ValueError):
-            raise GlipError(
+            raise OptionError(
                 f"config {path}: {name} = {found!r} is not three numbers; released files have {default}"
             ) from None
         if not all(math.isfinite(v) and (v > 0 or not positive) for v in (blue, green, red)):
             legal = "finite numbers above 0" if positive else "finite numbers"
-            raise GlipError(f"config {path}: {name} = {found!r} is out of range; legal are {legal}")
+            raise OptionError(f"config {path}: {name} = {found!r} is out of range; legal are {legal}")
         return blue, green, red
 
     head, source = config.head, config.input
@@ -135,7 +135,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
         pixel_std=channels("INPUT.PIXEL_STD", source.pixel_std, positive=True),
         shortest_side=number("INPUT.MIN_SIZE_TEST", source.shortest_side, 1),
         longest_side=number("INPUT.MAX_SIZE_TEST", source.longest_side, 1),
-        max_tokens=number("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens, 3, longest_text(config)),
+        max_tokens=number("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", source.max_tokens, 3, config.longest_text),
     )
     return replace(config, head=head, input=inputs)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.bundle.contract import Stage
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
 from glip_export.stages import inherit, stage_of, stamp
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ def to_precision(
         islands: what stays fp32; ISLANDS unless one wants to see what breaks without one.
 
     Raises:
-        GlipError: unknown precision, or a weight beyond what fp16 can hold.
+        OptionError: unknown precision, or a weight beyond what fp16 can hold.
     """
     if precision not in PRECISIONS:
-        raise GlipError(f'precision is "{precision}"; legal is {", ".join(PRECISIONS)}')
+        raise OptionError(f'precision is "{precision}"; legal is {", ".join(PRECISIONS)}')
     if precision == "fp32":
         return model
     return _Lowering(stamp(model), precision, rounded, islands).run()
@@ -260,7 +260,7 @@ class _Lowering:
                 low: NDArray[Any] = exact.astype(kind)
             if not np.isfinite(low.astype(np.float32)).all():
                 worst = float(np.abs(exact).max())
-                raise GlipError(
+                raise OptionError(
                     f"weight {value.name} reaches {worst:.3g}, beyond what {self.half.name} holds (65504 for FLOAT16);"
                     " use bf16 or fp32"
                 )

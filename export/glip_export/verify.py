@@ -16,7 +16,7 @@ import numpy as np
 
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, ImageInputs, text_inputs
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import ParityError
 from glip_deploy.frames.canvas import make_canvas
 from glip_deploy.frames.load import load_image
 from glip_deploy.prompts.tokens import parse_prompt
@@ -76,7 +76,7 @@ class ParityRow:
 
 def _row(graph: str, output: str, ours: NDArray[Any], torchs: NDArray[Any], tolerance: float) -> ParityRow:
     if ours.shape != torchs.shape:
-        raise GlipError(f"{graph}: {output} has shape {ours.shape}, torch gives {torchs.shape}; the export is wrong")
+        raise ParityError(f"{graph}: {output} has shape {ours.shape}, torch gives {torchs.shape}; the export is wrong")
     error = float(np.abs(ours.astype(np.float64) - torchs).max()) if ours.size else 0.0
     largest = float(np.abs(torchs).max()) if ours.size else 1.0
     return ParityRow(graph, output, error, error / max(largest, 1e-12), tolerance)
@@ -199,7 +199,7 @@ def _candidate_rows(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[An
     boxes, scores, labels = found
     torch_boxes, torch_scores, torch_labels = expected
     if scores.shape != torch_scores.shape:
-        raise GlipError(f"{IMAGE_GRAPH}: {scores.shape[0]} candidates, torch gives {torch_scores.shape[0]}")
+        raise ParityError(f"{IMAGE_GRAPH}: {scores.shape[0]} candidates, torch gives {torch_scores.shape[0]}")
     strong = np.flatnonzero(torch_scores > 0.05)
     box_error = score_error = 0.0
     for i in strong:
@@ -221,11 +221,11 @@ def _candidate_rows(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[An
 
 
 def check(rows: Sequence[ParityRow]) -> None:
-    """Raise GlipError naming the worst row if any is beyond its tolerance."""
+    """Raise ParityError naming the worst row if any is beyond its tolerance."""
     bad = [row for row in rows if not row.ok]
     if bad:
         worst = max(bad, key=lambda row: row.max_abs / row.tolerance if np.isfinite(row.max_abs) else np.inf)
-        raise GlipError(
+        raise ParityError(
             f"{worst.graph}: {worst.output} differs from torch by"
             f" {worst.max_abs if worst.mean_abs is None else worst.mean_abs:.3g}, more than {worst.tolerance:g};"
             " the bundle was not written. Please report this with the versions of torch, onnx and onnxruntime"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from glip_deploy import files
 from glip_deploy.errors import OutputError
 from glip_deploy.files import (
     atomic_file,
@@ -19,6 +21,7 @@ from glip_deploy.files import (
     deliver_folder,
     not_written,
     temporary_sibling,
+    unreadable,
     write_atomically,
 )
 
@@ -156,10 +159,10 @@ def test_no_home_is_no_folder(monkeypatch):
     assert cache_folder() is None
 
 
-def make_folder(target, text):
+def make_folder(target, text, overwrite=True):
     with temporary_sibling(target) as folder:
         (folder / "file").write_text(text)
-        deliver_folder(folder, target)
+        deliver_folder(folder, target, overwrite=overwrite)
 
 
 def test_a_folder_is_delivered_whole_in_place_of_another(tmp_path):
@@ -175,7 +178,68 @@ def test_a_folder_is_delivered_whole_in_place_of_another(tmp_path):
         assert ours.stat().st_mode == plain.stat().st_mode
 
 
+def test_a_folder_is_not_replaced_unasked(tmp_path):
+    target = tmp_path / "bundle"
+    make_folder(target, "first", overwrite=False)
+    with pytest.raises(OSError, match=r"not empty|exists"):
+        make_folder(target, "second", overwrite=False)
+    assert (target / "file").read_text() == "first" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two paths change places in one step")
+def test_there_is_a_whole_folder_at_the_target_at_any_moment(tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    make_folder(target, "first")
+    monkeypatch.setattr(Path, "rename", lambda self, other: pytest.fail("two renames leave a moment without a folder"))
+    make_folder(target, "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (target / "file").read_text() == "second"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from glip_deploy.files import temporary_sibling
+with temporary_sibling(Path(sys.argv[1])) as folder:
+    (folder / "weights").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock that shows which process is alive")
+def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path):
+    target = tmp_path / "bundle"
+    subprocess.run([sys.executable, "-c", KILLED, target], check=False)
+    (left,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".bundle-settings", ".bundle2-abc.part", ".bundle-file.part")]
+    for other in others[:2]:
+        other.mkdir()
+    others[2].write_text("a file")
+    make_folder(target, "first")
+    assert left.exists()  # so young that its process may be about to lock it
+    for path in (left, *others):
+        os.utime(path, (0, 0))
+    with temporary_sibling(target) as alive:
+        os.utime(alive, (0, 0))
+        assert not left.exists()
+        make_folder(target, "second")  # at the same time
+        assert alive.is_dir()
+    assert sorted(tmp_path.iterdir()) == sorted([target, *others])
+
+
+def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert unreadable(tmp_path / "file") is None
+    assert unreadable(tmp_path) == "is a folder"
+    assert unreadable(tmp_path / "none") == unreadable(tmp_path / "file" / "x") == "does not exist"
+    with monkeypatch.context() as patched:  # tests may run as root, who may read everything
+        patched.setattr(os, "access", lambda path, mode: False)
+        assert unreadable(tmp_path / "file") == "cannot be read (permission denied)"
+    assert "too long" in unreadable(tmp_path / ("x" * 300)) and unreadable(Path("a\0b")).startswith("cannot be read")
+
+
 def test_a_folder_that_cannot_be_delivered_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)  # as on a disk that cannot
     target = tmp_path / "bundle"
     make_folder(target, "first")
     rename = Path.rename

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from glip_export.checkpoints import build, derive_config, load_checkpoint, read_
 from parity_data import STAND_IN
 from tiny_glip import VOCABULARY, tiny_config, tiny_content, tiny_model, tiny_state, write_tiny
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import CheckpointError
 
 LOGITS = "rpn.head.log_scale"
 
@@ -24,7 +26,7 @@ def state():
 
 
 def error_of(path):
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 500
@@ -264,20 +266,20 @@ def test_tensors_that_sizes_are_read_from_may_have_any_shape(state, key):
     true = tuple(state[key].shape)
     for shape in ((), (7,), (0,), (*true, 2), tuple(0 for _ in true), tuple(size + 1 for size in true)):
         changed = {**state, key: torch.zeros(shape)}
-        with pytest.raises(GlipError) as caught:
+        with pytest.raises(CheckpointError) as caught:
             build(changed, derive_config(changed, {"bert_heads": 4}, "m.pth"), "m.pth")
         assert "checkpoint m.pth" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_number_of_stages(state):
     three = {key: value for key, value in state.items() if ".layers.3." not in key}
-    with pytest.raises(GlipError, match="has 3 stages, GLIP's has 4"):
+    with pytest.raises(CheckpointError, match="has 3 stages, GLIP's has 4"):
         derive_config(three, {"bert_heads": 4})
 
 
 def test_channels_that_do_not_divide(state):
     changed = {**state, "rpn.head.bbox_pred.weight": torch.zeros(4, 40, 3, 3)}
-    with pytest.raises(GlipError, match="channels of the head, 40, cannot be divided by the 16 groups"):
+    with pytest.raises(CheckpointError, match="channels of the head, 40, cannot be divided by the 16 groups"):
         derive_config(changed, {"bert_heads": 4})
 
 
@@ -293,9 +295,88 @@ def test_channels_that_do_not_divide(state):
 def test_weights_of_other_kinds(state, convert, said):
     key = "rpn.head.centerness.weight"
     changed = {**state, key: convert(state[key])}
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         build(changed, tiny_config())
     assert said in str(caught.value) and key in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about kinds of tensors
+@pytest.mark.parametrize("kind", ["meta", "sparse", "csr", "nested", "expanded", "quantized"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "rpn.head.centerness.weight",
+        "rpn.head.bbox_pred.weight",
+        "rpn.head.dyhead_tower.2.relu.fc.0.weight",
+        "backbone.body.layers.0.blocks.0.attn.relative_position_bias_table",
+        "rpn.anchor_generator.cell_anchors.0",
+    ],
+)
+def test_tensors_that_are_no_plain_arrays(tmp_path, state, key, kind):
+    """Whether the file can be read at all is torch's decision; either way it is one line."""
+    plain = state.get(key, torch.tensor([[-28.0, -28.0, 35.0, 35.0]]))
+    value = {
+        "meta": lambda: plain.to("meta"),
+        "sparse": plain.to_sparse,
+        "csr": lambda: plain.flatten(1).to_sparse_csr(),
+        "nested": lambda: torch.nested.nested_tensor([plain, plain]),
+        "expanded": lambda: torch.zeros(1).expand(plain.shape),
+        "quantized": lambda: torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+    }[kind]()
+    changed = {**state, key: value}
+    with pytest.raises(CheckpointError) as caught:
+        build(changed, derive_config(changed, {"bert_heads": 4}, "m.pth"), "m.pth")
+    assert "checkpoint m.pth" in str(caught.value) and key in str(caught.value)
+    assert "m.pth" in error_of(write_tiny(tmp_path / "m.pth", changed))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.body.layers.0.blocks.99999.norm1.weight",
+        "backbone.body.layers.0.blocks.3.norm1.weight",
+        "backbone.body.layers.99999.blocks.0.norm1.weight",
+        "language_backbone.body.model.encoder.layer.99999.output.dense.bias",
+        "rpn.head.dyhead_tower.99999.offset.weight",
+        f"rpn.head.dyhead_tower.{'9' * 5000}.offset.weight",
+    ],
+)
+def test_one_name_with_a_large_number_is_an_error_at_once(tmp_path, state, name):
+    """The number of layers used to be the largest number in a name, and building 100,000 of them took hours."""
+    started = time.monotonic()
+    message = error_of(write_tiny(tmp_path / "m.pth", {**state, name: torch.zeros(1)}))
+    assert name[:40] in message
+    assert time.monotonic() - started < 20
+
+
+def test_a_window_too_large_to_be_one(state):
+    """A table of a few megabytes would ask for an index of 31 GB."""
+    table = "backbone.body.layers.{}.blocks.{}.attn.relative_position_bias_table"
+    changed = {
+        **state,
+        **{table.format(i, j): torch.zeros(999**2, 2**i) for i in range(4) for j in range(2)},
+    }
+    with pytest.raises(CheckpointError, match=r"checkpoint m\.pth: the Swin window is 500.*up to 32; GLIP"):
+        build(changed, derive_config(changed, {"bert_heads": 4}, "m.pth"), "m.pth")
+
+
+def test_any_failure_of_the_reader_is_one_line(tmp_path, tiny_checkpoint, monkeypatch):
+    """Damaged files have made torch.load raise these, among others."""
+    for error in (AssertionError(), struct.error("unpack requires a buffer of 8 bytes"), NotImplementedError("x\ny")):
+        monkeypatch.setattr(torch, "load", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        assert "cannot be read: truncated or corrupt" in error_of(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("what", ["a long name", "a folder that may not be read"])
+def test_paths_that_cannot_be_looked_at(tmp_path, monkeypatch, what):
+    path = tmp_path / ("x" * 300) if what == "a long name" else tmp_path / "m.pth"
+    if what != "a long name":
+
+        def refuse(self, **_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "stat", refuse)  # tests may run as root, who may read everything
+    assert ("File name too long" if what == "a long name" else "Permission denied") in error_of(path)
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(64, 64), (1000, 256)])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from glip_export import bundle_writer
-from glip_export.cli import _Progress
+from glip_export.cli import _with_engine_options
 
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import RAW_OUTPUTS
@@ -23,19 +21,34 @@ PROGRAM = [sys.executable, "-m", "glip_export.cli"]
 
 
 def test_help_is_instant_and_needs_no_torch():
-    code = "import sys, glip_export.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys, glip_export.cli as c; print(c.main(['--help']), 'torch' in sys.modules)"
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     after = os.times()
     assert (
         after.children_user + after.children_system - before.children_user - before.children_system < 1
     )  # whatever else the machine does
-    assert "--model FILE" in done.stdout and done.stdout.endswith("False\n")
+    assert re.search(r"--model +FILE", done.stdout) and done.stdout.endswith("0 False\n")
 
 
 def test_bad_usage_is_status_2():
     done = subprocess.run(PROGRAM, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--model" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--engine"], ["--engine="]),
+        (["--engine", "--quiet", "--model", "x"], ["--engine=", "--quiet", "--model", "x"]),
+        (["--engine", "--size 64x64", "--quiet"], ["--engine=--size 64x64", "--quiet"]),
+        (["--engine", "", "--quiet"], ["--engine=", "--quiet"]),
+        (["--engine=--size 64x64"], ["--engine=--size 64x64"]),
+        (["--model", "x"], ["--model", "x"]),
+    ],
+)
+def test_the_options_of_engine_may_be_left_out(given, read):
+    assert _with_engine_options(given) == read
 
 
 def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
@@ -100,37 +113,3 @@ def test_ctrl_c_leaves_nothing(tmp_path, tiny_checkpoint, step):
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "glip-export: interrupted, nothing was written" and "Traceback" not in err
     assert out == "" and list(tmp_path.iterdir()) == []
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_gets_a_bar_whose_clock_runs(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    with _Progress(2, quiet=False) as progress:
-        progress.step("trace")
-        time.sleep(1.8)
-        shown = screen.getvalue()
-        progress.step("verify")
-    assert re.search(r"0/2 \|.*trace \[00:01\]", shown)
-    assert re.search(r"1/2 \|.*verify", screen.getvalue()) and "[1/2]" not in screen.getvalue()
-
-
-def test_elsewhere_a_line_a_step_and_nothing_if_quiet(monkeypatch):
-    for quiet, expected in ((False, "[1/2] trace\n[2/2] verify\n"), (True, "")):
-        monkeypatch.setattr(sys, "stderr", io.StringIO())
-        with _Progress(2, quiet) as progress:
-            progress.step("trace")
-            progress.step("verify")
-        assert sys.stderr.getvalue() == expected
-
-
-def test_a_failure_stops_the_clock(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    with pytest.raises(ValueError, match="x"), _Progress(2, quiet=False) as progress:
-        progress.step("trace")
-        raise ValueError("x")
-    assert not progress._clock.is_alive()

@@ -6,7 +6,7 @@ import pytest
 from glip_export.model.config import GlipConfig
 from glip_export.official_config import apply_official_config
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
 
 OFFICIAL = """\
 MODEL:
@@ -77,7 +77,7 @@ def test_what_the_file_does_not_say_stays(write):
 )
 def test_contradictions_and_what_is_not_supported(write, old, new, said):
     assert old in OFFICIAL
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(OptionError) as caught:
         apply_official_config(GlipConfig(), write(OFFICIAL.replace(old, new)))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -94,19 +94,19 @@ def test_contradictions_and_what_is_not_supported(write, old, new, said):
     ],
 )
 def test_files_of_another_kind(write, text, said):
-    with pytest.raises(GlipError, match=said):
+    with pytest.raises(OptionError, match=said):
         apply_official_config(GlipConfig(), write(text))
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(GlipError, match="does not exist"):
+    with pytest.raises(OptionError, match="does not exist"):
         apply_official_config(GlipConfig(), tmp_path / "none.yaml")
-    with pytest.raises(GlipError, match="is a folder"):
+    with pytest.raises(OptionError, match="is a folder"):
         apply_official_config(GlipConfig(), tmp_path)
 
 
 def error_of(path, config=None):
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(OptionError) as caught:
         apply_official_config(config or GlipConfig(), path)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message

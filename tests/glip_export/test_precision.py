@@ -15,8 +15,9 @@ from parity_data import golden_path
 from precision_table import LOUD, OUTPUTS, largest_half, loss_on_golden, mean_errors, session
 from tiny_glip import HIDDEN, tiny_model, tiny_state, write_tiny
 
-from glip_deploy import Bundle, Detector, GlipError
+from glip_deploy import Bundle, Detector
 from glip_deploy.bundle.contract import STAGE_KEY, Stage
+from glip_deploy.errors import OptionError, ParityError
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +182,13 @@ def test_a_weight_too_large_for_fp16_is_an_error(raw):
         value.const_value = ir.tensor(np.full(value.shape.numpy(), 7e4, np.float32), name=name)
         return model
 
-    with pytest.raises(GlipError, match=r"mlp\.fc1\.bias reaches 7e\+04, beyond what FLOAT16 holds .*bf16 or fp32"):
+    with pytest.raises(OptionError, match=r"mlp\.fc1\.bias reaches 7e\+04, beyond what FLOAT16 holds .*bf16 or fp32"):
         to_precision(loud(), "fp16")
     to_precision(loud(), "bf16")
 
 
 def test_an_unknown_precision_is_an_error(raw):
-    with pytest.raises(GlipError, match='precision is "int8"; legal is fp32, fp16, bf16'):
+    with pytest.raises(OptionError, match='precision is "int8"; legal is fp32, fp16, bf16'):
         to_precision(ir.load(raw[0]), "int8")
 
 
@@ -239,7 +240,7 @@ def test_a_weight_fp16_cannot_hold_stops_the_export(tmp_path):
 
 def test_bad_precision_on_the_command_line(tiny_checkpoint, tmp_path):
     done = export("--model", tiny_checkpoint, "--output", tmp_path / "out", "--precision", "int4")
-    assert done.returncode == 2 and "invalid choice: 'int4'" in done.stderr
+    assert done.returncode == 2 and 'argument --precision: "int4" is not a precision of bundles' in done.stderr
 
 
 def test_a_loss_beyond_the_yardstick_stops_the_export(tiny_checkpoint, tmp_path, monkeypatch):
@@ -249,6 +250,6 @@ def test_a_loss_beyond_the_yardstick_stops_the_export(tiny_checkpoint, tmp_path,
         return to_precision(model, "bf16", rounded=True, islands=())
 
     monkeypatch.setattr(verify, "to_precision", careless)
-    with pytest.raises(GlipError, match=r"fp16 differs from torch by .*the bundle was not written"):
+    with pytest.raises(ParityError, match=r"fp16 differs from torch by .*the bundle was not written"):
         bundle_writer.export_bundle(tiny_checkpoint, tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from glip_export.verify import ParityRow
 from onnx import numpy_helper
 from tiny_glip import VOCABULARY, tiny_model
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import ParityError
 
 BOXES = np.array([[0, 0, 10, 10], [5, 5, 20, 20], [0, 0, 10, 10], [0, 0, 0, 0]], np.float32)
 SCORES = np.array([0.9, 0.8, 0.7, 0.0], np.float32)
@@ -52,12 +52,12 @@ def test_a_candidate_that_is_gone():
 
 
 def test_another_number_of_slots_is_an_error():
-    with pytest.raises(GlipError, match="3 candidates, torch gives 4"):
+    with pytest.raises(ParityError, match="3 candidates, torch gives 4"):
         errors(BOXES[:3], SCORES[:3], LABELS[:3])
 
 
 def test_another_shape_is_an_error():
-    with pytest.raises(GlipError, match=r"logits has shape \(2, 2\), torch gives \(2, 3\)"):
+    with pytest.raises(ParityError, match=r"logits has shape \(2, 2\), torch gives \(2, 3\)"):
         verify._row("image.onnx", "logits", np.zeros((2, 2)), np.zeros((2, 3)), 1)
 
 
@@ -76,7 +76,7 @@ def test_only_what_is_within_tolerance_passes(error, ok):
     if ok:
         verify.check([row])
     else:
-        with pytest.raises(GlipError, match="logits differs from torch"):
+        with pytest.raises(ParityError, match="logits differs from torch"):
             verify.check([ParityRow("image.onnx", "deltas", 0, 0, 1e-3), row])
 
 

@@ -90,6 +90,11 @@ class GlipConfig:
             return ("GLIP-L" if self.head.fusion else "GLIP-L without fusion") + tuned
         return "GLIP (custom)" + tuned
 
+    @property
+    def longest_text(self) -> int:
+        """Tokens that the text branch has positions for, and tuned rows where there are any."""
+        return min(self.bert.positions, self.tunable_tokens or self.bert.positions)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, for the manifest."""
         return {"variant": self.variant, **asdict(self)}
