@@ -136,7 +136,7 @@ def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
     from glip_engines.compile import build_library
 
     on_progress("plugin", 0.0, "compiling")
-    library = build_library([_plugin_architecture(dialect.compute_capability)], tensorrt=True)
+    library = build_library([_plugin_architecture(dialect.compute_capability)], tensorrt=dialect)
     on_progress("plugin", 1.0, "done")
     return library
 

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glip_deploy.errors import EngineError, MissingPackage, OutputError
 from glip_deploy.files import CACHE_VARIABLE, atomic_file, cache_folder, sha256_of, write_atomically
@@ -22,9 +23,11 @@ from glip_engines.compilers import (
     find_nvcc,
     find_nvrtc,
     find_tensorrt_headers,
-    headers_major,
     run,
 )
+
+if TYPE_CHECKING:
+    from glip_engines.flavours import Dialect
 
 __all__ = ["ARCHITECTURES", "build_cubin", "build_host_library", "build_library", "plugin_sources"]
 
@@ -105,12 +108,12 @@ def _cubin_by_nvrtc(arch: int, nvrtc: Nvrtc) -> Path:
     return _cached(f"glip_deform_sm{arch}", ".cubin", ["nvrtc", nvrtc.version, *options], build)
 
 
-def build_library(arches: Sequence[int], tensorrt: bool = False) -> Path:
+def build_library(arches: Sequence[int], tensorrt: Dialect | None = None) -> Path:
     """Build the shared library of `glip_deform.h`, or the TensorRT plugin that contains it.
 
     Args:
         arches: compute capabilities, 80 for 8.0.
-        tensorrt: with the adapter for the TensorRT whose headers are found: IPluginV3, or IPluginV2 for 8.6.
+        tensorrt: with the adapter for this TensorRT: IPluginV2 for 8.6, IPluginV3 for later ones.
 
     Raises:
         MissingPackage: no nvcc, or no TensorRT headers.
@@ -128,16 +131,15 @@ def build_library(arches: Sequence[int], tensorrt: bool = False) -> Path:
     files = [str(sources / "deform_kernel.cu")]
     flags = [*_FLAGS, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
     flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in arches]
-    if tensorrt:
-        headers = find_tensorrt_headers()
-        files.append(str(sources / ("adapter_v3.cpp" if headers_major(headers) >= 10 else "adapter_v2.cpp")))
-        flags += ["-isystem", str(headers), "-ldl"]
+    if tensorrt is not None:
+        files.append(str(sources / ("adapter_v2.cpp" if tensorrt.is_8 else "adapter_v3.cpp")))
+        flags += ["-isystem", str(find_tensorrt_headers(of_8=tensorrt.is_8)), "-ldl"]
 
     def build(target: Path) -> None:
         run([str(nvcc.path), *flags, "-o", str(target), *files])
 
-    name = "libglip_deform_tensorrt" if tensorrt else "libglip_deform"
-    return _cached(name, ".so", ["nvcc", nvcc.version, *flags], build)
+    name = "libglip_deform" if tensorrt is None else "libglip_deform_tensorrt"
+    return _cached(name, ".so", ["nvcc", nvcc.version, *files, *flags], build)
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from glip_deploy.errors import EngineError, MissingPackage
 __all__ = [
     "Nvcc",
     "Nvrtc",
+    "cuda_headers",
     "find_host_compiler",
     "find_nvcc",
     "find_nvrtc",
     "find_tensorrt_headers",
-    "headers_major",
     "run",
 ]
 
@@ -158,8 +158,12 @@ def find_nvrtc(arch: int) -> Nvrtc:
     raise MissingPackage(f"there is no NVRTC that compiles for compute capability {arch / 10}; pip install {package}")
 
 
-def find_tensorrt_headers() -> Path:
+def find_tensorrt_headers(*, of_8: bool = False) -> Path:
     """Return the folder of NvInfer.h: $TENSORRT_HOME/include, the package kernel-lens (10.14), or the system's.
+
+    Args:
+        of_8: headers of TensorRT 8, which has another interface for plugins than 10 and later; those of one version
+            from 10 on serve all of them.
 
     Raises:
         MissingPackage: there is none.
@@ -169,15 +173,30 @@ def find_tensorrt_headers() -> Path:
     folders += [site / "kernel_lens" / "include" / "tensorrt" for site in _site_packages()]
     folders += [Path("/usr/include/x86_64-linux-gnu"), Path("/usr/include/aarch64-linux-gnu"), Path("/usr/include")]
     for folder in folders:
-        if (folder / "NvInfer.h").is_file():
+        if (folder / "NvInfer.h").is_file() and (_headers_major(folder) < 10) is of_8:
             return folder
+    where = "is not in $TENSORRT_HOME/include nor in the system"
+    if of_8:
+        raise MissingPackage(f"NvInfer.h of TensorRT 8.6 {where}; point $TENSORRT_HOME at the TensorRT 8.6 archive")
     raise MissingPackage(
-        "NvInfer.h is not in $TENSORRT_HOME/include nor in the system; pip install kernel-lens (10.14),"
-        " or point $TENSORRT_HOME at a TensorRT"
+        f"NvInfer.h of TensorRT 10 or newer {where}; pip install kernel-lens (10.14), or point $TENSORRT_HOME at a"
+        " TensorRT"
     )
 
 
-def headers_major(folder: Path) -> int:
+def cuda_headers() -> Path:
+    """Return the folder of cuda_runtime_api.h, which TensorRT's headers include; nvcc knows its own.
+
+    Raises:
+        MissingPackage: there is none.
+    """
+    for home in (*_cuda_homes(), *_package_folders(), _SYSTEM_CUDA):
+        if (home / "include" / "cuda_runtime_api.h").is_file():
+            return home / "include"
+    raise MissingPackage("there are no CUDA headers here; pip install nvidia-cuda-runtime, or set $CUDA_HOME")
+
+
+def _headers_major(folder: Path) -> int:
     """Return TensorRT's major version, which NvInferVersion.h has under another name from 10.13 on.
 
     Raises:

@@ -242,8 +242,8 @@ class Toolkit:
         previews = getattr(getattr(module, "PreviewFeature", None), "__members__", {})
         if "PROFILE_SHARING_0806" in previews:  # 8.6: several contexts may use one profile; always so later
             config.set_preview_feature(previews["PROFILE_SHARING_0806"], True)
-        if settings.precision == "fp32" and "TF32" in self._flags:
-            config.clear_flag(self._flags["TF32"])  # fp32 is asked for to compare with fp32
+        if "TF32" in self._flags:  # its 10 bits are those of fp16, and fp32 is asked for where they do not suffice
+            config.clear_flag(self._flags["TF32"])
 
     def _pin_types(self, network: trt.INetworkDefinition) -> None:
         """Keep fp32 islands in fp32 where there is no strong typing: casts alone do not bind the builder."""
@@ -251,9 +251,11 @@ class Toolkit:
         moving = {getattr(module.LayerType, name) for name in ("SHAPE", "CONSTANT", "CAST", "SHUFFLE", "IDENTITY")}
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            single = any(layer.get_output(k).dtype == module.float32 for k in range(layer.num_outputs))
+            single = [k for k in range(layer.num_outputs) if layer.get_output(k).dtype == module.float32]
             if single and layer.type not in moving:
                 layer.precision = module.float32
+                for k in single:
+                    layer.set_output_type(k, module.float32)
 
     def _profile(self, builder: trt.Builder, shapes: Mapping[str, Sequence[Sequence[int]]]) -> trt.IOptimizationProfile:
         profile: trt.IOptimizationProfile = builder.create_optimization_profile()

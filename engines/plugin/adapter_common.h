@@ -10,27 +10,24 @@
 #include <string>
 #include <vector>
 
-#include "glip_deform.h"
+#include "deform_math.h"
 
 namespace glip {
 
 constexpr char kName[] = "ModulatedDeformConv";
-constexpr char kVersion[] = "1";
+constexpr char kVersion[] = "2";
 constexpr char kNamespace[] = "glip";
 
-// Inputs, in the order of ONNX DeformConv. Bias and mask may be left out from the end.
+// Inputs, in the order of ONNX DeformConv. Bias and mask may be left out from the end. Weights are packed already, as
+// glip_deform_pack_weights does it: (taps, padded input channels, padded output channels).
 enum Input { kX = 0, kWeight = 1, kOffset = 2, kBias = 3, kMask = 4 };
 constexpr int kMinInputs = 3, kMaxInputs = 5;
 
 // -- messages -------------------------------------------------------------------------------------------------------
 
-inline nvinfer1::ILoggerFinder*& logger_finder() {
-  static nvinfer1::ILoggerFinder* finder = nullptr;
-  return finder;
-}
-
-// The logger of the TensorRT that is loaded. What a finder finds may be null while a graph is parsed, and getLogger()
-// cannot be linked against without choosing one of TensorRT's libraries.
+// The logger of the TensorRT that is loaded. getLogger() cannot be linked against without choosing one of TensorRT's
+// libraries, and an ILoggerFinder cannot be asked: its table of functions changed in TensorRT 11, while one build of
+// this file serves 10 and 11.
 inline nvinfer1::ILogger* loaded_logger() {
   std::string path;
   dl_iterate_phdr(
@@ -45,28 +42,22 @@ inline nvinfer1::ILogger* loaded_logger() {
   if (!library) return nullptr;
   auto* get = reinterpret_cast<nvinfer1::ILogger* (*)() noexcept>(dlsym(library, "getLogger"));
   nvinfer1::ILogger* logger = get ? get() : nullptr;
-  dlclose(library);  // it stays: RTLD_NOLOAD only counted
+  dlclose(library);  // it stays loaded: RTLD_NOLOAD only counted a reference
   return logger;
 }
 
 inline void log_error(const std::string& message) {
   const std::string line = std::string(kNamespace) + "::" + kName + ": " + message;
-  nvinfer1::ILogger* logger = logger_finder() ? logger_finder()->findLogger() : nullptr;
-  if (logger) {
-    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
-    return;
-  }
-  // TensorRT-RTX 1.7 has a getLogger() that swallows what it is told: say it once more where it is not lost.
-  logger = loaded_logger();
-  if (logger) logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
-  std::fprintf(stderr, "%s\n", line.c_str());
+  if (nvinfer1::ILogger* logger = loaded_logger()) logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+  std::fprintf(stderr, "%s\n", line.c_str());  // the logger of TensorRT-RTX 1.7 drops messages
 }
 
 // -- attributes -----------------------------------------------------------------------------------------------------
 
-// The attributes of ONNX DeformConv, by the names they have there.
+// The attributes of ONNX DeformConv, by the names they have there, and the output channels before padding.
 struct Attributes {
-  int kernel_shape[2] = {0, 0};  // 0: the weights' own
+  int kernel_shape[2] = {0, 0};  // needed, as packed weights do not tell it
+  int out_channels = 0;          // likewise
   int strides[2] = {1, 1};
   int pads[4] = {0, 0, 0, 0};  // top, left, bottom, right
   int dilations[2] = {1, 1};
@@ -79,8 +70,9 @@ struct Attributes {
     int count;
   };
   std::vector<Slot> slots() {
-    return {{"kernel_shape", kernel_shape, 2}, {"strides", strides, 2}, {"pads", pads, 4},
-            {"dilations", dilations, 2},       {"group", &group, 1},    {"offset_group", &offset_group, 1}};
+    return {{"kernel_shape", kernel_shape, 2}, {"out_channels", &out_channels, 1}, {"strides", strides, 2},
+            {"pads", pads, 4},                 {"dilations", dilations, 2},        {"group", &group, 1},
+            {"offset_group", &offset_group, 1}};
   }
 };
 
@@ -108,9 +100,11 @@ inline std::string attribute_error(const Attributes& a) {
   }
   for (const int pad : a.pads)
     if (pad < 0) return "pads has " + std::to_string(pad) + "; at least 0 is supported";
-  if (a.kernel_shape[0] && a.kernel_shape[0] * a.kernel_shape[1] > GLIP_DEFORM_MAX_TAPS)
+  const int taps = a.kernel_shape[0] * a.kernel_shape[1];
+  if (a.kernel_shape[0] < 1 || taps < 1 || taps > GLIP_DEFORM_MAX_TAPS)
     return "kernel_shape is " + std::to_string(a.kernel_shape[0]) + "x" + std::to_string(a.kernel_shape[1]) +
-           "; at most 9 taps are supported";
+           "; 1 to 9 taps are supported";
+  if (a.out_channels < 1) return "out_channels is " + std::to_string(a.out_channels) + "; at least 1 is supported";
   return "";
 }
 
@@ -163,13 +157,13 @@ inline bool format_is_supported(int position, const nvinfer1::PluginTensorDesc* 
   const nvinfer1::PluginTensorDesc& here = tensors[position];
   const nvinfer1::DataType data = tensors[kX].type;
   const bool linear = here.format == nvinfer1::TensorFormat::kLINEAR;
-  // Channels-last pixels that need no padding; what a padded channel holds nobody promises.
+  // Channels-last pixels that need no padding: what a padded channel holds is not specified.
   const bool last = here.format == nvinfer1::TensorFormat::kHWC8 && data_type(data) > GLIP_DEFORM_F32 &&
                     here.dims.nbDims == 4 && here.dims.d[1] > 0 && here.dims.d[1] % 8 == 0;
   if (position == kX) return data_type(data) >= 0 && (linear || last);
   if (position == inputs) return here.type == data && (linear || last);
-  if (position == kOffset) return linear && (here.type == data || here.type == nvinfer1::DataType::kFLOAT);
-  if (position == kMask) return linear && here.type == tensors[kOffset].type;
+  // Never in half precision, even where the builder may choose (8.6): positions would be off by 1/16 pixel and more.
+  if (position == kOffset || position == kMask) return linear && here.type == nvinfer1::DataType::kFLOAT;
   return linear && here.type == data;
 }
 
@@ -185,22 +179,21 @@ inline std::string dims_text(const nvinfer1::Dims& dims) {
 inline std::string shape_error(const Attributes& a, const nvinfer1::Dims* dims, int inputs) {
   if (inputs < kMinInputs || inputs > kMaxInputs)
     return std::to_string(inputs) + " inputs; X, W, offset and at most B, mask are supported";
-  for (const int i : {kX, kWeight, kOffset})
+  for (const int i : {kX, kOffset})
     if (dims[i].nbDims != 4)
       return "input " + std::to_string(i) + " has shape " + dims_text(dims[i]) + ", not four sides";
-  const nvinfer1::Dims& w = dims[kWeight];
-  if (w.d[0] < 1 || w.d[1] < 1 || w.d[2] < 1 || w.d[3] < 1) return "W has shape " + dims_text(w) + ", not a known one";
-  const auto taps = w.d[2] * w.d[3];
-  if (taps > GLIP_DEFORM_MAX_TAPS) return "W has shape " + dims_text(w) + "; at most 9 taps are supported";
-  if (a.kernel_shape[0] && (a.kernel_shape[0] != w.d[2] || a.kernel_shape[1] != w.d[3]))
-    return "kernel_shape is not that of W, " + dims_text(w);
+  const nvinfer1::Dims &x = dims[kX], &w = dims[kWeight];
+  const int taps = a.kernel_shape[0] * a.kernel_shape[1];
   const auto differs = [](auto given, auto wanted) { return given >= 0 && given != wanted; };
-  if (differs(dims[kX].d[1], w.d[1]))
-    return "X has shape " + dims_text(dims[kX]) + ", W " + dims_text(w) + "; group 1 only";
+  const int padded_in = x.d[1] < 0 ? -1 : round_up(static_cast<int>(x.d[1]), kChannelStep);
+  const int padded_out = round_up(a.out_channels, kOutputStep);
+  if (w.nbDims != 3 || w.d[0] != taps || differs(padded_in, w.d[1]) || w.d[2] != padded_out)
+    return "W has shape " + dims_text(w) + "; packed for X of shape " + dims_text(x) + " it is " +
+           std::to_string(taps) + "x" + std::to_string(padded_in) + "x" + std::to_string(padded_out);
   if (differs(dims[kOffset].d[1], 2 * taps))
     return "offset has shape " + dims_text(dims[kOffset]) + "; channels are 2 x taps, offset_group 1 only";
-  if (inputs > kBias && (dims[kBias].nbDims != 1 || differs(dims[kBias].d[0], w.d[0])))
-    return "B has shape " + dims_text(dims[kBias]) + ", not one number for each output channel of W";
+  if (inputs > kBias && (dims[kBias].nbDims != 1 || differs(dims[kBias].d[0], a.out_channels)))
+    return "B has shape " + dims_text(dims[kBias]) + ", not one number for each of the out_channels";
   if (inputs > kMask && (dims[kMask].nbDims != 4 || differs(dims[kMask].d[1], taps)))
     return "mask has shape " + dims_text(dims[kMask]) + "; channels are taps, offset_group 1 only";
   return "";
@@ -216,9 +209,9 @@ inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::Plugi
   GlipDeformProblem p{};
   p.batch = side(in[kX], 0);
   p.in_channels = side(in[kX], 1);
-  p.out_channels = side(in[kWeight], 0);
-  p.kernel_height = side(in[kWeight], 2);
-  p.kernel_width = side(in[kWeight], 3);
+  p.out_channels = a.out_channels;
+  p.kernel_height = a.kernel_shape[0];
+  p.kernel_width = a.kernel_shape[1];
   p.stride_height = a.strides[0];
   p.stride_width = a.strides[1];
   p.pad_top = a.pads[0];
@@ -237,15 +230,6 @@ inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::Plugi
   return p;
 }
 
-// Weights are an input like any other to TensorRT, so they are packed into the workspace at every call.
-inline std::size_t packed_bytes(const GlipDeformProblem& p) {
-  return (glip_deform_packed_weight_bytes(&p) + 255) / 256 * 256;
-}
-
-inline std::size_t workspace_bytes(const GlipDeformProblem& p) {
-  return packed_bytes(p) + glip_deform_workspace_bytes(&p);
-}
-
 // Enqueues a node; 0 if that went well.
 inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs,
                const nvinfer1::PluginTensorDesc& out, const void* const* buffers, void* result, void* workspace,
@@ -255,15 +239,13 @@ inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int in
     log_error(error);
     return 1;
   }
-  auto* rest = static_cast<unsigned char*>(workspace) + packed_bytes(p);
-  p.weight = workspace;
+  p.weight = buffers[kWeight];
   p.bias = inputs > kBias ? buffers[kBias] : nullptr;
   p.levels[0].x = buffers[kX];
   p.levels[0].offset = buffers[kOffset];
   p.levels[0].mask = inputs > kMask ? buffers[kMask] : nullptr;
   p.levels[0].y = result;
-  int status = glip_deform_pack_weights(&p, buffers[kWeight], workspace, stream);
-  if (!status) status = glip_deform_launch(&p, rest, glip_deform_workspace_bytes(&p), stream);
+  const int status = glip_deform_launch(&p, workspace, glip_deform_workspace_bytes(&p), stream);
   if (status) log_error("the kernel could not be launched, CUDA error " + std::to_string(status));
   return status;
 }

@@ -1,4 +1,4 @@
-// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 1 as IPluginV2DynamicExt.
+// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 2 as IPluginV2DynamicExt.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <memory>
@@ -8,9 +8,9 @@
 
 namespace {
 
-using namespace nvinfer1;  // the interface repeats these names in every line
+using namespace nvinfer1;
 
-constexpr std::int32_t kIntegers = 13;  // serialised: the attributes, and how many inputs there are
+constexpr std::int32_t kIntegers = 14;  // serialized: the attributes, and how many inputs there are
 
 class DeformPlugin final : public IPluginV2DynamicExt {
  public:
@@ -51,11 +51,11 @@ class DeformPlugin final : public IPluginV2DynamicExt {
     return plugin;
   }
 
-  DimsExprs getOutputDimensions(int32_t, DimsExprs const* inputs, int32_t, IExprBuilder&) noexcept override {
+  DimsExprs getOutputDimensions(int32_t, DimsExprs const* inputs, int32_t, IExprBuilder& builder) noexcept override {
     DimsExprs output;
     output.nbDims = 4;
     output.d[0] = inputs[glip::kX].d[0];
-    output.d[1] = inputs[glip::kWeight].d[0];
+    output.d[1] = builder.constant(attributes_.out_channels);
     output.d[2] = inputs[glip::kOffset].d[2];
     output.d[3] = inputs[glip::kOffset].d[3];
     return output;
@@ -67,7 +67,7 @@ class DeformPlugin final : public IPluginV2DynamicExt {
     return glip::format_is_supported(pos, inOut, nbInputs);
   }
 
-  // Cannot fail by its signature: a shape that is wrong is said here, and stops the build at the workspace's size.
+  // Cannot fail by its signature: a wrong shape is logged here, and stops the build by the workspace's size.
   void configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*,
                        int32_t) noexcept override {
     Dims dims[glip::kMaxInputs]{};
@@ -81,7 +81,8 @@ class DeformPlugin final : public IPluginV2DynamicExt {
   size_t getWorkspaceSize(PluginTensorDesc const* inputs, int32_t, PluginTensorDesc const* outputs,
                           int32_t) const noexcept override {
     if (wrong_) return static_cast<size_t>(-1) / 2;
-    return glip::workspace_bytes(glip::make_problem(attributes_, inputs, outputs[0]));
+    const GlipDeformProblem problem = glip::make_problem(attributes_, inputs, outputs[0]);
+    return glip_deform_workspace_bytes(&problem);
   }
 
   int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc, void const* const* inputs,
@@ -94,7 +95,7 @@ class DeformPlugin final : public IPluginV2DynamicExt {
 
   glip::Attributes attributes_;
   std::string namespace_ = glip::kNamespace;
-  int inputs_ = glip::kMaxInputs;  // enqueue is not told
+  int inputs_ = glip::kMaxInputs;  // enqueue does not get it
   bool wrong_ = false;
 };
 
@@ -115,7 +116,7 @@ class DeformCreator final : public IPluginCreator {
   IPluginV2* deserializePlugin(AsciiChar const* name, void const* data, size_t length) noexcept override {
     glip::Attributes attributes;
     if (length != kIntegers * sizeof(std::int32_t))
-      return finish(name, "serialised by another version, build the engine again", attributes);
+      return finish(name, "serialized by another version; build the engine again", attributes);
     auto* from = static_cast<const unsigned char*>(data);
     for (const auto& slot : attributes.slots()) {
       std::memcpy(slot.values, from, slot.count * sizeof(int));
@@ -146,4 +147,5 @@ extern "C" GLIP_DEFORM_API nvinfer1::IPluginCreator* const* getPluginCreators(in
   return creators;
 }
 
-extern "C" GLIP_DEFORM_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { glip::logger_finder() = finder; }
+// TensorRT looks for this function when it loads the library; `loaded_logger` says why the finder is not kept.
+extern "C" GLIP_DEFORM_API void setLoggerFinder(void*) {}

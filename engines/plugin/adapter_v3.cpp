@@ -1,4 +1,4 @@
-// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 1 as IPluginV3.
+// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 2 as IPluginV3.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <exception>
@@ -8,14 +8,19 @@
 
 namespace {
 
-using namespace nvinfer1;  // the interface repeats these names in every line
+using namespace nvinfer1;
 
 class DeformPlugin final : public IPluginV3,
                            public IPluginV3OneCore,
                            public IPluginV3OneBuild,
                            public IPluginV3OneRuntime {
  public:
-  explicit DeformPlugin(const glip::Attributes& attributes) : fields_(attributes) {}
+  explicit DeformPlugin(const glip::Attributes& attributes) : fields_(attributes) {
+    for (const auto& slot : fields_.attributes.slots()) {
+      timing_id_ += std::string(timing_id_.empty() ? "" : ";") + slot.name + "=";
+      for (int i = 0; i < slot.count; ++i) timing_id_ += (i ? "," : "") + std::to_string(slot.values[i]);
+    }
+  }
 
   // IPluginV3
   IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
@@ -44,13 +49,13 @@ class DeformPlugin final : public IPluginV3,
   }
 
   int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
-                          int32_t nbOutputs, IExprBuilder&) noexcept override {
+                          int32_t nbOutputs, IExprBuilder& builder) noexcept override {
     if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W and offset are needed, and one output");
-    for (const int i : {glip::kX, glip::kWeight, glip::kOffset})
-      if (inputs[i].nbDims != 4) return fail("X, W and offset have four sides each");
+    for (const int i : {glip::kX, glip::kOffset})
+      if (inputs[i].nbDims != 4) return fail("X and offset have four sides each");
     outputs[0].nbDims = 4;
     outputs[0].d[0] = inputs[glip::kX].d[0];
-    outputs[0].d[1] = inputs[glip::kWeight].d[0];
+    outputs[0].d[1] = builder.constant(fields_.attributes.out_channels);
     outputs[0].d[2] = inputs[glip::kOffset].d[2];
     outputs[0].d[3] = inputs[glip::kOffset].d[3];
     return 0;
@@ -79,8 +84,12 @@ class DeformPlugin final : public IPluginV3,
       largest[i] = inputs[i].desc;
       largest[i].dims = inputs[i].max;
     }
-    return glip::workspace_bytes(glip::make_problem(fields_.attributes, largest, outputs[0].desc));
+    const GlipDeformProblem problem = glip::make_problem(fields_.attributes, largest, outputs[0].desc);
+    return glip_deform_workspace_bytes(&problem);
   }
+
+  // Lets layers with equal attributes, types and shapes share their timings, in one build and through a timing cache.
+  char const* getTimingCacheID() noexcept override { return timing_id_.c_str(); }
 
   // IPluginV3OneRuntime
   int32_t onShapeChange(PluginTensorDesc const* in, int32_t nbInputs, PluginTensorDesc const*,
@@ -113,7 +122,8 @@ class DeformPlugin final : public IPluginV3,
   }
 
   glip::Fields fields_;
-  int inputs_ = glip::kMaxInputs;  // enqueue is not told
+  std::string timing_id_;
+  int inputs_ = glip::kMaxInputs;  // enqueue does not get it
 };
 
 class DeformCreator final : public IPluginCreatorV3One {
@@ -145,4 +155,5 @@ extern "C" GLIP_DEFORM_API nvinfer1::IPluginCreatorInterface* const* getCreators
   return creators;
 }
 
-extern "C" GLIP_DEFORM_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { glip::logger_finder() = finder; }
+// TensorRT looks for this function when it loads the library; `loaded_logger` says why the finder is not kept.
+extern "C" GLIP_DEFORM_API void setLoggerFinder(void*) {}

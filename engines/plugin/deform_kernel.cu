@@ -25,7 +25,6 @@ constexpr Entry kEntries[] = {
     {GLIP_DEFORM_BF16, "small", glip_deform_bf16_small},   {GLIP_DEFORM_BF16, "scalar", glip_deform_bf16_scalar},
     {GLIP_DEFORM_F32, "scalar", glip_deform_f32_scalar},
 };
-constexpr int kCount = sizeof(kEntries) / sizeof(kEntries[0]);
 constexpr int kDevices = 64;
 
 Kernel find_kernel(int data_type, const char* suffix) {
@@ -36,11 +35,11 @@ Kernel find_kernel(int data_type, const char* suffix) {
 
 struct Device {
   int number;
-  int capability;  // that the code it runs was compiled for, which may be older than its own
+  int capability;  // of the code it runs, which may have been compiled for an older GPU
   int processors;
 };
 
-// Asks the driver once per device; any kernel stands for all, they were compiled together.
+// Asks the driver once per device. Any kernel stands for all: they were compiled together.
 cudaError_t current_device(Device* device) {
   static std::atomic<int> capabilities[kDevices], processors[kDevices];
   cudaError_t error = cudaGetDevice(&device->number);
@@ -64,22 +63,18 @@ cudaError_t current_device(Device* device) {
   return cudaSuccess;
 }
 
-// Allows a kernel the shared memory it uses, once per device.
-cudaError_t allow_shared_memory(Kernel kernel, int bytes, const Device& device) {
-  static std::atomic<bool> allowed[kDevices][kCount];
-  int index = 0;
-  while (kEntries[index].kernel != kernel) ++index;
-  const bool known = device.number < kDevices;
-  if (known && allowed[device.number][index].load(std::memory_order_relaxed)) return cudaSuccess;
-  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (known && error == cudaSuccess) allowed[device.number][index].store(true, std::memory_order_relaxed);
-  return error;
+// Allows a kernel the shared memory it uses. Asked for at every launch, because it belongs to the current context (a
+// process may have several of a device, torch's and PyCUDA's for instance) and takes no time on the GPU.
+cudaError_t allow_shared_memory(Kernel kernel, int bytes) {
+  constexpr int kWithoutAsking = 48 * 1024;
+  if (bytes <= kWithoutAsking) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              bytes);
 }
 
 bool misaligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0; }
 
-// What the kernels cannot see for themselves: they read and write 16 bytes at a time.
+// What would make kernels fail that read and write 16 bytes at a time.
 bool bad_buffers(const GlipDeformProblem& p) {
   const int vector = 16 / glip::element_size(p.data_type);
   if (misaligned(p.weight) || !p.weight) return true;
@@ -141,7 +136,7 @@ int glip_deform_launch(const GlipDeformProblem* problem, void* workspace, unsign
   const glip::Launch launch = glip::make_launch(p, tile.pixels, workspace);
   const int bytes = glip::shared_bytes(tile, p.data_type, device.capability);
   const Kernel kernel = find_kernel(p.data_type, tile.suffix);
-  error = allow_shared_memory(kernel, bytes, device);
+  error = allow_shared_memory(kernel, bytes);
   if (error != cudaSuccess) return error;
   if (p.x_layout == GLIP_DEFORM_NCHW) transpose(p, launch, static_cast<cudaStream_t>(stream));
   const dim3 grid(launch.first_tile[p.num_levels], glip::ceil_div(p.out_channels, tile.channels));

@@ -12,7 +12,10 @@ import pytest
 from glip_engines import compile as deform
 from glip_engines import compilers
 from glip_engines.compile import ARCHITECTURES, build_cubin, build_library
-from glip_engines.compilers import Nvcc, find_host_compiler, find_nvcc, find_nvrtc, find_tensorrt_headers
+from glip_engines.compilers import Nvcc, cuda_headers, find_host_compiler, find_nvcc, find_nvrtc, find_tensorrt_headers
+from glip_engines.deform_abi import DataType, Layout, Level, Shape, problem
+from glip_engines.flavours import Dialect, Flavour, installed
+from glip_engines.rewriting.deformable import pack_weights
 
 from glip_deploy.errors import EngineError, GlipError, MissingPackage, OutputError
 from glip_deploy.files import sha256_of
@@ -232,6 +235,44 @@ def test_architectures_nvcc_does_not_know(monkeypatch):
         build_library([60, 80])
 
 
+@pytest.mark.parametrize(
+    ("version", "adapter", "headers"),
+    [("8.6.1", "adapter_v2.cpp", "8"), ("10.3.0", "adapter_v3.cpp", "10"), ("11.1.0", "adapter_v3.cpp", "10")],
+)
+def test_the_adapter_is_that_of_the_tensorrt_it_is_for(monkeypatch, tmp_path, version, adapter, headers):
+    """Whichever headers are found first: those of 8 describe another interface than those of 10 and later."""
+    for major in ("8", "10"):
+        folder = tmp_path / major / "kernel_lens" / "include" / "tensorrt"
+        folder.mkdir(parents=True)
+        (folder / "NvInfer.h").touch()
+        (folder / "NvInferVersion.h").write_text(f"#define NV_TENSORRT_MAJOR {major}\n")
+    monkeypatch.setattr(compilers, "_site_packages", lambda: (tmp_path / "8", tmp_path / "10"))
+    monkeypatch.delenv("TENSORRT_HOME", raising=False)
+    monkeypatch.setattr(deform, "find_nvcc", lambda: Nvcc(Path("nvcc"), "12.9"))
+    commands = []
+
+    def record(command):
+        commands.append(command)
+        Path(command[command.index("-o") + 1]).write_bytes(b"library")
+        return ""
+
+    monkeypatch.setattr(deform, "run", record)
+    build_library([80], tensorrt=Dialect(Flavour.TENSORRT, version, 80))
+    (command,) = commands
+    assert [Path(word).name for word in command if word.endswith(".cpp")] == [adapter]
+    assert str(tmp_path / headers / "kernel_lens" / "include" / "tensorrt") in command
+
+
+def test_headers_of_another_tensorrt_do_not_do(monkeypatch, tmp_path):
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "NvInfer.h").touch()
+    (tmp_path / "include" / "NvInferVersion.h").write_text("#define TRT_MAJOR_ENTERPRISE 10\n")
+    monkeypatch.setenv("TENSORRT_HOME", str(tmp_path))
+    assert find_tensorrt_headers() == tmp_path / "include"
+    with pytest.raises(MissingPackage, match=r"NvInfer.h of TensorRT 8.6 is not .*point \$TENSORRT_HOME"):
+        find_tensorrt_headers(of_8=True)
+
+
 def test_importing_starts_no_compiler():
     code = "import glip_engines.compile, sys; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     environment = {**os.environ, "PATH": ""}
@@ -240,7 +281,7 @@ def test_importing_starts_no_compiler():
 
 # -- TensorRT -------------------------------------------------------------------------------------------------------
 
-GOOD = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1]}
+GOOD = {"kernel_shape": [3, 3], "out_channels": 24, "pads": [1, 1, 1, 1], "strides": [1, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +292,7 @@ def plugin(tmp_path_factory):
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugin")))
-        return build_library([80], tensorrt=True)
+        return build_library([80], tensorrt=Dialect(Flavour.RTX, "1.7", 80))
 
 
 def test_plugin_exports_what_tensorrt_looks_for(plugin):
@@ -264,12 +305,17 @@ def test_plugin_exports_what_tensorrt_looks_for(plugin):
     assert count.value == 1
 
 
+FOUND = {"plugin_namespace": "glip", "plugin_version": "2"}
+
+
 def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, inputs="xwobm", domain="glip"):
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper, save
 
     kind, array = {"fp16": (TensorProto.FLOAT16, np.float16), "fp32": (TensorProto.FLOAT, np.float32)}[data]
-    node = helper.make_node("ModulatedDeformConv", list(inputs), ["y0"], domain=domain, name="dcn", **attributes)
+    node = helper.make_node(
+        "ModulatedDeformConv", list(inputs), ["y0"], domain=domain, name="dcn", **FOUND, **attributes
+    )
     sides = ["height", "width"]
     values = [
         helper.make_tensor_value_info(name, of, [1, size, *sides])
@@ -281,13 +327,13 @@ def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, input
         )
     ]
     weights = [
-        numpy_helper.from_array(np.ones((channels[1], channels[0], 3, 3), array), "w"),
+        numpy_helper.from_array(pack_weights(np.ones((channels[1], channels[0], 3, 3), array)), "w"),
         numpy_helper.from_array(np.ones(channels[1], array), "b"),
     ]
     around = [helper.make_node("Relu", ["x0"], ["x"]), node, helper.make_node("Relu", ["y0"], ["y"])]
     used = [value for value in values[:3] if value.name == "x0" or value.name in inputs]
     graph = helper.make_graph(around, "one", used, values[3:], [w for w in weights if w.name in inputs])
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 1)]
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 2)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
     return {
         value.name: tuple(
@@ -298,7 +344,6 @@ def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, input
 
 
 def build_engine(plugin, folder, **node):
-    from glip_engines.flavours import Flavour, installed
     from glip_engines.trt import GraphJob, Settings
     from glip_engines.worker import Worker
 
@@ -316,12 +361,11 @@ def build_engine(plugin, folder, **node):
     [
         {},
         {"data": "fp32"},
-        {"attributes": {}},
+        {"attributes": {"kernel_shape": [3, 3], "out_channels": 24}},
         {"inputs": "xwo"},
         {"inputs": "xwob"},
-        {"channels": (12, 10)},
-        # As TensorRT 8.6 and 10.0 to 10.9 look a plugin up, which do not read the domain.
-        {"attributes": {**GOOD, "plugin_namespace": "glip", "plugin_version": "1"}, "domain": ""},
+        {"channels": (12, 10), "attributes": {**GOOD, "out_channels": 10}},
+        {"domain": ""},  # TensorRT 8.6 and 10.0 to 10.9 look a plugin up by its attributes
         {"attributes": {**GOOD, "strides": [2, 2], "dilations": [1, 1], "group": 1, "offset_group": 1}},
     ],
     ids=str,
@@ -339,6 +383,10 @@ def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
         {"attributes": {**GOOD, "group": 2}},
         {"attributes": {**GOOD, "offset_group": 2}},
         {"attributes": {**GOOD, "kernel_shape": [5, 5]}},
+        {"attributes": {**GOOD, "kernel_shape": [1, 3]}},
+        {"attributes": {**GOOD, "out_channels": 65}},
+        {"attributes": {"kernel_shape": [3, 3]}},
+        {"attributes": {"out_channels": 24}},
         {"attributes": {**GOOD, "strides": [0, 1]}},
         {"attributes": {**GOOD, "pads": [1, 1, -1, 1]}},
         {"offsets": 20},
@@ -348,3 +396,40 @@ def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
 def test_tensorrt_refuses_what_the_plugin_has_not(plugin, tmp_path, node):
     with pytest.raises(GlipError):
         build_engine(plugin, tmp_path, **node)
+
+
+@pytest.fixture(scope="module")
+def without_a_gpu(tmp_path_factory):
+    """The library linked to a CUDA runtime that only counts what it is asked for."""
+    reason = missing(find_nvcc, find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("fake")
+    fake = Path(__file__).with_name("fake_cudart.cpp")
+    flags = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "-arch=sm_80"]
+    sources = [str(deform.plugin_sources() / "deform_kernel.cu"), str(fake)]
+    compilers.run([str(find_nvcc().path), *flags, "-o", str(folder / "lib.so"), *sources])
+    return ctypes.CDLL(str(folder / "lib.so"))
+
+
+def test_shared_memory_is_asked_for_at_every_launch(without_a_gpu):
+    """It belongs to the context, and a second context of the same device (PyCUDA's, say) looks like the first."""
+    library, buffer = without_a_gpu, ctypes.create_string_buffer(64)
+    address = ctypes.addressof(buffer) + 16 - ctypes.addressof(buffer) % 16
+    shape = Shape(256, 256, data_type=DataType.F16, x_layout=Layout.NHWC)
+    given = problem(shape, [Level(address, address, None, address, (100, 168), (100, 168))], address)
+    for launch in (1, 2, 3):
+        assert library.glip_deform_launch(ctypes.byref(given), None, ctypes.c_ulonglong(0), None) == 0
+        assert library.fake_launches() == library.fake_opted_in() == launch
+    assert library.fake_largest_shared_memory() > 48 * 1024
+
+
+@pytest.mark.parametrize("adapter", ["adapter_v2.cpp", "adapter_v3.cpp"])
+def test_adapters_compile_against_the_headers_at_hand(adapter):
+    """adapter_v2.cpp is for TensorRT 8.6, whose headers no registry has; 10.14 still declares its interface."""
+    reason = missing(find_host_compiler, find_tensorrt_headers, cuda_headers)
+    if reason:
+        pytest.skip(reason)
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
+    flags += [word for folder in (find_tensorrt_headers(), cuda_headers()) for word in ("-isystem", str(folder))]
+    compilers.run([find_host_compiler(), *flags, str(deform.plugin_sources() / adapter)])

@@ -10,6 +10,7 @@ import torch
 from glip_engines.compile import build_host_library
 from glip_engines.compilers import find_host_compiler
 from glip_engines.deform_abi import DataType, Layout, Level, ProblemStruct, Shape, problem
+from glip_engines.rewriting.deformable import pack_weights
 from glip_export.model.deform import deform_conv2d, flat_read
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +175,21 @@ def test_positions_that_are_no_numbers_read_nothing(library):
     (ours,) = run(library, [(x, offset, mask, (3, 3))], weight, bias)
     assert (ours[0, 0] == 1.5).all()
     assert (ours[0, 1] == -2).all()
+
+
+@pytest.mark.parametrize(("channels", "out", "kernel"), [(32, 64, (3, 3)), (7, 3, (3, 3)), (40, 70, (1, 2))])
+def test_weights_packed_into_a_graph_are_those_of_the_c_interface(library, channels, out, kernel):
+    weight = np.random.default_rng(0).normal(size=(out, channels, *kernel)).astype(np.float32)
+    given = problem(Shape(channels, out, kernel=kernel), [])
+    packed = np.full(library.glip_deform_host_packed_weight_bytes(ctypes.byref(given)) // 4, np.nan, np.float32)
+    library.glip_deform_host_pack_weights(
+        ctypes.byref(given), ctypes.c_void_p(address(weight)), ctypes.c_void_p(address(packed))
+    )
+    ours = pack_weights(weight)
+    assert np.array_equal(ours.ravel(), packed)
+    assert ours.flags.c_contiguous
+    half = pack_weights(weight.astype(np.float16))
+    assert half.dtype == np.float16 and np.array_equal(half, ours.astype(np.float16))
 
 
 def test_without_mask_and_bias(library):

@@ -212,6 +212,20 @@ def test_the_image_branch_in_plain_operators(image_graph, size):
     assert_same_candidates(run(model, feeds), run(image_graph(), feeds), 1e-5)
 
 
+def unpacked(graph, node, channels):
+    """The weights of a plugin's node as DeformConv has them, read back from how the kernels read them."""
+    packed, out = node.inputs[1], node.attributes.pop("out_channels").as_int()
+    name = packed.name.removesuffix("_packed")
+    if name not in graph.initializers:
+        array = packed.const_value.numpy()
+        height, width = node.attributes["kernel_shape"].as_ints()
+        assert (array.shape[0], array.shape[1] % 32, array.shape[2] % 64) == (height * width, 0, 0)
+        assert not array[:, channels:].any() and not array[:, :, out:].any()
+        weight = array[:, :channels, :out].transpose(2, 1, 0).reshape(out, channels, height, width)
+        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(weight, name=name)))
+    return graph.initializers[name]
+
+
 def test_the_image_branch_with_plugin_nodes(image_graph):
     original = image_graph()
     expected = [
@@ -223,14 +237,20 @@ def test_the_image_branch_with_plugin_nodes(image_graph):
     assert model.opset_imports[PLUGIN_DOMAIN] == PLUGIN_VERSION
     nodes = [node for node in model.graph if (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_OPERATOR)]
     assert ("", "DeformConv") not in operators(model)
-    for node in nodes:  # how parsers before TensorRT 10.10 look a plugin up; later ones read the domain too
-        assert node.attributes.pop("plugin_namespace").as_string() == "glip"
-        assert node.attributes.pop("plugin_version").as_string() == "1"
+    for node in nodes:
+        # How parsers before TensorRT 10.10 look a plugin up; later ones read the domain too.
+        assert node.attributes.pop("plugin_namespace").as_string() == PLUGIN_DOMAIN
+        assert node.attributes.pop("plugin_version").as_string() == str(PLUGIN_VERSION)
+    # Nodes that share weights share packed ones, and the others are not kept.
+    weights = {names[1] for _, names in expected}
+    assert len({id(node.inputs[1]) for node in nodes}) == len(weights) < len(nodes)
+    assert not weights & set(model.graph.initializers)
+    for node in nodes:  # under its standard name, with its weights unpacked, ONNX Runtime computes the same
+        node.domain, node.op_type = "", "DeformConv"
+        node.replace_input_with(1, unpacked(model.graph, node, channels=32))
     assert [
         ({k: v.as_ints() for k, v in node.attributes.items()}, [v.name for v in node.inputs]) for node in nodes
     ] == [({k: v.as_ints() for k, v in attributes.items()}, names) for attributes, names in expected]
-    for node in nodes:  # under its standard name ONNX Runtime computes the same
-        node.domain, node.op_type = "", "DeformConv"
     feeds = frame_feeds((64, 96))
     assert_same_candidates(run(model, feeds), run(original, feeds), 0)
 
@@ -244,6 +264,7 @@ def test_plugin_nodes_of_a_half_graph_take_half_data_and_exact_positions(image_g
     for node in nodes:
         x, weight, offset, bias, mask = node.inputs
         assert {x.dtype, weight.dtype, bias.dtype, node.outputs[0].dtype} == {half}
+        assert len(weight.shape) == 3
         for value in (offset, mask):
             assert value.dtype in (FLOAT, None)
         assert {user.op_type for user, _ in node.outputs[0].uses()} <= {

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from glip_export.stages import inherit
 
 from glip_deploy.errors import BundleError
+from glip_deploy.frames.geometry import ceil_to
 from glip_engines.rewriting.edit import Writer, before_widening, clean, replace
 
 if TYPE_CHECKING:
     import onnx_ir
+    from numpy.typing import NDArray
 
     from glip_engines.rewriting.edit import Constants
 
-__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "use_native_ops", "use_plugin"]
+__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "pack_weights", "use_native_ops", "use_plugin"]
 
 PLUGIN_DOMAIN = "glip"
 PLUGIN_OPERATOR = "ModulatedDeformConv"
-PLUGIN_VERSION = 1
+PLUGIN_VERSION = 2
+_CHANNEL_STEP, _OUTPUT_STEP = 32, 64
+"""What packed weights pad their input and output channels to; kChannelStep and kOutputStep of plugin/deform_math.h."""
 
 
 @dataclass(frozen=True)
@@ -107,34 +111,43 @@ def _deformable_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:
 
 
 def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Turn every standard `DeformConv` into `glip::ModulatedDeformConv`, version 1.
+    """Turn every standard `DeformConv` into `glip::ModulatedDeformConv`.
 
-    Attributes and the order of inputs (X, W, offset, B, mask) stay. X, W, B and the output have the data's type. Where
-    that is fp16 or bf16, offset and mask are fp32: sampling positions in half precision are too coarse.
+    The order of inputs (X, W, offset, B, mask) and the attributes stay; out_channels is new among these. X, W, B and
+    the output have the data's type. Where that is fp16 or bf16, offset and mask are fp32: sampling positions in half
+    precision are too coarse. W is packed (`pack_weights`), once for all nodes that share it.
 
     The parsers of TensorRT 8.6 and 10.0 to 10.9 look a plugin up by the attributes `plugin_namespace` and
     `plugin_version`, later ones by the node's domain too, so a node has all of them.
 
     Raises:
-        BundleError: an attribute that engines are not built with.
+        BundleError: an attribute that engines are not built with, or weights that are not constant.
     """
     import onnx_ir
 
     graph = model.graph
     constants: Constants = {}
+    packed: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in _deformable_nodes(model):
         parts, writer = _Deformable.of(node), Writer(graph, node, constants)
+        weight = None if parts.weight.const_value is None else parts.weight.const_value.numpy()
+        if weight is None:
+            raise BundleError(f"DeformConv {node.name}: its weights are not constant; export it again with glip-export")
+        if parts.weight not in packed:
+            packed[parts.weight] = writer.initializer(f"{parts.weight.name}_packed", pack_weights(weight))
         bias = None if parts.bias is None else writer.cast(parts.bias, parts.data, parts.dtype)
         position = [
             None if value is None else writer.cast(value, onnx_ir.DataType.FLOAT, parts.dtype)
             for value in (parts.offset, parts.mask)
         ]
-        inputs = [parts.x, parts.weight, position[0], bias, position[1]]
+        inputs = [parts.x, packed[parts.weight], position[0], bias, position[1]]
         while inputs[-1] is None:
             inputs.pop()
         output = onnx_ir.Value(name=f"{node.outputs[0].name}_plugin", type=onnx_ir.TensorType(parts.data))
         attributes = [
-            *node.attributes.values(),
+            *(attribute for name, attribute in node.attributes.items() if name != "kernel_shape"),
+            onnx_ir.AttrInt64s("kernel_shape", parts.kernel),
+            onnx_ir.AttrInt64("out_channels", len(weight)),
             onnx_ir.AttrString("plugin_namespace", PLUGIN_DOMAIN),
             onnx_ir.AttrString("plugin_version", str(PLUGIN_VERSION)),
         ]
@@ -151,6 +164,17 @@ def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
         replace(node, writer.cast(output, parts.dtype), graph)
     model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
     return clean(model)
+
+
+def pack_weights(weight: NDArray[Any]) -> NDArray[Any]:
+    """Return (O, I, h, w) weights as the kernels read them: (h * w, I, O), channels padded with zeros.
+
+    The same as `glip_deform_pack_weights` of plugin/glip_deform.h.
+    """
+    out, channels, height, width = weight.shape
+    packed = np.zeros((height * width, ceil_to(channels, _CHANNEL_STEP), ceil_to(out, _OUTPUT_STEP)), weight.dtype)
+    packed[:, :channels, :out] = weight.reshape(out, channels, -1).transpose(2, 1, 0)
+    return packed
 
 
 def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:

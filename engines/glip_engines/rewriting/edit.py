@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from glip_export.stages import inherit
 
 if TYPE_CHECKING:
     import onnx_ir
-    from numpy.typing import ArrayLike, DTypeLike
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     Constants = dict[tuple[str, bytes], onnx_ir.Value]
 
@@ -34,16 +34,20 @@ class Writer:
         key = (f"{array.dtype}{array.shape}", array.tobytes())
         if key not in self._constants:
             number = next(i for i in count() if f"engine_constant_{i}" not in self._graph.initializers)
-            tensor = self._ir.tensor(array, name=f"engine_constant_{number}")
-            new = self._ir.Value(
-                name=tensor.name,
-                shape=self._ir.Shape(array.shape),
-                type=self._ir.TensorType(tensor.dtype),
-                const_value=tensor,
-            )
-            self._graph.register_initializer(new)
-            self._constants[key] = new
+            self._constants[key] = self.initializer(f"engine_constant_{number}", array)
         return self._constants[key]
+
+    def initializer(self, name: str, array: NDArray[Any]) -> onnx_ir.Value:
+        """Add an initializer of this name."""
+        tensor = self._ir.tensor(array, name=name)
+        value = self._ir.Value(
+            name=name,
+            shape=self._ir.Shape(array.shape),
+            type=self._ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
 
     def op(
         self,
