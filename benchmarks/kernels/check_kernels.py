@@ -27,7 +27,7 @@ sys.path[:0] = [
     str(path) for path in (Path(__file__).parent, ROOT, *(ROOT / p for p in ("export", "engines", "benchmarks")))
 ]
 
-from glip_deploy.errors import GlipError  # noqa: E402
+from glip_deploy.errors import GlipError, OptionError  # noqa: E402
 
 if TYPE_CHECKING:
     from kernel import DeformLibrary
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def floors_as_text() -> str:
     """Return the least microseconds of every shape on every GPU of the table, fp16."""
     from floors import LAYERS, calls, floor_of, total_floor
-    from glip_bench.limits.floor import HARDWARE
+    from glip_bench.limits.hardware import HARDWARE
 
     rows = [("800x1344, fp16, us", "GMAC", "MB", "a layer", *HARDWARE)]
     for call in calls():
@@ -94,9 +94,11 @@ def check(args: argparse.Namespace) -> int:
     Raises:
         GlipError: no torch, no GPU, no compiler, or an output that cannot be written.
     """
-    from glip_bench.reporting.results import check_target, write_result
+    from glip_bench.reporting.results import write_result
 
-    check_target(args.output, "--output")
+    from glip_deploy.files import check_file
+
+    check_file(args.output)
     torch = require_gpu()
     from kernel import DeformLibrary
 
@@ -320,9 +322,12 @@ def kernel_times(torch: Any, library: DeformLibrary, gpu: str, runs: int) -> dic
     from dataclasses import replace
 
     from floors import LAYERS, calls, floor_of, total_floor
-    from glip_bench.limits.floor import hardware_of
+    from glip_bench.limits.hardware import hardware_of
 
-    machine = hardware_of(gpu)
+    try:
+        machine, no_floor = hardware_of(gpu), None
+    except OptionError as error:
+        machine, no_floor = None, str(error)
     torchvision = find_torchvision()
     generator = torch.Generator().manual_seed(1)
     weight = (torch.randn(256, 256, 3, 3, generator=generator) / 48).cuda().half()
@@ -364,6 +369,7 @@ def kernel_times(torch: Any, library: DeformLibrary, gpu: str, runs: int) -> dic
         "floor_of_a_model_ms": None
         if machine is None
         else {name: layers * total_floor(calls(), machine) * 1e3 for name, layers in LAYERS.items()},
+        "no_floor": no_floor,
         "torchvision": "not installed: not compared" if torchvision is None else str(torchvision.__version__),
     }
 
@@ -533,6 +539,8 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(f"{row['name'] + ', stride ' + str(row['stride']):<22}" + "".join(cells))
     lines.append(f"five levels, one launch{result['kernels']['five_levels_in_one_launch_us']['median']:>8.1f}")
     lines.append(f"torchvision: {result['kernels']['torchvision']}")
+    if result["kernels"].get("no_floor"):
+        lines.append(f"floor: {result['kernels']['no_floor']}")
     model = result["image_branch"]
     if "graph_ms" in model:
         lines += ["", "GLIP-T image branch, 800x1344, 16 tokens, fp16, ms"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from glip_bench.limits.floor import Hardware
+from glip_bench.limits.hardware import Hardware
 
 __all__ = ["LAYERS", "Call", "Floor", "calls", "floor_of", "total_floor"]
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import check_kernels  # noqa: E402
 from floors import LAYERS, calls, floor_of, total_floor  # noqa: E402
-from glip_bench.limits.floor import HARDWARE  # noqa: E402
+from glip_bench.limits.hardware import HARDWARE  # noqa: E402
 from glip_export.model.config import GlipConfig  # noqa: E402
 from glip_export.model.dyhead import DyConv  # noqa: E402
 from glip_export.model.glip import Glip, normalise  # noqa: E402
@@ -213,7 +213,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path):
 def test_bad_usage():
     assert program().returncode == 2
     done = program("--output", "no/such/folder/x.json")
-    assert done.returncode == 1 and "--output no/such/folder/x.json" in done.stderr
+    assert done.returncode == 1 and "output no/such/folder/x.json" in done.stderr
 
 
 def test_a_library_that_is_none(tmp_path, monkeypatch):

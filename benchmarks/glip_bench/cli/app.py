@@ -1,163 +1,414 @@
-"""glip-bench: how fast, how much memory, and where the time goes, on the machine at hand."""
+"""`glip-bench`: how fast, how much memory, how right, and where the time goes, on the machine at hand."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from glip_deploy.errors import GlipError
+import typer
+
+from glip_bench.cli import options as opt
+from glip_bench.cli.inputs import Inputs, find_inputs, own_picture
+from glip_deploy.cli.app import VERSION, bad_option, examples, make_app, run_app
+from glip_deploy.cli.console import say
+from glip_deploy.errors import OptionError
+from glip_deploy.files import check_file
+
+if TYPE_CHECKING:
+    from glip_bench.measuring.run import Settings
+    from glip_bench.subjects.base import Options
 
 __all__ = ["main"]
 
-EXAMPLES = """\
-examples:
-  glip-bench --quick
-  glip-bench --model glip_t/ --checkpoint glip_t.pth --runs 20 --json result.json
-  glip-bench --model glip_t/ --frames video.mp4 --frame 1920x1080 --frame-rate 30
-  glip-bench --model glip_t/ --json new.json --compare old.json
-  glip-bench --compare old.json new.json
-  glip-bench --model glip_t/ --sweep tokens=8,16,32,64,128,256 --report report/
-  glip-bench --model glip_t/ --floor A100
-  glip-bench --table paper
-  glip-bench --model glip_t/ --accuracy instances_val2017.json --images val2017/ --json accuracy.json
-exit status: 0 done, 1 an error, 2 bad usage, 3 slower than --compare's old result, 130 interrupted
-"""
+PROGRAM = "glip-bench"
+SLOWER = 3
+"""Exit status where a new result is worse than an old one."""
+QUICK_SECONDS = 20.0
+"""Of rounds with --quick; opening and measuring the memory take about as long again."""
+FRAME_SIZE = opt.FrameSize(960, 1600)
+SIDE, QUICK_SIDE = 800, 320
+ROUNDS, QUICK_ROUNDS = 7, 5
+
+OLD_OPTIONS = {"--accuracy": "accuracy", "--grounding": "grounding", "--floor": "floor", "--table": "paper"}
+"""What stood for a command before there were commands."""
+
+app = make_app(
+    help="Measure each form of GLIP that can run here, piece by piece.",
+    epilog=examples(
+        "glip-bench run --quick",
+        "glip-bench run --model glip_t/ --checkpoint glip_t.pth --runs 20 --json result.json",
+        "glip-bench run --model glip_t/ --frames video.mp4 --frame 1920x1080 --frame-rate 30",
+        "glip-bench sweep tokens=8,16,32,64,128,256 --model glip_t/ --report report/",
+        "glip-bench compare old.json new.json",
+        "glip-bench floor A100 --model glip_t/",
+        "glip-bench paper",
+        "glip-bench accuracy instances_val2017.json --images val2017/ --model glip_t/ --json accuracy.json",
+        note="exit status: 0 done, 1 an error, 2 bad usage, 3 worse than an old result, 130 interrupted",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit status (see EXAMPLES)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.compare is not None and len(args.compare) > 2:
-        parser.error("--compare takes one result (held against this run) or two")
-    try:
-        from glip_bench.cli.commands import dispatch
+    """Run the program.
 
-        text, status = dispatch(args, (lambda step: None) if args.quiet else _step)
-    except GlipError as error:
-        print(f"glip-bench: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"glip-bench: interrupted, {_kept(args)}", file=sys.stderr)
-        return 130
-    print(text)
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 an error with a one-line message, 2 bad usage, 3 a result worse than the one it is
+        compared with, 130 after Ctrl-C.
+    """
+    return run_app(app, PROGRAM, with_command(sys.argv[1:] if argv is None else argv), extra="bench")
+
+
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a command in front: options alone mean one too, as before there were commands."""
+    given = list(arguments)
+    if not given or not given[0].startswith("-") or given[0] in ("-h", "--help", "--version"):
+        return given
+    for index, word in enumerate(given):
+        option, equals, value = word.partition("=")
+        rest = [*given[:index], *([value] if equals else []), *given[index + 1 :]]
+        if option == "--table":
+            rest = [other for other in rest if other != "paper"]
+        if option in OLD_OPTIONS:
+            return [OLD_OPTIONS[option], *rest]
+        if option == "--compare" and sum(not other.startswith("-") for other in rest[index : index + 2]) == 2:
+            return ["compare", *rest]
+    return ["run", *given]
+
+
+@app.callback()
+def _root(version: VERSION = False) -> None:
+    pass
+
+
+@app.command()
+def run(
+    model: opt.Model = None,
+    checkpoint: opt.Checkpoint = None,
+    subjects: opt.Subjects = None,
+    yardsticks: opt.Yardsticks = False,
+    frames: opt.Frames = None,
+    frame: opt.Frame = None,
+    prompt: opt.Prompt = None,
+    threshold: opt.Threshold = 0.5,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    sweep: opt.Sweeps = None,
+    runs: opt.Runs = None,
+    quick: opt.Quick = False,
+    threads: opt.Threads = None,
+    frame_rate: opt.FrameRate = None,
+    no_memory: opt.NoMemory = False,
+    no_details: opt.NoDetails = False,
+    json: opt.Json = None,
+    resume: opt.Resume = False,
+    report: opt.Report = None,
+    compare: opt.Compare = None,
+    quiet: opt.Quiet = False,
+) -> int:
+    """Time every subject, piece by piece, in turn on the same frames; memory, blocks and prompts too."""
+    from glip_bench.measuring.run import Settings
+    from glip_bench.measuring.sweep import parse_sweep
+
+    inputs = find_inputs(model, checkpoint, frames, prompt, quick=quick)
+    side = shortest_side or (QUICK_SIDE if quick else SIDE)
+    settings = Settings(
+        _options(inputs, side, longest_side, threads, yardsticks, threshold),
+        inputs.frames or own_picture(),
+        inputs.prompt,
+        subjects=_names(subjects),
+        frame_size=_pair(frame),
+        rounds=runs or (QUICK_ROUNDS if quick else ROUNDS),
+        budget=QUICK_SECONDS if quick else None,
+        frame_rate=frame_rate,
+        memory=not no_memory,
+        details=not (no_details or quick),
+        sweeps=tuple(parse_sweep(text) for text in sweep or ()),
+    )
+    return _measure(settings, json, resume, report, compare, _steps(quiet))
+
+
+@app.command()
+def sweep(
+    axes: Annotated[
+        list[str], typer.Argument(metavar="AXIS=A,B...", help="Values of tokens, classes, side, batch or bundle.")
+    ],
+    model: opt.Model = None,
+    checkpoint: opt.Checkpoint = None,
+    subjects: opt.Subjects = None,
+    yardsticks: opt.Yardsticks = False,
+    frames: opt.Frames = None,
+    frame: opt.Frame = None,
+    prompt: opt.Prompt = None,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    runs: opt.Runs = None,
+    threads: opt.Threads = None,
+    json: opt.Json = None,
+    resume: opt.Resume = False,
+    report: opt.Report = None,
+    quiet: opt.Quiet = False,
+) -> int:
+    """Time every subject at several values of one size, after the rounds of `run` without memory and details."""
+    return run(
+        model=model,
+        checkpoint=checkpoint,
+        subjects=subjects,
+        yardsticks=yardsticks,
+        frames=frames,
+        frame=frame,
+        prompt=prompt,
+        shortest_side=shortest_side,
+        longest_side=longest_side,
+        sweep=axes,
+        runs=runs,
+        threads=threads,
+        no_memory=True,
+        no_details=True,
+        json=json,
+        resume=resume,
+        report=report,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def accuracy(
+    annotations: Annotated[Path, typer.Argument(metavar="JSON", help="Annotations in COCO's format.")],
+    images: opt.Images,
+    model: opt.Model = None,
+    checkpoint: opt.Checkpoint = None,
+    subjects: opt.Subjects = None,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    limit: opt.Limit = None,
+    classes_per_prompt: opt.ClassesPerPrompt = None,
+    threads: opt.Threads = None,
+    json: opt.Json = None,
+    resume: opt.Resume = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compute COCO average precision of every subject; no times."""
+    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
+    task = {"images": images, "limit": limit, "classes_per_prompt": classes_per_prompt}
+    _quality(options, subjects, annotations, task, json, resume, quiet)
+
+
+@app.command()
+def grounding(
+    annotations: Annotated[
+        Path, typer.Argument(metavar="JSON", help="Captions with phrases; form: glip_bench.quality.grounding.")
+    ],
+    images: opt.Images,
+    model: opt.Model = None,
+    checkpoint: opt.Checkpoint = None,
+    subjects: opt.Subjects = None,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    limit: opt.Limit = None,
+    threads: opt.Threads = None,
+    json: opt.Json = None,
+    resume: opt.Resume = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Compute recall@1, 5 and 10 of the phrases of captions; no times."""
+    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
+    _quality(options, subjects, annotations, {"images": images, "limit": limit, "grounding": True}, json, resume, quiet)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Result that --json wrote.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Another one of the same model and shape.")],
+) -> int:
+    """Compare two results; exit status 3 if the new one is worse beyond noise."""
+    from glip_bench.reporting.results import read_result
+
+    text, status = _compared(read_result(old), read_result(new), old)
+    typer.echo(text)
     return status
 
 
-def _kept(args: argparse.Namespace) -> str:
-    """What an interrupted run leaves."""
-    if args.json is not None and (args.accuracy is not None or args.grounding is not None):
-        return f"what was found is kept beside {args.json}, --resume goes on"
-    if args.json is not None and args.json.is_file() and args.floor is None:
-        return f"what was measured is in {args.json}, --resume goes on"
-    return "nothing was written"
+@app.command()
+def floor(
+    hardware: Annotated[str, typer.Argument(metavar="NAME", help="A GPU, such as A100, or cpu for this machine.")],
+    model: opt.Model = None,
+    frame: opt.Frame = None,
+    prompt: opt.Prompt = None,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    json: opt.Json = None,
+) -> None:
+    """Count the work of one frame, and say how fast a machine could do it at best; nothing is run."""
+    from glip_bench.limits.floor import describe_floor
+    from glip_bench.limits.hardware import hardware as known
+    from glip_bench.reporting.results import write_result
+    from glip_bench.reporting.text import render_floor
+
+    machine = None if hardware.lower() == "cpu" else known(hardware)  # a wrong name fails before the work
+    inputs = find_inputs(model, prompt=prompt)
+    options = _options(inputs, shortest_side or SIDE, longest_side, None)
+    _check(json)
+    result = describe_floor(options.bundle, inputs.prompt, options.canvas_of(_pair(frame)), machine)
+    if json is not None:
+        write_result(json, result)
+    typer.echo(render_floor(result))
 
 
-def _step(name: str) -> None:
-    print(f"[{name}]", file=sys.stderr, flush=True)
+@app.command()
+def paper(
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="DIR", help="Folder of result files. Default: benchmarks/results"),
+    ] = None,
+) -> None:
+    """Print the paper's speeds and memory, and the measured ones beside them."""
+    from glip_bench.reporting.paper import PAPER, measured_rows, paper_table, results_folder
+
+    folder = results_folder() if results is None else results
+    if not folder.is_dir():
+        raise OptionError(f"--results {folder} is not a folder; name the one with result files")
+    rows, left_out = measured_rows(folder)
+    typer.echo(paper_table([*PAPER, *rows], left_out))
 
 
-def _size(text: str) -> tuple[int, int]:
-    """Read "1920x1080" as (height, width)."""
-    width, cross, height = text.lower().partition("x")
-    if not cross or not (width.isdecimal() and height.isdecimal()) or not (int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a size; write width x height in pixels, as in 1920x1080')
-    return int(height), int(width)
+def _measure(
+    settings: Settings,
+    json: Path | None,
+    resume: bool,
+    report: Path | None,
+    old_file: Path | None,
+    on_step: Callable[[str], None],
+) -> int:
+    from glip_bench.measuring.run import run as measure
+    from glip_bench.reporting.report import check_report, write_report
+    from glip_bench.reporting.results import read_result, write_result
+    from glip_bench.reporting.text import render
+
+    _check(json, resume)
+    if report is not None:
+        check_report(report)
+    previous = read_result(json) if resume and json is not None else None
+    if previous is not None and previous["complete"]:
+        on_step(f"{json} is complete; only what it lacks is measured")
+    old = None if old_file is None else read_result(old_file)  # may be the very file that --json names
+
+    def save(result: Mapping[str, Any]) -> None:
+        if json is not None:
+            write_result(json, result)
+
+    def kept() -> str:
+        there = json is not None and json.is_file()
+        return f"what was measured is in {json}, --resume continues" if there else "nothing was written"
+
+    with _interruption(kept):
+        result = measure(settings, save, on_step, previous)
+    typer.echo(render(result))
+    if report is not None:
+        typer.echo(f"\nreport: {write_report(result, report)}")
+    if old is None or old_file is None:
+        return 0
+    text, status = _compared(old, result, old_file)
+    typer.echo(f"\n{text}")
+    return status
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number of 1 or more')
-    return int(text)
+def _compared(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> tuple[str, int]:
+    from glip_bench.reporting.compare import compare as hold
+    from glip_bench.reporting.compare import render_comparison
+
+    changes, remarks = hold(old, new)
+    return render_comparison(changes, remarks, name), SLOWER if any(change.worse for change in changes) else 0
 
 
-def _rate(text: str) -> float:
+def _quality(
+    options: Options,
+    subjects: str | None,
+    annotations: Path,
+    task: Mapping[str, Any],
+    json: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Measure accuracy; what was found is kept in a folder beside the result file until the run is done."""
+    import shutil
+    import tempfile
+
+    from glip_bench.quality.accuracy import Task, measure, render_accuracy
+    from glip_bench.reporting.results import write_result
+
+    _check(json, resume)
+    what = Task(options, _names(subjects), annotations, **task)
+    with contextlib.ExitStack() as scratch:
+        kept = "nothing was written"
+        if json is None:
+            work = Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            kept = f"what was found is kept beside {json}, --resume continues"
+            work = json.with_name(f"{json.name}.work")
+        with _interruption(lambda: kept):
+            result = measure(what, work, resume, _steps(quiet), progress=not quiet)
+    if json is not None:
+        write_result(json, result)
+        shutil.rmtree(work, ignore_errors=True)
+    typer.echo(render_accuracy(result))
+
+
+def _options(
+    inputs: Inputs,
+    shortest_side: int,
+    longest_side: int,
+    threads: int | None,
+    yardsticks: bool = False,
+    threshold: float = 0.5,
+) -> Options:
+    from glip_bench.subjects.base import Options
+
+    return Options(
+        inputs.bundle,
+        inputs.checkpoint,
+        shortest_side=shortest_side,
+        longest_side=longest_side or None,
+        threshold=threshold,
+        threads=threads,
+        yardsticks=yardsticks,
+    )
+
+
+def _names(subjects: str | None) -> tuple[str, ...] | None:
+    return None if subjects is None else tuple(name.strip() for name in subjects.split(",") if name.strip())
+
+
+def _pair(frame: opt.FrameSize | None) -> tuple[int, int]:
+    size = frame or FRAME_SIZE
+    return size.height, size.width
+
+
+def _check(json: Path | None, resume: bool = False) -> None:
+    """Check, before the measurement, that the result can be written."""
+    if json is not None:
+        check_file(json)
+    elif resume:
+        raise bad_option("--resume", "needs a result file to continue; name it with --json FILE")
+
+
+def _steps(quiet: bool) -> Callable[[str], None]:
+    return (lambda step: None) if quiet else (lambda step: say(f"[{step}]"))
+
+
+@contextlib.contextmanager
+def _interruption(kept: Callable[[], str]) -> Iterator[None]:
+    """Say on Ctrl-C what is left of the measurement."""
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a number of frames a second, above 0 and up to 1000')
-    return value
-
-
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'"{text}" is not a score; write a number from 0 to below 1')
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="glip-bench",
-        description="Time detection with GLIP in each form that can run here, piece by piece, and say what it was"
-        " measured on.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--model", type=Path, metavar="DIR", help="bundle that glip-export wrote")
-    what.add_argument("--checkpoint", type=Path, metavar="FILE", help="the .pth it was exported from (torch subjects)")
-    what.add_argument(
-        "--subjects", metavar="A,B", help="which, in this order (default: all that can run); others are held against A"
-    )
-    what.add_argument(
-        "--yardsticks", action="store_true", help="other detectors too, of real size with random weights (transformers)"
-    )
-    what.add_argument(
-        "--frames", "--picture", metavar="SOURCE", help="picture, folder, glob or video (default: our photograph)"
-    )
-    what.add_argument("--frame", type=_size, default=(960, 1600), metavar="WxH", help="frame size (1600x960)")
-    what.add_argument("--prompt", metavar="TEXT", help="what to look for (default: five classes, 14 tokens)")
-    what.add_argument("--threshold", type=_score, default=0.5, metavar="SCORE", help="of a box that counts (0.5)")
-    what.add_argument("--shortest-side", type=_count, metavar="PIXELS", help="network size (800; 320 with --quick)")
-    what.add_argument("--longest-side", type=int, default=1333, metavar="PIXELS", help="its limit (1333), 0 for none")
-    how = parser.add_argument_group("how")
-    how.add_argument("--runs", type=_count, metavar="N", help="timed frames of each subject (7)")
-    how.add_argument("--quick", action="store_true", help="under a minute on two cores; finds a bundle under build/")
-    how.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: one a core)")
-    how.add_argument("--frame-rate", type=_rate, metavar="FPS", help="also: latency and drops with such a camera")
-    how.add_argument("--no-memory", action="store_true", help="leave out peak memory (a fresh process a subject)")
-    how.add_argument("--no-details", action="store_true", help="leave out blocks of the network, prompts, resizing")
-    other = parser.add_argument_group("other questions")
-    other.add_argument(
-        "--accuracy", type=Path, metavar="JSON", help="COCO-format annotations: average precision, no times"
-    )
-    other.add_argument(
-        "--grounding", type=Path, metavar="JSON", help="captions with phrases: recall@1, 5, 10, no times"
-    )
-    other.add_argument("--images", type=Path, metavar="DIR", help="their pictures")
-    other.add_argument("--limit", type=_count, metavar="N", help="the first N pictures only")
-    other.add_argument("--classes-per-prompt", type=_count, metavar="N", help="at most (default: as many as fit)")
-    other.add_argument("--table", choices=("paper",), help="time nothing; the paper's figures beside the measured ones")
-    other.add_argument("--results", type=Path, metavar="DIR", help="result files for --table (benchmarks/results)")
-    other.add_argument("--floor", metavar="NAME", help="time nothing; what a GPU, or the cpu at hand, could do at best")
-    how.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="AXIS=A,B",
-        help="also at these tokens, classes, side or batch, or with these bundles; may be given several times",
-    )
-    out = parser.add_argument_group("output")
-    out.add_argument("--json", type=Path, metavar="FILE", help="also write the result, after every round")
-    out.add_argument("--resume", action="store_true", help="go on with the interrupted run in --json's file")
-    out.add_argument("--report", type=Path, metavar="DIR", help="also write report.md with plots")
-    out.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar=("OLD", "NEW"),
-        help="hold this run against an old result, or two results against each other; exit status 3 if worse",
-    )
-    out.add_argument("--quiet", action="store_true", help="only the result")
-    return parser
+        yield
+    except KeyboardInterrupt:
+        say(f"{PROGRAM}: interrupted, {kept()}")
+        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

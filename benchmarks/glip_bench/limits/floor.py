@@ -1,4 +1,4 @@
-"""The floor: the work a graph needs for given shapes, and the time in which a machine can do it at best.
+"""The work that a graph needs for given shapes, and the time in which a machine can do it at best.
 
 Multiply-adds and bytes are counted from the bundle's own ONNX graph, every size in it made a number first. Only
 products count as arithmetic (matrix, convolution, deformable convolution); the rest is a few per cent of it.
@@ -7,90 +7,40 @@ products count as arithmetic (matrix, convolution, deformable convolution); the 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import tempfile
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from glip_bench.subjects.profile import Stage, stage_of
+from glip_bench.limits.hardware import Hardware, measure_cpu
+from glip_bench.subjects.profile import stage_of
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import IMAGE_GRAPH
+from glip_deploy.bundle.contract import IMAGE_GRAPH, Stage
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import BundleError, OptionError
+from glip_deploy.frames.geometry import SIZE_DIVISOR
+from glip_deploy.prompts.tokens import parse_prompt
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "HARDWARE",
-    "Floor",
-    "Hardware",
-    "Shape",
-    "Work",
-    "count_image_branch",
-    "floor_of",
-    "hardware",
-    "hardware_of",
-    "measure_cpu",
-]
+__all__ = ["Floor", "Shape", "Work", "by_stage", "count_image_branch", "describe_floor", "floor_of"]
 
-MATRIX, CONVOLUTION, DEFORMABLE = ("MatMul", "Gemm"), ("Conv",), ("DeformConv",)
-PRODUCTS = (*MATRIX, *CONVOLUTION, *DEFORMABLE)
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What the maker states, dense (no structured sparsity)."""
-
-    name: str
-    half_flops: float
-    """fp16 operations a second with fp32 sums, on tensor cores where there are any; a multiply-add is two."""
-    single_flops: float
-    """fp32, not TF32."""
-    bytes_per_second: float
-    """Of device memory."""
-
-
-HARDWARE = {
-    name: Hardware(name, half * 1e12, single * 1e12, gigabytes * 1e9)
-    for name, half, single, gigabytes in (
-        ("P100", 21.2, 10.6, 732),  # SXM2; no tensor cores
-        ("V100", 125, 15.7, 900),  # SXM2
-        ("T4", 65, 8.1, 320),
-        ("A100", 312, 19.5, 2039),  # SXM, 80 GB
-        ("L4", 121, 30.3, 300),
-        ("RTX 4090", 165.2, 82.6, 1008),
-        ("H100", 989, 67, 3350),  # SXM
-        ("H200", 989, 67, 4800),
-        ("Orin AGX", 42.5, 5.3, 204.8),  # 64 GB, GPU alone
-    )
-}
+PRODUCTS = ("MatMul", "Gemm", "Conv", "DeformConv")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one run of the image branch."""
+    """Sizes of one run of the image branch, named as the axes of its graph."""
 
     height: int = 800
     width: int = 1344
     tokens: int = 16
     classes: int = 5
     batch: int = 1
-
-    @property
-    def dimensions(self) -> dict[str, int]:
-        """By the names of the graph's axes."""
-        return {
-            "batch": self.batch,
-            "height": self.height,
-            "width": self.width,
-            "tokens": self.tokens,
-            "classes": self.classes,
-        }
 
 
 @dataclass(frozen=True)
@@ -104,7 +54,7 @@ class Work:
     weights: int
     """Values of constant operands."""
     activations: int
-    """Values read and written that are no constants."""
+    """Values read and written that are not constants."""
 
 
 @dataclass(frozen=True)
@@ -120,29 +70,8 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """No version can be faster."""
+        """The least time that any implementation needs."""
         return max(self.arithmetic, self.memory)
-
-
-def hardware(name: str) -> Hardware:
-    """Return a GPU by name, in any spelling of case, spaces and hyphens.
-
-    Raises:
-        GlipError: not in the table; the names are listed.
-    """
-
-    def plain(text: str) -> str:
-        return "".join(c for c in text.lower() if c.isalnum())
-
-    for item in HARDWARE.values():
-        if plain(item.name) == plain(name):
-            return item
-    raise GlipError(f'"{name}" is not known; known are {", ".join(HARDWARE)}, and "cpu" for the machine at hand')
-
-
-def hardware_of(gpu: str) -> Hardware | None:
-    """Return the row for a GPU by its driver's name ("NVIDIA A100-SXM4-80GB"), None where the table has none."""
-    return next((item for name, item in HARDWARE.items() if name in gpu), None)
 
 
 def count_image_branch(bundle: Bundle, shape: Shape) -> list[Work]:
@@ -153,20 +82,23 @@ def count_image_branch(bundle: Bundle, shape: Shape) -> list[Work]:
         shape: sides must be multiples of 32.
 
     Raises:
-        GlipError: a side is no multiple of 32, or a size is below 1.
+        OptionError: a side is no multiple of 32, or a size is below 1.
+        BundleError: a node of the graph belongs to no stage.
     """
+    from glip_export.stages import stages_of
+
     for side in (shape.height, shape.width):
-        if side < 32 or side % 32:
-            raise GlipError(f"the network's input is {shape.width}x{shape.height}; both sides are multiples of 32")
+        if side < SIZE_DIVISOR or side % SIZE_DIVISOR:
+            raise OptionError(f"the network's input is {shape.width}x{shape.height}; both sides are multiples of 32")
     if min(shape.tokens, shape.classes, shape.batch) < 1:
-        raise GlipError(f"tokens, classes and batch are 1 or more, not {shape.tokens}, {shape.classes}, {shape.batch}")
-    fusion = bool(bundle.manifest["config"]["head"]["fusion"])
-    graph = _with_numbers(bundle.path / IMAGE_GRAPH, shape.dimensions)
-    return list(_products(graph, fusion))
+        sizes = f"{shape.tokens}, {shape.classes}, {shape.batch}"
+        raise OptionError(f"tokens, classes and batch are 1 or more, not {sizes}")
+    graph = bundle.path / IMAGE_GRAPH
+    return list(_products(_with_numbers(graph, asdict(shape)), stages_of(graph)))
 
 
 def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
-    """Return the graph with every axis a number: ONNX Runtime folds the arithmetic on sizes, ONNX infers the rest."""
+    """Return a graph with every axis a number: ONNX Runtime folds the arithmetic on sizes, ONNX infers the rest."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
@@ -176,13 +108,9 @@ def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
                 axis.dim_value = dimensions[axis.dim_param]
     with tempfile.TemporaryDirectory() as scratch:
         fixed, folded, inferred = (Path(scratch) / name for name in ("fixed.onnx", "folded.onnx", "inferred.onnx"))
-        for tensor in model.graph.initializer:  # the weights stay where they are
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    source = path.parent / entry.value
-                    link = fixed.parent / entry.value
-                    if not link.exists():
-                        _link(source, link)
+        tensors = model.graph.initializer
+        for name in {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}:
+            _link(path.parent / name, fixed.parent / name)  # the weights stay where they are
         onnx.save(model, str(fixed))
         open_session(fixed, folded=folded)
         onnx.shape_inference.infer_shapes_path(str(folded), str(inferred), data_prop=True)
@@ -191,17 +119,14 @@ def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
 
 
 def _link(source: Path, link: Path) -> None:
-    """A hard link (ONNX Runtime refuses data outside the model's folder), or a copy across disks."""
-    import os
-    import shutil
-
+    """Make a hard link, because ONNX Runtime refuses data outside the model's folder; across disks, a copy."""
     try:
         os.link(source, link)
     except OSError:
         shutil.copyfile(source, link)
 
 
-def _products(graph: onnx.GraphProto, fusion: bool) -> Iterable[Work]:
+def _products(graph: onnx.GraphProto, stages: Mapping[str, Stage]) -> Iterator[Work]:
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     shapes = {
         value.name: tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
@@ -211,10 +136,13 @@ def _products(graph: onnx.GraphProto, fusion: bool) -> Iterable[Work]:
     for node in graph.node:
         if node.op_type not in PRODUCTS:
             continue
+        stage = stage_of(node.name, stages)
+        if stage is None:
+            raise BundleError(f"{node.op_type} {node.name} belongs to no stage of the network; export the bundle again")
         inputs = [shapes[name] for name in node.input if name]
         output = shapes[node.output[0]]
         yield Work(
-            stage_of(node.name, fusion),
+            stage,
             node.name,
             _macs(node, inputs, output),
             sum(math.prod(shapes[name]) for name in node.input if name in constants),
@@ -237,11 +165,10 @@ def floor_of(work: Sequence[Work], shape: Shape, machine: Hardware, precision: s
     Args:
         work: of `count_image_branch`.
         shape: the same.
-        machine: a row of HARDWARE, or `measure_cpu()`.
+        machine: a row of `HARDWARE`, or what `measure_cpu` gives.
         precision: "fp32", or a half precision.
     """
-    size = 4 if precision == "fp32" else 2
-    flops = machine.single_flops if precision == "fp32" else machine.half_flops
+    size, flops = 4 if precision == "fp32" else 2, machine.flops(precision)
     frame = shape.batch * shape.height * shape.width * 3
     weights = sum(one.weights for one in work) * size
     return Floor(
@@ -254,37 +181,41 @@ def floor_of(work: Sequence[Work], shape: Shape, machine: Hardware, precision: s
 
 
 def by_stage(work: Iterable[Work]) -> dict[Stage, int]:
-    """Multiply-adds per block of the network."""
+    """Return the multiply-adds of every block of the network that has any."""
     total = dict.fromkeys(Stage, 0)
     for one in work:
         total[one.stage] += one.macs
-    return total
+    return {stage: macs for stage, macs in total.items() if macs}
 
 
-def measure_cpu(seconds: float = 0.5) -> Hardware:
-    """Measure the processor at hand: a 2048-wide fp32 product, and a copy of 256 MB.
+def describe_floor(path: Path, prompt: str, canvas: tuple[int, int], machine: Hardware | None = None) -> dict[str, Any]:
+    """Count the work of one frame and return a result file's content.
 
-    The best of several rounds each; a copy reads and writes, so both directions count. Half precision is taken to be
-    no faster than single, as in ONNX Runtime's CPU provider.
+    Args:
+        path: a bundle.
+        prompt: gives the numbers of tokens and classes.
+        canvas: (height, width) of the network's input, in pixels.
+        machine: a row of `HARDWARE`, in fp16; None to measure the processor at hand, in fp32.
+
+    Raises:
+        GlipError: a damaged bundle, a prompt that cannot be used, or whatever `count_image_branch` raises.
     """
-    rng = np.random.default_rng(0)
-    a, b = (rng.random((2048, 2048), np.float32) for _ in range(2))
-    out = np.empty_like(a)
-    source = np.zeros(1 << 26, np.float32)
-    target = np.zeros_like(source)
-    product = _best(lambda: np.matmul(a, b, out=out), seconds)
-    copy = _best(lambda: np.copyto(target, source), seconds)
-    flops = 2 * 2048**3 / product
-    return Hardware("cpu", flops, flops, 2 * source.nbytes / copy)
-
-
-def _best(action: Any, seconds: float) -> float:
-    action()
-    best, end = math.inf, time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        action()
-        now = time.perf_counter()
-        best = min(best, now - start)
-        if now > end:
-            return best
+    bundle = Bundle.open(path)
+    parsed = parse_prompt(prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
+    shape = Shape(*canvas, tokens=len(parsed.input_ids), classes=len(parsed))
+    work = count_image_branch(bundle, shape)
+    precision = "fp32" if machine is None else "fp16"
+    machine = machine or measure_cpu()
+    floor = asdict(floor_of(work, shape, machine, precision))
+    hardware = asdict(machine)
+    del hardware["driver_names"]
+    return {
+        "kind": "floor",
+        "variant": bundle.variant,
+        "shape": asdict(shape),
+        "gmac_by_stage": {stage.value: round(macs / 1e9, 3) for stage, macs in by_stage(work).items()},
+        "weights": sum(one.weights for one in work),
+        "hardware": hardware,
+        "precision": precision,
+        "floor_ms": {name: round(seconds * 1e3, 4) for name, seconds in floor.items()},
+    }

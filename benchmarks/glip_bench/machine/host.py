@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, memory, versions."""
+"""The computer that a number was measured on: processor, memory, versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is installed and matters, Python's included."""
+    """Return the versions of Python and of the packages that matter, by name."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -40,7 +40,7 @@ def processor(name: str) -> str:
 
 
 def _cpu_name() -> str:
-    """The name the processor gives itself, with its vector instructions where the name says little."""
+    """Return the processor's own name, its clock, and the widest vector instructions that it has."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor() or platform.machine()

@@ -10,34 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_bench.limits.floor import Shape, count_image_branch, floor_of
+from glip_bench.limits.hardware import hardware_of, measure_cpu
+from glip_bench.measuring.frames import crop_to
 from glip_bench.measuring.timing import Timing, measure, measure_interleaved
 from glip_bench.subjects.base import Piece, SubjectName
-from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.detector import Detector
+from glip_deploy.errors import OptionError
 from glip_deploy.frames import Resize, network_size, resize
+from glip_deploy.video.open import open_source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from glip_bench.limits.hardware import Hardware
     from glip_bench.subjects.base import Options
+    from glip_deploy.bundle.manifest import Bundle
     from glip_deploy.results.detections import Detections
 
-__all__ = ["add_floors", "crop_to", "time_ends", "time_prompts", "time_resizing"]
+__all__ = ["add_floors", "time_ends", "time_prompts", "time_resizing"]
 
 SECOND_PROMPT = ["forklift", "hard hat", "safety vest"]
 
 
-def crop_to(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Crop a picture's middle to the proportions of `size` (height, width) and resize it to that."""
-    height, width = picture.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    crop_h, crop_w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    top, left = (height - crop_h) // 2, (width - crop_w) // 2
-    return resize(np.ascontiguousarray(picture[top : top + crop_h, left : left + crop_w]), size)
-
-
 def time_prompts(options: Options, prompt: str | list[str]) -> dict[str, float]:
-    """Time the text branch on ONNX Runtime: a first prompt (which loads the graph), a second one, both again.
+    """Time the text branch on ONNX Runtime: a first prompt (which loads the graph), a second one, the first again.
 
     Returns:
         Milliseconds by row of the table.
@@ -50,22 +47,26 @@ def time_prompts(options: Options, prompt: str | list[str]) -> dict[str, float]:
         ms[name] = round((time.perf_counter() - start) * 1e3, 3)
 
     with tempfile.TemporaryDirectory() as cache:
-        for verify in (True, False):
-            with Detector.open(options.bundle, threads=options.threads, cache_dir=cache, verify=verify) as detector:
-                if not verify:
-                    timed("known from an earlier run (disk)", detector, prompt)
-                    break
-                timed("first prompt (loads the text branch)", detector, prompt)
-                timed("second prompt", detector, SECOND_PROMPT)
-                timed("first prompt again (memory)", detector, prompt)
+        opened = partial(Detector.open, options.bundle, threads=options.threads, cache_dir=cache)
+        with opened() as detector:
+            timed("first prompt (loads the text branch)", detector, prompt)
+            timed("second prompt", detector, SECOND_PROMPT)
+            timed("first prompt again (memory)", detector, prompt)
+        with opened(verify=False) as detector:
+            timed("known from an earlier run (disk)", detector, prompt)
     return ms
 
 
 def time_resizing(picture: NDArray[np.uint8], options: Options, runs: int) -> list[dict[str, Any]]:
-    """Time exact and fast resizing from common video sizes, and say how far the pixels differ.
+    """Time exact and fast resizing from common video sizes, and measure how far the pixels differ.
 
     The picture is smaller than a video frame, and enlarging it would leave no detail to differ in: the difference is
     measured on the picture itself, shrunk by the same factor.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        options: the sides of the network.
+        runs: timed runs of each method; at least ten are done.
     """
     rows = []
     for height, width in ((720, 1280), (1080, 1920), (1440, 2560), (2160, 3840)):
@@ -92,7 +93,7 @@ def time_ends(spec: str, frame: NDArray[np.uint8], found: Detections, runs: int)
 
     Args:
         spec: the source; up to 32 frames of it are read, at its own size.
-        frame: RGB, to draw on.
+        frame: (H, W, 3) uint8 RGB, to draw on.
         found: what to draw.
         runs: of drawing.
 
@@ -100,19 +101,14 @@ def time_ends(spec: str, frame: NDArray[np.uint8], found: Detections, runs: int)
         {"decode": {..., "size"} (milliseconds a frame), "draw": {..., "boxes"}}.
     """
     from glip_deploy.results.drawing import annotate
-    from glip_deploy.video.open import open_source
 
     seconds, size = [], [0, 0]
     with open_source(spec, max_frames=32) as source:
-        frames = iter(source)
-        while True:
-            start = time.perf_counter()
-            try:
-                read = next(frames)
-            except StopIteration:
-                break
+        start = time.perf_counter()
+        for read in source:
             seconds.append(time.perf_counter() - start)
             size = [int(side) for side in read.image.shape[:2]]
+            start = time.perf_counter()
     draw = measure(lambda: annotate(frame, found), max(3, runs))
     return {
         "decode": {**Timing.of(seconds).to_dict(), "size": size},
@@ -121,39 +117,39 @@ def time_ends(spec: str, frame: NDArray[np.uint8], found: Detections, runs: int)
 
 
 def add_floors(result: dict[str, Any], bundle: Bundle) -> None:
-    """Say of each subject in a result how far from its hardware's limit it is: facts["floor"].
+    """Add to each subject of a result how far from its hardware's limit it is: facts["floor"].
 
     The work is counted from the bundle's graph, that of the official form from its modules; the image branch's time
-    (and the text branch's, where a subject runs it every frame) is held against it. On a CPU the limit is measured.
+    (and the text branch's, where a subject runs it every frame) is compared with it. On a CPU the limit is measured.
+    Where the GPU's limits are not known, result["no_floor"] says so.
     """
-    from glip_bench.limits.floor import Shape, count_image_branch, floor_of, hardware_of, measure_cpu
-
     height, width = result["shape"]["network"]
     shape = Shape(height, width, result["shape"]["tokens"], result["shape"]["classes"])
     work = count_image_branch(bundle, shape)
-    cpu = None
+    cpu: Hardware | None = None
     for name, facts in result["subjects"].items():
         if SubjectName(name).is_yardstick:  # its work is not counted
             continue
         if facts.get("device") in (None, "cpu"):
             machine = cpu = cpu or measure_cpu()
         else:
-            known = hardware_of(result["gpus"][0]["name"]) if result["gpus"] else None
-            if known is None:
+            try:
+                machine = hardware_of(result["gpus"][0]["name"] if result["gpus"] else "an unnamed GPU")
+            except OptionError as error:
+                result["no_floor"] = str(error)
                 continue
-            machine = known
         precision = "fp32" if facts.get("precision") == "fp32" else "fp16"
+        flops = machine.flops(precision)
         pieces: Mapping[str, Any] = facts["pieces_ms"]
         spent = sum(pieces[piece]["median"] for piece in (Piece.TEXT, Piece.IMAGE) if piece in pieces)
-        floor = floor_of(work, shape, machine, precision)
-        macs, seconds = sum(one.macs for one in work), floor.seconds
-        if name == "torch-official":
+        macs, seconds = sum(one.macs for one in work), floor_of(work, shape, machine, precision).seconds
+        if name == SubjectName.TORCH_OFFICIAL:
             macs = _official_macs(bundle, height, width)
-            seconds = 2 * macs / (machine.single_flops if precision == "fp32" else machine.half_flops)
+            seconds = 2 * macs / flops
         facts["floor"] = {
             "hardware": machine.name,
             "precision": precision,
-            "flops": machine.single_flops if precision == "fp32" else machine.half_flops,
+            "flops": flops,
             "bytes_per_second": machine.bytes_per_second,
             "gmac": round(macs / 1e9, 2),
             "floor_ms": round(seconds * 1e3, 3),

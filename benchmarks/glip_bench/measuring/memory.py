@@ -8,9 +8,10 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from glip_bench.machine.gpus import DeviceMemory
 from glip_bench.subjects.base import Options, SubjectName
 from glip_bench.subjects.open import open_subjects
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import BackendError
 
 __all__ = ["Peak", "measure_peak"]
 
@@ -35,24 +36,20 @@ def measure_peak(name: SubjectName, options: Options, prompt: str | list[str], f
         frame_size: (height, width) of the frames, in pixels.
 
     Raises:
-        GlipError: the process failed.
+        BackendError: the process failed.
     """
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    arguments = json.dumps([str(name), given, prompt, list(frame_size)])
-    done = subprocess.run(
-        [sys.executable, "-m", "glip_bench.measuring.memory", arguments], capture_output=True, text=True, check=False
-    )
+    arguments = json.dumps([name, given, prompt, frame_size])
+    done = subprocess.run([sys.executable, "-m", __name__, arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise GlipError(f"measuring the memory of {name} failed: {last[0][:300]}")
+        raise BackendError(f"measuring the memory of {name} failed: {last[0][:300]}")
     return Peak(**json.loads(done.stdout))
 
 
 def _measure(arguments: str) -> Peak:
-    """What the fresh process does."""
+    """Do what the fresh process is for."""
     import numpy as np
-
-    from glip_bench.machine.gpus import DeviceMemory
 
     name, given, prompt, (height, width) = json.loads(arguments)
     options = Options(**given)

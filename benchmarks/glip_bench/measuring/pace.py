@@ -15,7 +15,7 @@ __all__ = ["Pace", "follow"]
 
 @dataclass(frozen=True)
 class Pace:
-    """How a subject did against a camera."""
+    """How well a subject kept up with a camera."""
 
     rate: float
     """Frames a second the camera gave."""
@@ -27,16 +27,16 @@ class Pace:
 
     @property
     def dropped(self) -> int:
-        """Frames that a newer one replaced before they were looked at."""
+        """Frames that a newer one replaced before the subject was free."""
         return self.offered - self.taken
 
     @property
     def keeps_up(self) -> bool:
-        """Not one frame was dropped."""
+        """Whether no frame was dropped."""
         return self.dropped == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a result file."""
+        """Return the form of a result file."""
         return {
             "rate": self.rate,
             "offered": self.offered,
@@ -57,22 +57,22 @@ def follow(
 ) -> Pace:
     """Run `action` on a camera's frames as they come.
 
-    Frame i is there i / rate seconds after the start. Whoever is free takes the newest frame not yet taken, or waits
-    for the next. So no thread is needed: which frame is the newest follows from the clock.
+    Frame i is there i / rate seconds after the start. Whenever the action returns, it is given the newest frame that it
+    has not had, or waits for the next one. No thread is needed: which frame is the newest follows from the clock.
 
     Args:
         action: given the frame's number; returns when its boxes are there.
         rate: frames a second, above 0.
         frames: the camera gives at least this many.
-        least_taken: it goes on until this many were looked at, however slow that is.
-        clock: seconds; for tests.
-        sleep: for tests.
+        least_taken: the camera goes on until the action had so many, however slow it is.
+        clock: gives seconds; for tests.
+        sleep: waits so many seconds; for tests.
     """
     start = clock()
     last, taken = -1, 0
     latencies: list[float] = []
     while last + 1 < frames or taken < least_taken:
-        # A nudge of a microsecond: a wait ends at the frame's own time, give or take rounding.
+        # One microsecond more: a wait ends at the frame's own time, give or take rounding.
         newest = math.floor((clock() - start) * rate + 1e-6 * rate)
         if newest <= last:
             sleep(max(0.0, start + (last + 1) / rate - clock()))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from glip_bench.machine.gpus import describe_gpus
 from glip_bench.machine.host import describe_machine, processor, versions
-from glip_bench.measuring.details import add_floors, crop_to, time_ends, time_prompts, time_resizing
+from glip_bench.measuring.details import add_floors, time_ends, time_prompts, time_resizing
+from glip_bench.measuring.frames import read_frames
 from glip_bench.measuring.memory import measure_peak
 from glip_bench.measuring.pace import follow
 from glip_bench.measuring.sweep import Sweep, run_sweep
@@ -21,10 +22,8 @@ from glip_bench.reporting.results import SCHEMA
 from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
 from glip_bench.subjects.open import choose, open_subjects
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
-from glip_deploy.frames import make_canvas
+from glip_deploy.errors import OptionError
 from glip_deploy.prompts.tokens import parse_prompt
-from glip_deploy.video.open import open_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,13 +31,14 @@ if TYPE_CHECKING:
 
     from glip_deploy.results.detections import Detections
 
-__all__ = ["Settings", "read_frames", "run"]
+__all__ = ["Settings", "run"]
 
-FRAMES = 8
-PAUSE = 0.02  # seconds; threads that spin for more work after a run must not slow the next subject down
+PAUSE = 0.02
+"""Seconds between two subjects: threads that wait for more work after a run must not slow the next one down."""
 PACED_SECONDS = 3.0
 LATE = 2.0
-WEAK = 0.1  # boxes above it are compared where none is above the threshold
+WEAK = 0.1
+"""Score of the boxes that are compared where none is above the threshold."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Settings:
 
     options: Options
     frames: str
-    """A picture, folder, glob or video; the first eight frames of it."""
+    """A picture, folder, glob or video, of which the first eight frames are taken."""
     prompt: str | list[str]
     subjects: tuple[str, ...] | None = None
     """None for every one that can run."""
@@ -64,8 +64,8 @@ class Settings:
 
 
 @dataclass
-class _Progress:
-    """What was measured of one subject."""
+class _Measured:
+    """A subject, and what was measured of it."""
 
     subject: Subject
     found: Detections
@@ -74,19 +74,6 @@ class _Progress:
     """For the result file."""
     samples: dict[Piece, list[float]]
     """Milliseconds of each piece, one a round."""
-
-
-def read_frames(spec: str, size: tuple[int, int], count: int = FRAMES) -> list[NDArray[np.uint8]]:
-    """Read the first frames of a source, each cropped and resized to (height, width).
-
-    Raises:
-        GlipError: there is no such source, or not one frame in it.
-    """
-    with open_source(spec, max_frames=count) as source:
-        frames = [crop_to(frame.image, size) for frame in source]
-    if not frames:
-        raise GlipError(f"{spec} gave no frames; name a picture, a folder of pictures or a video")
-    return frames
 
 
 def run(
@@ -100,11 +87,11 @@ def run(
     Args:
         settings: see `Settings`.
         save: given the result so far after every round and every later step.
-        on_step: told what begins.
-        previous: an interrupted run of the same settings, to be gone on with.
+        on_step: called with the name of each step as it begins.
+        previous: an interrupted run of the same settings, to continue.
 
     Raises:
-        GlipError: no frames, a subject unknown or absent, whatever a subject raises; `previous` is of other settings.
+        GlipError: no frames, a subject unknown or absent, whatever a subject raises; `previous` has other settings.
     """
     began = time.perf_counter()
     names, absent = choose(settings.subjects, settings.options)
@@ -116,39 +103,28 @@ def run(
         result["subjects"] = previous["subjects"]
         kept = ("prompt_ms", "resize", "ends_ms", "sweeps")
         result |= {key: previous[key] for key in kept if key in previous}
-    everyone: list[_Progress] = []
-    compared = settings.options.threshold
+    subjects: list[_Measured] = []
     try:
         for subject, seconds in open_subjects(names, settings.options, on_step):
             known = result["subjects"].get(str(subject.name), {})
-            everyone.append(_begin(subject, seconds, frames[0], settings, known))
-            first = everyone[0]
-            if subject.name.is_yardstick:  # other boxes are no fault
-                continue
-            if first is everyone[-1] and not len(first.found):  # nothing to compare: weaker boxes have to do
-                compared = WEAK
-            theirs, ours = (_boxes(one, frames[0], compared, settings) for one in (first, everyone[-1]))
-            agreement = compare_boxes(theirs, ours)
-            everyone[-1].facts["agreement"] = {
-                "with": str(first.subject.name),
-                "threshold": compared,
-                **agreement.to_dict(),
-            }
-        _rounds(everyone, frames, settings, result, save, on_step)
-        for progress in everyone:
-            _finish(progress, frames, settings, on_step)
+            subjects.append(_begin(subject, seconds, frames[0], settings, known))
+            if not subject.name.is_yardstick:  # of whose boxes nothing is expected
+                subjects[-1].facts["agreement"] = _agreement(subjects[0], subjects[-1], frames[0], settings)
+        _rounds(subjects, frames, settings, result, save, on_step)
+        for one in subjects:
+            _finish(one, frames, settings, on_step)
             save(result)
     finally:
-        for progress in everyone:
-            progress.subject.close()
-    for progress in everyone:  # closed by now: the processes have the machine to themselves
+        for one in subjects:
+            one.subject.close()
+    for one in subjects:  # closed by now: the processes have the machine to themselves
         if settings.budget is not None and time.perf_counter() - began > LATE * settings.budget:
             on_step("out of time: peak memory is left out")
             break
-        _memory(progress, settings, on_step)
+        _memory(one, settings, on_step)
         save(result)
     if settings.details:
-        _details(result, everyone[0].found, frames, settings, on_step)
+        _details(result, subjects[0].found, frames, settings, on_step)
         save(result)
     for sweep in settings.sweeps:
         done: list[dict[str, Any]] = result.setdefault("sweeps", [])
@@ -169,7 +145,7 @@ def _details(
     settings: Settings,
     on_step: Callable[[str], None],
 ) -> None:
-    """What is measured apart from the rounds; of a run gone on with, only what it lacks."""
+    """Measure what lies apart from the rounds, as far as an interrupted run has not done so."""
     if "prompt_ms" not in result:
         on_step("prompts and resizing")
         result["prompt_ms"] = time_prompts(settings.options, settings.prompt)
@@ -177,7 +153,7 @@ def _details(
     if "ends_ms" not in result:
         on_step("reading and drawing")
         result["ends_ms"] = time_ends(settings.frames, frames[0], found, settings.rounds)
-    if not any("floor" in facts for facts in result["subjects"].values()):
+    if "no_floor" not in result and not any("floor" in facts for facts in result["subjects"].values()):
         on_step("the hardware's limit")
         add_floors(result, Bundle.open(settings.options.bundle))
 
@@ -187,9 +163,6 @@ def _header(
 ) -> dict[str, Any]:
     bundle, options = Bundle.open(settings.options.bundle), settings.options
     prompt = parse_prompt(settings.prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
-    canvas = make_canvas(
-        frames[:1], color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
-    )
     return {
         "schema": SCHEMA,
         "kind": "detection",
@@ -211,7 +184,7 @@ def _header(
         "shape": {
             "batch": 1,
             "frame": list(settings.frame_size),
-            "network": [int(side) for side in canvas.frames.shape[1:3]],
+            "network": list(options.canvas_of(settings.frame_size)),
             "tokens": len(prompt.input_ids),
             "classes": len(prompt),
         },
@@ -224,19 +197,20 @@ def _header(
 
 
 def _check_same(previous: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise where an interrupted run cannot be gone on with."""
+    """Raise an error if an interrupted run cannot be continued."""
     for what in ("machine", "versions", "model", "prompt", "threshold", "threads", "shape", "frames_sha256", "names"):
         old, new = previous.get(what), now[what]
         if what == "machine":
             old, new = ({**side, "cpu": processor(side["cpu"])} for side in (old or new, new))
         if old != new:
-            raise GlipError(f"--resume: the run in the file is of another {what.removesuffix('_sha256')}; start anew")
+            other = what.removesuffix("_sha256")
+            raise OptionError(f"--resume: the run in the file is of another {other}; start anew without --resume")
 
 
 def _begin(
     subject: Subject, opened: float, frame: NDArray[np.uint8], settings: Settings, known: Mapping[str, Any]
-) -> _Progress:
-    """First prompt, first frame, and the boxes in it; of a run gone on with, its figures for these are kept."""
+) -> _Measured:
+    """Run the first prompt and the first frame; the figures that an interrupted run has for them are kept."""
     start = time.perf_counter()
     subject.prepare(settings.prompt)
     prepared = time.perf_counter()
@@ -251,14 +225,25 @@ def _begin(
         **known,
     }
     samples = {Piece(name): list(timing["samples"]) for name, timing in known.get("pieces_ms", {}).items()}
-    return _Progress(subject, found, facts, samples)
+    return _Measured(subject, found, facts, samples)
 
 
-def _boxes(progress: _Progress, frame: NDArray[np.uint8], threshold: float, settings: Settings) -> Detections:
+def _agreement(first: _Measured, other: _Measured, frame: NDArray[np.uint8], settings: Settings) -> dict[str, Any]:
+    """Compare what two subjects find in the first frame; weaker boxes where the first finds none."""
+    threshold = settings.options.threshold if len(first.found) else WEAK
+    theirs, ours = (_boxes(one, frame, threshold, settings) for one in (first, other))
+    return {
+        "with": str(first.subject.name),
+        "threshold": threshold,
+        **compare_boxes(theirs, ours).to_dict(),
+    }
+
+
+def _boxes(one: _Measured, frame: NDArray[np.uint8], threshold: float, settings: Settings) -> Detections:
     """Return what a subject finds in the first frame above a threshold."""
     if threshold == settings.options.threshold:
-        return progress.found
-    subject = progress.subject
+        return one.found
+    subject = one.subject
     subject.options = replace(settings.options, threshold=threshold)
     found = subject.run(frame)
     subject.options = settings.options
@@ -266,14 +251,14 @@ def _boxes(progress: _Progress, frame: NDArray[np.uint8], threshold: float, sett
 
 
 def _rounds(
-    everyone: Sequence[_Progress],
+    subjects: Sequence[_Measured],
     frames: Sequence[NDArray[np.uint8]],
     settings: Settings,
     result: dict[str, Any],
     save: Callable[[Mapping[str, Any]], None],
     on_step: Callable[[str], None],
 ) -> None:
-    """A B A B ...: every subject once a round, all on the same frame."""
+    """Run every subject once a round, A B A B ..., all on the same frame."""
     began = time.perf_counter()
     for number in range(result["rounds_done"], settings.rounds):
         over = settings.budget is not None and time.perf_counter() - began > settings.budget
@@ -281,28 +266,28 @@ def _rounds(
             on_step(f"out of time after {result['rounds_done']} rounds of {settings.rounds}")
             break
         on_step(f"round {number + 1} of {settings.rounds}")
-        for progress in everyone:
+        for one in subjects:
             time.sleep(PAUSE)
             start = time.perf_counter()
-            progress.subject.run(frames[number % len(frames)])
-            seconds = {**progress.subject.stages, Piece.WHOLE: time.perf_counter() - start}
+            one.subject.run(frames[number % len(frames)])
+            seconds = {**one.subject.pieces, Piece.WHOLE: time.perf_counter() - start}
             for piece, value in seconds.items():
-                progress.samples.setdefault(piece, []).append(round(value * 1e3, 3))
-        for progress in everyone:
-            progress.facts["pieces_ms"] = {
+                one.samples.setdefault(piece, []).append(round(value * 1e3, 3))
+        for one in subjects:
+            one.facts["pieces_ms"] = {
                 str(piece): {**Timing.of([ms / 1e3 for ms in values]).to_dict(), "samples": values}
-                for piece, values in progress.samples.items()
+                for piece, values in one.samples.items()
             }
-            result["subjects"][str(progress.subject.name)] = progress.facts
+            result["subjects"][str(one.subject.name)] = one.facts
         result["rounds_done"] = number + 1
         save(result)
 
 
 def _finish(
-    progress: _Progress, frames: Sequence[NDArray[np.uint8]], settings: Settings, on_step: Callable[[str], None]
+    one: _Measured, frames: Sequence[NDArray[np.uint8]], settings: Settings, on_step: Callable[[str], None]
 ) -> None:
-    """What needs no taking of turns; each step only if an earlier run has not done it."""
-    subject, facts = progress.subject, progress.facts
+    """Measure what needs no taking of turns; each step only if an interrupted run has not done it."""
+    subject, facts = one.subject, one.facts
     if settings.frame_rate is not None and facts.get("frame_rate", {}).get("rate") != settings.frame_rate:
         on_step(f"{subject.name} at {settings.frame_rate:g} frames a second")
         count = max(3, round(settings.frame_rate * PACED_SECONDS))
@@ -316,9 +301,9 @@ def _finish(
         )
 
 
-def _memory(progress: _Progress, settings: Settings, on_step: Callable[[str], None]) -> None:
-    if settings.memory and "peak_resident_bytes" not in progress.facts:
-        name = progress.subject.name
+def _memory(one: _Measured, settings: Settings, on_step: Callable[[str], None]) -> None:
+    if settings.memory and "peak_resident_bytes" not in one.facts:
+        name = one.subject.name
         on_step(f"{name}: peak memory")
         peak = measure_peak(name, settings.options, settings.prompt, settings.frame_size)
-        progress.facts |= {"peak_resident_bytes": peak.resident, "peak_device_bytes": peak.device}
+        one.facts |= {"peak_resident_bytes": peak.resident, "peak_device_bytes": peak.device}

@@ -14,7 +14,8 @@ from glip_bench.measuring.timing import Timing
 from glip_bench.subjects.base import Options, Piece, Subject
 from glip_bench.subjects.open import choose, open_subjects
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.prompts.tokens import parse_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Axis", "Sweep", "parse_sweep", "prompt_of", "run_sweep"]
 
 CLASSES = 3
-"""Of every prompt where classes are not what is swept."""
+"""In every prompt of a sweep over tokens."""
 MOST_BATCH = 64
 
 
@@ -59,16 +60,16 @@ def parse_sweep(text: str) -> Sweep:
     """Read "tokens=8,16,32", or "bundle=glip_t/,glip_t_fp16/".
 
     Raises:
-        GlipError: another form, an unknown axis, a value out of its range.
+        OptionError: another form, an unknown axis, a value out of its range.
     """
     name, equals, rest = text.partition("=")
     try:
         axis = Axis(name.strip().lower())
     except ValueError:
-        raise GlipError(f'--sweep "{text}": the axis is one of {", ".join(Axis)}, as in tokens=8,16,32') from None
+        raise OptionError(f'sweep "{text}": the axis is one of {", ".join(Axis)}, as in tokens=8,16,32') from None
     parts = [part.strip() for part in rest.split(",") if part.strip()]
     if not equals or not parts:
-        raise GlipError(f'--sweep "{text}": no values; write them with commas, as in {axis}=8,16,32')
+        raise OptionError(f'sweep "{text}": no values; write them with commas, as in {axis}=8,16,32')
     if axis is Axis.BUNDLE:
         return Sweep(axis, tuple(dict.fromkeys(parts)))
     least, most = {Axis.TOKENS: (8, 256), Axis.CLASSES: (1, 126), Axis.SIDE: (32, 4096), Axis.BATCH: (1, MOST_BATCH)}[
@@ -77,7 +78,7 @@ def parse_sweep(text: str) -> Sweep:
     values: list[int] = []
     for part in parts:
         if not part.isdecimal() or not least <= int(part) <= most:
-            raise GlipError(f'--sweep {axis}: "{part}" is not a whole number from {least} to {most}')
+            raise OptionError(f'sweep {axis}: "{part}" is not a whole number from {least} to {most}')
         values.append(int(part))
     return Sweep(axis, tuple(sorted(set(values))))
 
@@ -91,11 +92,11 @@ def prompt_of(tokenizer: Tokenizer, tokens: int, classes: int) -> list[str]:
         classes: number of names.
 
     Raises:
-        GlipError: too short for so many names.
+        OptionError: too short for so many names.
     """
     words_needed = tokens - 2 - (classes - 1)
     if words_needed < classes:
-        raise GlipError(f"{classes} classes need a prompt of {2 * classes + 1} tokens or more, not {tokens}")
+        raise OptionError(f"{classes} classes need a prompt of {2 * classes + 1} tokens or more, not {tokens}")
     pool = _words(tokenizer, classes)
     names = [[word] for word in pool]
     for i in range(words_needed - classes):
@@ -104,11 +105,11 @@ def prompt_of(tokenizer: Tokenizer, tokens: int, classes: int) -> list[str]:
 
 
 def _words(tokenizer: Tokenizer, count: int) -> list[str]:
-    """The first words of a vocabulary, by number of token; single letters where these do not suffice."""
+    """Return the first words of a vocabulary, by number of token; single letters where these do not suffice."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (len(item[0]) < 3, item[1]))
     words = [word for word, _ in vocabulary if word.isascii() and word.isalpha()]
     if len(words) < count:
-        raise GlipError(f"the bundle's vocabulary has {len(words)} whole words, too few for {count} classes")
+        raise OptionError(f"the bundle's vocabulary has {len(words)} whole words, too few for {count} classes")
     return words[:count]
 
 
@@ -143,14 +144,14 @@ def run_sweep(
         prompt: where tokens and classes are not what is swept.
         rounds: timed frames (or batches) of each subject at each value.
         names: subjects; None for all that can run.
-        on_step: told what begins.
+        on_step: called with the name of each step as it begins.
 
     Returns:
         {"axis", "label", "points": [{"value", "tokens", "classes", "network", "subjects": {name: {"image_ms",
         "whole_ms"} or {"error"}}}]}; times are of the whole batch.
 
     Raises:
-        GlipError: whatever a subject raises, but for a size that it does not take: that is noted in its place.
+        GlipError: whatever a subject raises, except for a size that it does not take: that is the point's "error".
     """
     points: list[dict[str, Any]] = []
     if sweep.axis is Axis.BUNDLE:
@@ -192,14 +193,8 @@ def _point(
     rounds: int,
     options: Options,
 ) -> dict[str, Any]:
-    from glip_deploy.frames import make_canvas
-    from glip_deploy.prompts.tokens import parse_prompt
-
     bundle = Bundle.open(options.bundle)
     parsed = parse_prompt(prompt, bundle.tokenizer(), max_tokens=bundle.max_tokens)
-    canvas = make_canvas(
-        frames[:1], color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
-    )
     found: dict[str, dict[str, Any]] = {}
     seconds: dict[str, dict[Piece, list[float]]] = {}
     for subject in subjects:
@@ -207,7 +202,7 @@ def _point(
         try:
             subject.prepare(parsed)
             subject.run_batch(frames)
-        except GlipError as error:  # an engine built for fewer tokens, say: the others are still of interest
+        except GlipError as error:  # such as an engine built for fewer tokens; the others are still of interest
             found[str(subject.name)] = {"error": str(error)}
         else:
             seconds[str(subject.name)] = {Piece.IMAGE: [], Piece.WHOLE: []}
@@ -219,13 +214,13 @@ def _point(
             subject.run_batch(frames)
             samples = seconds[str(subject.name)]
             samples[Piece.WHOLE].append(time.perf_counter() - start)
-            samples[Piece.IMAGE].append(subject.stages[Piece.IMAGE])
+            samples[Piece.IMAGE].append(subject.pieces[Piece.IMAGE])
     found |= {name: _timings(samples) for name, samples in seconds.items()}
     return {
         "value": value,
         "tokens": len(parsed.input_ids),
         "classes": len(parsed),
-        "network": [int(side) for side in canvas.frames.shape[1:3]],
+        "network": list(options.canvas_of(frames[0].shape[:2])),
         "batch": len(frames),
         "subjects": {str(subject.name): found[str(subject.name)] for subject in subjects},
     }

@@ -1,4 +1,4 @@
-"""Repeated timing, and what is said of it."""
+"""Repeated timing and its statistics."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """Summarise durations given in seconds.
+        """Summarize durations given in seconds.
 
         Raises:
             ValueError: there are none.
         """
         if not len(seconds):
-            raise ValueError("no durations to summarise")
+            raise ValueError("no durations to summarize")
         ms = np.asarray(seconds, np.float64) * 1e3
         return cls(
             runs=len(ms),
@@ -48,11 +48,11 @@ class Timing:
 
     @property
     def fps(self) -> float:
-        """Runs a second at the mean duration: what a long run of them delivers."""
+        """Runs a second at the mean duration, which is what a long run of them gives."""
         return 1e3 / self.mean if self.mean else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a result file; milliseconds, to the microsecond."""
+        """Return the form of a result file: milliseconds, to the microsecond."""
         return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 

@@ -1,21 +1,22 @@
-"""Is it still right? COCO average precision, or recall of grounded phrases, of any subject; resumable."""
+"""Whether subjects are right: COCO average precision, or recall of grounded phrases; an interrupted run continues."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from glip_bench.quality.coco import Precision, Set, average_precision, read_set
-from glip_bench.quality.grounding import Phrases, read_phrases, recall
+from glip_bench.quality.coco import Precision, average_precision, read_set, xywh
+from glip_bench.quality.grounding import read_phrases, recall
 from glip_bench.subjects.base import Options
 from glip_bench.subjects.open import choose, open_subjects
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.cli.console import frame_progress
+from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.files import not_written, sha256_of, write_atomically
 from glip_deploy.frames import load_image
 from glip_deploy.prompts.tokens import parse_prompt
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from glip_bench.subjects.base import Subject
     from glip_deploy.results.detections import Detections
 
-__all__ = ["Task", "measure", "prompts_that_fit", "render_accuracy"]
+__all__ = ["Task", "best_boxes", "measure", "prompts_that_fit", "render_accuracy"]
 
 Job = tuple[Path, str, Any]
 """Picture, key in the work file, prompt."""
+Rows = Mapping[str, Any]
+"""What one subject found: boxes, scores and labels by key."""
 BEST = 300
 """Boxes a picture, over all prompts together, as the official evaluation of large sets has it. A prompt gives 100 at
 most; COCO itself counts 100 a picture and class."""
@@ -46,8 +49,19 @@ class Task:
     grounding: bool = False
     """The annotations are captions with phrases, see `grounding.read_phrases`."""
     limit: int | None = None
-    classes_a_prompt: int | None = None
+    """Only so many pictures, the first ones."""
+    classes_per_prompt: int | None = None
     """At most; None for as many as fit."""
+
+
+class _Set(Protocol):
+    """A set of pictures with questions."""
+
+    jobs: list[Job]
+
+    def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
+        """Return this set's part of a result file, from the rows of every subject by its name."""
+        ...
 
 
 def prompts_that_fit(
@@ -55,10 +69,11 @@ def prompts_that_fit(
 ) -> list[list[str]]:
     """Cut a list of names into prompts, in order, each as long as tokens (and `at_most`) allow.
 
-    The official evaluation asks for COCO's 80 classes at once, and for those of larger sets 40 at a time.
+    The official evaluation asks for COCO's 80 classes at once, and for those of larger sets 40 at a time
+    (`maskrcnn_benchmark/engine/inference.py`, `create_queries_and_maps_from_dataset`, `TEST.CHUNKED_EVALUATION`).
 
     Raises:
-        GlipError: a name that does not fit into a prompt by itself, or is none at all.
+        PromptError: a name that does not fit into a prompt by itself, or is no name at all.
     """
     prompts: list[list[str]] = []
     for name in names:
@@ -77,71 +92,95 @@ def prompts_that_fit(
 
 
 def measure(
-    task: Task, work: Path, resume: bool = False, on_step: Callable[[str], None] = lambda step: None
+    task: Task,
+    work: Path,
+    resume: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+    *,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Run every subject over the set and return a result file's content.
 
     Args:
         task: see `Task`.
         work: folder of what was found so far, a file a subject.
-        resume: go on with it; otherwise it is begun anew.
-        on_step: told what begins.
+        resume: continue with what is in the folder; otherwise start anew.
+        on_step: called with the name of each step as it begins.
+        progress: show a bar on a terminal.
 
     Raises:
         GlipError: a damaged set, a picture that cannot be read, whatever a subject raises; a work file of another task.
     """
     names, absent = choose(task.subjects, task.options)
     bundle = Bundle.open(task.options.bundle)
-    phrases: Phrases | None = None
-    data: Set | None = None
-    if task.grounding:
-        phrases = read_phrases(task.annotations, task.images, task.limit)
-        jobs: list[Job] = [(item.file, str(number), item.caption) for number, item in enumerate(phrases.pictures)]
-    else:
-        data = read_set(task.annotations, task.images, task.limit)
-        prompts = prompts_that_fit(
-            [name for _, name in data.categories], bundle.tokenizer(), bundle.max_tokens, task.classes_a_prompt
-        )
-        jobs = [
-            (picture.file, f"{picture.id}/{number}", prompt)
-            for number, prompt in enumerate(prompts)
-            for picture in data.pictures
-        ]
+    data: _Set = _Grounded(task) if task.grounding else _Labeled(task, bundle)
     identity = _identity(task, bundle)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Rows] = {}
     for name in names:
-        subject, _ = next(iter(open_subjects([name], replace(task.options, threshold=0.0), on_step)))
+        ((subject, _),) = open_subjects([name], replace(task.options, threshold=0.0), on_step)
+        run = _Run(subject, work / f"{name}.jsonl", {**identity, "subject": str(name)})
         try:
-            file = work / f"{name}.jsonl"
-            found[str(name)] = _run(subject, jobs, file, {**identity, "subject": str(name)}, resume, on_step)
+            found[str(name)] = run.rows_of(data.jobs, resume, on_step, progress)
         finally:
             subject.close()
-    result: dict[str, Any] = {
+    return {
         "schema": 1,
         "kind": "grounding" if task.grounding else "accuracy",
         "model": bundle.variant,
         "bundle": bundle.key,
         "set": task.annotations.name,
-        "pictures": len({job[0] for job in jobs}),
+        "pictures": len({job[0] for job in data.jobs}),
         "absent": absent,
+        **data.results(found),
     }
-    if phrases is not None:
-        result["phrases"] = sum(len(item.boxes) for item in phrases.pictures)
-        result["subjects"] = {name: recall(phrases, rows) for name, rows in found.items()}
-        return result
-    assert data is not None
-    result["prompts"] = len(prompts)
-    result["subjects"] = {}
-    first: Precision | None = None
-    for subject_name, rows in found.items():
-        precision = average_precision(data, list(_best(data, prompts, rows)))
-        first = first or precision
-        result["subjects"][subject_name] = {
-            "figures": {key: _number(value) for key, value in precision.figures.items()},
-            "difference": {key: _number(value - first.figures[key]) for key, value in precision.figures.items()},
-            "losers": _losers(first, precision),
+
+
+class _Labeled:
+    """A COCO-format set, whose classes are the prompts."""
+
+    def __init__(self, task: Task, bundle: Bundle) -> None:
+        self.data = read_set(task.annotations, task.images, task.limit)
+        names = [name for _, name in self.data.categories]
+        self.prompts = prompts_that_fit(names, bundle.tokenizer(), bundle.max_tokens, task.classes_per_prompt)
+        self.jobs: list[Job] = [
+            (picture.file, f"{picture.id}/{number}", prompt)
+            for number, prompt in enumerate(self.prompts)
+            for picture in self.data.pictures
+        ]
+
+    def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
+        """See `_Set`; others are compared with the first subject."""
+        precisions = {}
+        for name, rows in found.items():
+            best = (best_boxes(self.data.numbers, self.prompts, rows, picture.id) for picture in self.data.pictures)
+            precisions[name] = average_precision(self.data, [one for some in best for one in some])
+        first = next(iter(precisions.values()))
+        return {
+            "prompts": len(self.prompts),
+            "subjects": {
+                name: {
+                    "figures": {key: _number(value) for key, value in own.figures.items()},
+                    "difference": {key: _number(value - first.figures[key]) for key, value in own.figures.items()},
+                    "losers": _losers(first, own),
+                }
+                for name, own in precisions.items()
+            },
         }
-    return result
+
+
+class _Grounded:
+    """Captions with phrases; each caption is a prompt."""
+
+    def __init__(self, task: Task) -> None:
+        self.data = read_phrases(task.annotations, task.images, task.limit)
+        self.jobs: list[Job] = [(one.file, str(number), one.caption) for number, one in enumerate(self.data.pictures)]
+
+    def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
+        """See `_Set`."""
+        return {
+            "phrases": sum(len(one.boxes) for one in self.data.pictures),
+            "subjects": {name: recall(self.data, rows) for name, rows in found.items()},
+        }
 
 
 def _number(value: float) -> float | None:
@@ -149,7 +188,7 @@ def _number(value: float) -> float | None:
 
 
 def _losers(first: Precision, other: Precision) -> list[list[Any]]:
-    """The classes that lose most against the first subject: [name, AP there, AP here]."""
+    """Return the classes that lose most against the first subject: [name, AP there, AP here]."""
     rows = [(name, first.by_class[name], ap) for name, ap in other.by_class.items()]
     rows = [row for row in rows if row[2] < row[1] - 1e-9]
     rows.sort(key=lambda row: row[2] - row[1])
@@ -157,81 +196,86 @@ def _losers(first: Precision, other: Precision) -> list[list[Any]]:
 
 
 def _identity(task: Task, bundle: Bundle) -> dict[str, Any]:
-    """What a work file must agree in to be gone on with."""
+    """Return what a work file must agree in to be continued."""
     options = task.options
     return {
         "bundle": bundle.key,
-        "annotations_sha256": hashlib.sha256(task.annotations.read_bytes()).hexdigest(),
+        "annotations_sha256": sha256_of(task.annotations),
         "images": str(task.images.resolve()),
         "shortest_side": options.shortest_side,
         "longest_side": options.longest_side,
         "grounding": task.grounding,
-        "classes_a_prompt": task.classes_a_prompt,
+        "classes_a_prompt": task.classes_per_prompt,
     }
 
 
-def _run(
-    subject: Subject,
-    jobs: Sequence[Job],
-    file: Path,
-    identity: Mapping[str, Any],
-    resume: bool,
-    on_step: Callable[[str], None],
-) -> dict[str, Any]:
-    """Run what the work file does not hold yet; returns all rows by key."""
-    rows = _read_work(file, identity) if resume else {}
-    missing = [job for job in jobs if job[1] not in rows]
-    on_step(f"{subject.name}: {len(missing)} of {len(jobs)} pictures and prompts")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(identity), *(json.dumps([key, row]) for key, row in rows.items())]
-        whole = file.with_name(f"{file.name}.new")  # what was kept is never at risk, and a torn last line goes
-        whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        whole.replace(file)
-        with file.open("a", encoding="utf-8") as stream:
-            for key, row in _detect(subject, missing):
-                rows[key] = row
-                stream.write(json.dumps([key, row]) + "\n")
-                stream.flush()
-    except OSError as error:
-        raise GlipError(f"{file}: writing failed ({error.strerror or error})") from None
-    return rows
+@dataclass(frozen=True)
+class _Run:
+    """One subject's way over a set, and the file that keeps what it has found."""
 
+    subject: Subject
+    file: Path
+    identity: Mapping[str, Any]
 
-def _read_work(file: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        header = json.loads(lines[0])
-    except OSError as error:
-        raise GlipError(f"--resume: {file} cannot be read ({error.strerror or error}); start anew") from None
-    except (IndexError, ValueError):
-        raise GlipError(f"--resume: {file} is damaged; start anew without --resume") from None
-    if header != dict(identity):
-        other = next(
-            (key for key in identity if not isinstance(header, dict) or header.get(key) != identity[key]), "set"
-        )
-        raise GlipError(f"--resume: {file} is of another {other.removesuffix('_sha256')}; start anew without --resume")
-    rows = {}
-    for line in lines[1:]:
+    def rows_of(
+        self, jobs: Sequence[Job], resume: bool, on_step: Callable[[str], None], progress: bool
+    ) -> dict[str, Any]:
+        """Run the jobs that the work file does not hold yet; return all rows by key."""
+        rows = self._read() if resume else {}
+        missing = [job for job in jobs if job[1] not in rows]
+        on_step(f"{self.subject.name}: {len(missing)} of {len(jobs)} pictures and prompts")
         try:
-            key, row = json.loads(line)
-        except ValueError:
-            break  # torn by the interruption
-        rows[key] = row
-    return rows
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(dict(self.identity)), *(json.dumps([key, row]) for key, row in rows.items())]
+            write_atomically(self.file, "\n".join(lines) + "\n")  # without the torn last line of an interruption
+            with (
+                self.file.open("a", encoding="utf-8") as stream,
+                frame_progress(len(missing), str(self.subject.name), show=progress) as advance,
+            ):
+                for key, row in self._detect(missing):
+                    rows[key] = row
+                    stream.write(json.dumps([key, row]) + "\n")
+                    stream.flush()
+                    advance()
+        except OSError as error:
+            raise not_written(self.file, error) from None
+        return rows
 
+    def _detect(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
+        asked: Any = None
+        for file, key, prompt in jobs:
+            if prompt is not asked:
+                self.subject.prepare(prompt)
+                asked = prompt
+            yield key, _row(self.subject.run(load_image(file)))
 
-def _detect(subject: Subject, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
-    from tqdm import tqdm
-
-    asked: Any = None
-    for file, key, prompt in tqdm(jobs, desc=str(subject.name), unit=" pictures", leave=False, disable=None):
-        if prompt is not asked:
-            subject.prepare(prompt)
-            asked = prompt
-        yield key, _row(subject.run(load_image(file)))
+    def _read(self) -> dict[str, Any]:
+        if not self.file.is_file():
+            return {}
+        try:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            header = json.loads(lines[0])
+        except OSError as error:
+            raise OptionError(
+                f"--resume: {self.file} cannot be read ({error.strerror or error}); start anew without --resume"
+            ) from None
+        except (IndexError, ValueError):
+            raise OptionError(f"--resume: {self.file} is damaged; start anew without --resume") from None
+        identity = dict(self.identity)
+        if header != identity:
+            known = header if isinstance(header, dict) else {}
+            other = next((key for key in identity if known.get(key) != identity[key]), "set")
+            raise OptionError(
+                f"--resume: {self.file} is of another {other.removesuffix('_sha256')}; start anew without --resume"
+            )
+        rows = {}
+        for line in lines[1:]:
+            try:
+                key, row = json.loads(line)
+            except ValueError:
+                break  # torn by the interruption
+            rows[key] = row
+        return rows
 
 
 def _row(found: Detections) -> dict[str, Any]:
@@ -242,26 +286,29 @@ def _row(found: Detections) -> dict[str, Any]:
     }
 
 
-def _best(data: Set, prompts: Sequence[Sequence[str]], rows: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The best boxes of every picture over all prompts, as COCO results."""
-    numbers = {name: number for number, name in data.categories}
-    for picture in data.pictures:
-        merged = []
-        for index, prompt in enumerate(prompts):
-            row = rows[f"{picture.id}/{index}"]
-            merged += [
-                (score, numbers[prompt[label]], box)
-                for score, label, box in zip(row["scores"], row["labels"], row["boxes"], strict=True)
-            ]
-        merged.sort(key=lambda one: -one[0])
-        for score, category, (left, top, right, bottom) in merged[:BEST]:
-            yield {
-                "image_id": picture.id,
-                "category_id": category,
-                # The last pixel counts, as in the official evaluation (`BoxList.convert("xywh")`).
-                "bbox": [left, top, right - left + 1, bottom - top + 1],
-                "score": score,
-            }
+def best_boxes(
+    numbers: Mapping[str, int], prompts: Sequence[Sequence[str]], rows: Rows, picture: int
+) -> list[dict[str, Any]]:
+    """Return the best boxes of a picture over all prompts, as COCO results.
+
+    Args:
+        numbers: category by name.
+        prompts: the names of each prompt.
+        rows: what was found, by "picture/prompt".
+        picture: its id.
+    """
+    merged = []
+    for index, prompt in enumerate(prompts):
+        row = rows[f"{picture}/{index}"]
+        merged += [
+            (score, numbers[prompt[label]], box)
+            for score, label, box in zip(row["scores"], row["labels"], row["boxes"], strict=True)
+        ]
+    merged.sort(key=lambda one: -one[0])
+    return [
+        {"image_id": picture, "category_id": category, "bbox": xywh(box), "score": score}
+        for score, category, box in merged[:BEST]
+    ]
 
 
 def render_accuracy(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Do two subjects find the same boxes?"""
+"""Whether two subjects find the same boxes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from glip_deploy.results.boxes import pairwise_iou
 
+if TYPE_CHECKING:
     from glip_deploy.results.detections import Detections
 
 __all__ = ["Agreement", "compare_boxes"]
@@ -26,23 +26,23 @@ class Agreement:
     of: int
     """Boxes of the reference."""
     found: int
-    """Boxes of the other subject; those above `matched` the reference does not have."""
+    """Boxes of the other subject."""
     worst_iou: float | None
     """Among the matched; None where none is."""
     worst_score_difference: float | None
 
     @property
     def same(self) -> bool:
-        """Every box of each has its partner in the other."""
+        """Whether every box of each has its partner in the other."""
         return self.matched == self.of == self.found
 
     def __str__(self) -> str:
-        """For a table: "81 of 81"."""
+        """Return the form of a table: "81 of 81"."""
         extra = self.found - self.matched
         return f"{self.matched} of {self.of}" + (f", {extra} more" if extra else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """For a result file."""
+        """Return the form of a result file."""
         return {key: round(value, 5) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
@@ -60,7 +60,7 @@ def compare_boxes(
         least_iou: intersection over union of a matched pair.
         most_score_difference: between the two scores.
     """
-    iou = _iou(reference.boxes.astype(np.float64), other.boxes.astype(np.float64))
+    iou = pairwise_iou(reference.boxes, other.boxes)
     difference = np.abs(reference.scores[:, None].astype(np.float64) - other.scores[None])
     possible = (reference.labels[:, None] == other.labels[None]) & (iou >= least_iou)
     possible &= difference <= most_score_difference
@@ -80,14 +80,3 @@ def compare_boxes(
         worst_iou=min((float(iou[pair]) for pair in pairs), default=None),
         worst_score_difference=max((float(difference[pair]) for pair in pairs), default=None),
     )
-
-
-def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """GLIP's boxes include their last pixel: one pixel wide is x1 == x2."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (high - low + 1).clip(min=0).prod(axis=-1)
-    area_a, area_b = ((box[:, 2:] - box[:, :2] + 1).clip(min=0).prod(axis=-1) for box in (a, b))
-    union = area_a[:, None] + area_b[None] - both
-    result: NDArray[np.float64] = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
-    return result

@@ -1,4 +1,8 @@
-"""COCO-format sets: reading them, and average precision by pycocotools."""
+"""COCO-format sets: reading them, and average precision by pycocotools.
+
+Widths count a box's last pixel, as the official evaluation writes them (`BoxList.convert("xywh")`): pycocotools, which
+multiplies width and height, then computes the same overlaps as GLIP.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage, OptionError
 
-__all__ = ["Picture", "Precision", "Set", "average_precision", "read_set"]
+__all__ = ["Picture", "Precision", "Set", "average_precision", "read_json", "read_set", "xywh"]
 
 NAMES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 RECALLS = ("AR1", "AR10", "AR100")
@@ -35,9 +39,14 @@ class Set:
 
     pictures: tuple[Picture, ...]
     categories: tuple[tuple[int, str], ...]
-    """(id, name), in the file's order; the names are what is asked for."""
+    """(id, name), in the file's order; the names are what the prompts ask for."""
     annotations: tuple[Mapping[str, Any], ...]
     """Of these pictures; with id, image_id, category_id, bbox (x, y, width, height), area, iscrowd."""
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Category id by name."""
+        return {name: number for number, name in self.categories}
 
 
 @dataclass(frozen=True)
@@ -59,54 +68,64 @@ def read_set(annotations: Path, images: Path, limit: int | None = None) -> Set:
         limit: the first so many pictures only.
 
     Raises:
-        GlipError: not readable, not of this form, without categories or pictures, or a picture is missing.
+        OptionError: not readable, not of this form, without categories or pictures, or a picture is missing.
     """
-    content = _load(annotations)
+    content = read_json(annotations)
+    if not isinstance(content, dict):
+        raise OptionError(f"{annotations} holds a {type(content).__name__}; a COCO-format set is a JSON object")
     try:
         categories = tuple((int(one["id"]), str(one["name"]).strip()) for one in content["categories"])
         listed = [(int(one["id"]), str(one["file_name"])) for one in content["images"]]
         rows = [_annotation(number, one) for number, one in enumerate(content["annotations"], 1)]
     except KeyError as error:
-        raise GlipError(
+        raise OptionError(
             f"{annotations} has no {error.args[0]!r}; it needs COCO's images, categories, annotations"
         ) from None
     except (TypeError, ValueError, OverflowError) as error:
-        raise GlipError(f"{annotations} is not a COCO-format detection set ({error})") from None
+        raise OptionError(f"{annotations} is not a COCO-format detection set ({error})") from None
     if not categories or not listed:
-        raise GlipError(
+        raise OptionError(
             f"{annotations} has {len(categories)} categories and {len(listed)} images; one of each is needed"
         )
     if len(dict(categories)) < len(categories) or len({name for _, name in categories}) < len(categories):
-        raise GlipError(f"{annotations} names a category twice; ids and names must differ")
+        raise OptionError(f"{annotations} names a category twice; ids and names must differ")
     if len(dict(listed)) < len(listed):
-        raise GlipError(f"{annotations} gives several images one id; ids must differ")
+        raise OptionError(f"{annotations} gives several images one id; ids must differ")
     if not images.is_dir():
-        raise GlipError(f"--images {images} is not a folder; name the one with the set's pictures")
+        raise OptionError(f"--images {images} is not a folder; name the one with the set's pictures")
     pictures = tuple(Picture(number, images / name) for number, name in listed[:limit])
     for picture in pictures:
         if not picture.file.is_file():
-            raise GlipError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
+            raise OptionError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
     kept = {picture.id for picture in pictures}
     known = {number for number, _ in categories}
     rows = [row for row in rows if row["image_id"] in kept]
     stray = next((row for row in rows if row["category_id"] not in known), None)
     if stray is not None:
-        raise GlipError(f"{annotations}: an annotation is of category {stray['category_id']}, which it does not list")
+        raise OptionError(f"{annotations}: an annotation is of category {stray['category_id']}, which it does not list")
     if not rows:
-        raise GlipError(f"{annotations} has no annotations of its {len(pictures)} pictures; there is nothing to find")
+        raise OptionError(f"{annotations} has no annotations of its {len(pictures)} pictures; there is nothing to find")
     return Set(pictures, categories, tuple(rows))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """Read an annotation file.
+
+    Raises:
+        OptionError: not readable, or not JSON.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GlipError(f"{path} cannot be read ({error.strerror or error}); name an annotation file") from None
+        raise OptionError(f"{path} cannot be read ({error.strerror or error}); name an annotation file") from None
     except (ValueError, RecursionError):
-        raise GlipError(f"{path} is not JSON; name an annotation file") from None
-    if not isinstance(content, dict):
-        raise GlipError(f"{path} holds a {type(content).__name__}; an annotation file is a JSON object")
-    return content
+        raise OptionError(f"{path} is not JSON; name an annotation file") from None
+
+
+def xywh(box: Sequence[float]) -> list[float]:
+    """Return x, y, width, height of a box given as x1, y1, x2, y2 whose last pixel belongs to it."""
+    left, top, right, bottom = box
+    return [left, top, right - left + 1, bottom - top + 1]
 
 
 def _annotation(number: int, one: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +151,15 @@ def average_precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precisio
             100 count.
 
     Raises:
-        GlipError: pycocotools is not installed.
+        MissingPackage: pycocotools is not installed.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise GlipError("--accuracy needs pycocotools; pip install 'glip-deploy[bench]'") from None
-    if not found:  # which pycocotools does not take
-        none = dict.fromkeys((*NAMES, *RECALLS), 0.0)
-        return Precision(none, {name: 0.0 for _, name in data.categories})
+        raise MissingPackage("average precision needs pycocotools; pip install 'glip-deploy[bench]'") from None
+    if not found:  # pycocotools does not take an empty list
+        return Precision(dict.fromkeys((*NAMES, *RECALLS), 0.0), dict.fromkeys(data.numbers, 0.0))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         truth = COCO()
         truth.dataset = {
@@ -166,5 +184,5 @@ def average_precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precisio
 
 
 def _percent(value: float) -> float:
-    """COCO's -1 stands for "there is none"."""
+    """Return a figure in percent; nan for COCO's -1, which means that the set has no such object."""
     return 100 * float(value) if value > -1 else float(np.nan)

@@ -1,8 +1,7 @@
-"""Phrase grounding as on Flickr30K Entities: is the best box of a phrase on what it means?"""
+"""Phrase grounding as on Flickr30K Entities: how often the best boxes of a phrase overlap the objects that it names."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glip_deploy.errors import GlipError
+from glip_bench.quality.coco import read_json
+from glip_deploy.errors import OptionError
 from glip_deploy.prompts.syntax import Caption
+from glip_deploy.results.boxes import pairwise_iou
 
 __all__ = ["Phrases", "Picture", "read_phrases", "recall"]
 
@@ -22,7 +23,7 @@ RANKS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, its caption, and what each phrase of it means."""
+    """One picture, its caption, and the objects that each phrase names."""
 
     file: Path
     caption: Caption
@@ -49,30 +50,25 @@ def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> P
         limit: the first so many captions only.
 
     Raises:
-        GlipError: not readable, not of this form, a phrase without a box, or a picture is missing.
+        OptionError: not readable, not of this form, a phrase without a box, or a picture is missing.
     """
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GlipError(f"{annotations} cannot be read ({error.strerror or error}); name an annotation file") from None
-    except (ValueError, RecursionError):
-        raise GlipError(f"{annotations} is not JSON; name an annotation file") from None
+    content = read_json(annotations)
     if not isinstance(content, list) or not content:
-        raise GlipError(f"{annotations} is no list of captions; see glip_bench.quality.grounding for its form")
+        raise OptionError(f"{annotations} is no list of captions; see glip_bench.quality.grounding for its form")
     if not images.is_dir():
-        raise GlipError(f"--images {images} is not a folder; name the one with the set's pictures")
+        raise OptionError(f"--images {images} is not a folder; name the one with the set's pictures")
     pictures = []
     for number, one in enumerate(content[:limit]):
         try:
             pictures.append(_picture(one, images))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-            raise GlipError(
+            raise OptionError(
                 f"{annotations}, caption {number}: {reason}; see glip_bench.quality.grounding for its form"
             ) from None
     for picture in pictures:
         if not picture.file.is_file():
-            raise GlipError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
+            raise OptionError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
     return Phrases(tuple(pictures))
 
 
@@ -95,10 +91,13 @@ def _picture(one: Mapping[str, Any], images: Path) -> Picture:
 
 
 def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recall@1, 5 and 10, in percent, by two protocols.
+    """Return recall@1, 5 and 10, in percent, by the two protocols of the official evaluation.
 
     "any": one of the k best boxes of a phrase overlaps one of its objects by half or more (as GLIP reports it).
-    "merged": the union of its objects is what must be overlapped.
+    "merged": the smallest box around all its objects is what must be overlapped.
+
+    The overlap is that of the official `maskrcnn_benchmark/data/datasets/evaluation/flickr/flickr_eval.py` (`box_iou`,
+    from MDETR and before it torchvision), in which a width is x2 - x1. Everywhere else GLIP counts the last pixel.
 
     Args:
         data: the set.
@@ -116,7 +115,7 @@ def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
             best = boxes[mine[np.argsort(-scores[mine], kind="stable")]]
             union = np.concatenate([truth[:, :2].min(axis=0), truth[:, 2:].max(axis=0)])[None]
             for protocol, target in (("any", truth), ("merged", union)):
-                right = np.asarray((_overlap(best, target) >= LEAST_IOU).any(axis=1))
+                right = np.asarray((_iou(best, target) >= LEAST_IOU).any(axis=1))
                 for rank in RANKS:
                     hits[protocol, rank] += bool(right[:rank].any())
     figures = {
@@ -126,10 +125,7 @@ def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
     return {"figures": figures}
 
 
-def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (high - low).clip(min=0).prod(axis=-1)
-    areas = [(box[:, 2:] - box[:, :2]).clip(min=0).prod(axis=-1) for box in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - both
-    result: NDArray[np.float64] = np.divide(both, union, out=np.zeros_like(both), where=union > 0)
-    return result
+def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (A, B) overlaps of boxes whose last pixel does not belong to them; see `recall`."""
+    last_pixel = (0, 0, 1, 1)
+    return pairwise_iou(a - last_pixel, b - last_pixel)

@@ -1,4 +1,4 @@
-"""Two results of the same measurement: how much faster or slower, and whether that is more than noise."""
+"""Two results of the same measurement: how much faster or slower the new one is, and whether that exceeds noise."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from glip_bench.machine.host import processor
 from glip_bench.subjects.base import Piece
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
 
 __all__ = ["LEAST", "Change", "compare", "render_comparison", "uncertainty"]
 
 LEAST = 0.03
 """A smaller change never counts: clocks and page placement differ by as much between two processes."""
 SIGMAS = 3.0
+"""A change counts from so many standard errors on."""
 SMALL = 0.02
-"""A piece below this share of the whole frame is shown, and not held against anyone."""
+"""A piece below this share of the whole frame is shown, and not judged."""
 MEMORY = 0.05
+"""Change of memory that counts."""
 
 _SAME = ("variant", "fusion")
 _SHAPE = ("batch", "network", "tokens", "classes")
@@ -47,12 +50,12 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """Beyond noise."""
+        """Whether the new figure is worse beyond noise."""
         return self.counts and (self._less if self.more_is_better else self._more)
 
     @property
     def better(self) -> bool:
-        """Beyond noise."""
+        """Whether the new figure is better beyond noise."""
         return self.counts and (self._more if self.more_is_better else self._less)
 
     @property
@@ -89,20 +92,18 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[Change
         (changes, remarks: what differs between the two that a reader should know).
 
     Raises:
-        GlipError: another model or shape, or no subject in common.
+        OptionError: another model or shape, or no subject in common.
     """
     for group, keys in (("model", _SAME), ("shape", _SHAPE)):
         for key in keys:
             before, after = old[group].get(key), new[group].get(key)
             if before != after:
-                raise GlipError(
-                    f"--compare: the old result has {group} {key} {before}, the new one {after}; measure with the same"
+                raise OptionError(
+                    f"the old result has {group} {key} {before}, the new one {after}; measure with the same"
                 )
     common = [name for name in new["subjects"] if name in old["subjects"]]
     if not common:
-        raise GlipError(
-            f"--compare: no subject in common; old: {', '.join(old['subjects'])}; new: {', '.join(new['subjects'])}"
-        )
+        raise OptionError(f"no subject in common; old: {', '.join(old['subjects'])}; new: {', '.join(new['subjects'])}")
     changes: list[Change] = []
     for name in common:
         changes += _subject(name, old["subjects"][name], new["subjects"][name])
@@ -132,8 +133,6 @@ def _subject(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
 
 
 def _remarks(old: Mapping[str, Any], new: Mapping[str, Any], common: list[str]) -> list[str]:
-    from glip_bench.machine.host import processor
-
     remarks = []
     for title, before, after in (
         ("processor", processor(old["machine"]["cpu"]), processor(new["machine"]["cpu"])),

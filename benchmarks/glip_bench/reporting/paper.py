@@ -1,8 +1,9 @@
-"""The table GLIP-deploy set out from: the paper's speeds and memory, and beside them what has been measured since."""
+"""The speeds and the memory that the GLIP paper states, and beside them what was measured with this toolkit."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,20 @@ from typing import Any
 from glip_bench.machine.host import processor
 from glip_bench.reporting.results import read_result
 from glip_bench.subjects.base import Piece, SubjectName
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OptionError
 
 __all__ = ["PAPER", "Row", "measured_rows", "paper_table", "results_folder"]
 
 MODELS = ("GLIP-T", "GLIP-L")
 MACHINES = ("P100", "V100", "A100")
-"""The project's own goal: each has a row, measured or not."""
+"""GPUs that each have a place in the table, measured or not."""
 SIZE = (800, 1344)
 """Canvas (height, width) a result must have to stand in this table."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell's worth of knowledge."""
+    """One line of the table."""
 
     model: str
     fusion: bool
@@ -47,12 +48,12 @@ def results_folder() -> Path:
     """Return benchmarks/results of this checkout, or of the working directory.
 
     Raises:
-        GlipError: neither exists.
+        OptionError: neither exists.
     """
     for place in (Path(__file__).resolve().parents[2] / "results", Path("benchmarks/results")):
         if place.is_dir():
             return place
-    raise GlipError("there is no benchmarks/results here; run it in the project's folder, or name one with --results")
+    raise OptionError("there is no benchmarks/results here; run it in the project's folder, or name one with --results")
 
 
 def measured_rows(folder: Path) -> tuple[list[Row], list[str]]:
@@ -79,7 +80,7 @@ def measured_rows(folder: Path) -> tuple[list[Row], list[str]]:
 
 
 def _is_detection(file: Path) -> bool:
-    """Tell a detection result; engine builds and floors lie in the same folder."""
+    """Tell whether a file is a detection result; engine builds and floors lie in the same folder."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -123,8 +124,10 @@ def paper_table(rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
                 (*words, r.machine, r.form, _fps(r.fps), _gigabytes(r.gigabytes), r.source)
                 for r in [row for row in known if row.form == "paper"] + ours
             ]
-            missing = [name for name in MACHINES if not any(name in row.machine for row in ours)]
-            cells.append((*words, ", ".join(missing), "glip-deploy", "not measured yet", "", ""))
+            measured = {word for row in ours for word in re.split(r"[\s-]+", row.machine)}
+            missing = [name for name in MACHINES if name not in measured]
+            if missing:
+                cells.append((*words, ", ".join(missing), "glip-deploy", "not measured yet", "", ""))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells

@@ -1,14 +1,16 @@
-"""Cost curves, as PNG and for the terminal."""
+"""Cost curves, as PNG and for the terminal; Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.contract import Stage
+from glip_deploy.errors import MissingPackage
+from glip_deploy.files import atomic_file, not_written
 
-__all__ = ["bars", "curve_rows", "draw_blocks", "draw_sweep"]
+__all__ = ["bars", "blocks_of", "curve_rows", "draw_blocks", "draw_sweep", "table"]
 
 WIDTH = 44  # of the longest bar, in characters
 BLOCK, PARTS = "█", " ▏▎▍▌▋▊▉"
@@ -62,7 +64,7 @@ def _matplotlib() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise GlipError("plots need matplotlib; pip install 'glip-deploy[bench]'") from None
+        raise MissingPackage("plots need matplotlib; pip install 'glip-deploy[bench]'") from None
     return Figure, FigureCanvasAgg
 
 
@@ -70,7 +72,8 @@ def draw_sweep(sweep: Mapping[str, Any], path: Path) -> None:
     """Draw a sweep's curves, milliseconds a frame over the value, as PNG.
 
     Raises:
-        GlipError: matplotlib is not installed, or the file cannot be written.
+        MissingPackage: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     figure_class, canvas_class = _matplotlib()
     figure = figure_class(figsize=(7.0, 4.0), layout="constrained")
@@ -95,7 +98,8 @@ def draw_blocks(subjects: Mapping[str, Any], path: Path) -> None:
         path: the file.
 
     Raises:
-        GlipError: matplotlib is not installed, or the file cannot be written.
+        MissingPackage: matplotlib is not installed.
+        OutputError: the file cannot be written.
     """
     figure_class, canvas_class = _matplotlib()
     known = {name: facts["stages_ms"] for name, facts in subjects.items() if facts.get("stages_ms")}
@@ -103,8 +107,8 @@ def draw_blocks(subjects: Mapping[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     names = list(known)[::-1]
     left = [0.0] * len(names)
-    for stage in next(iter(known.values())):
-        widths = [float(known[name][stage]) for name in names]
+    for stage in blocks_of(known.values()):
+        widths = [float(known[name].get(stage, 0.0)) for name in names]
         axes.barh(names, widths, left=left, label=stage)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set(xlabel="image branch, ms")
@@ -112,12 +116,20 @@ def draw_blocks(subjects: Mapping[str, Any], path: Path) -> None:
     _save(figure, canvas_class, path)
 
 
+def blocks_of(profiles: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the names of all blocks in some "stages_ms", in the network's order; other names come last."""
+    order = {str(stage): place for place, stage in enumerate(Stage)}
+    names = dict.fromkeys(name for profile in profiles for name in profile)
+    return sorted(names, key=lambda name: order.get(name, len(order)))
+
+
 def _save(figure: Any, canvas_class: Any, path: Path) -> None:
     canvas_class(figure)
     try:
-        figure.savefig(path, dpi=120)
+        with atomic_file(path) as partial:
+            figure.savefig(partial, dpi=120)
     except OSError as error:
-        raise GlipError(f"--report {path}: writing failed ({error.strerror or error})") from None
+        raise not_written(path, error) from None
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A result as a folder to hand on: one Markdown file with the tables and the plots."""
+"""A result as a folder to pass on: one Markdown file with the tables and the plots."""
 
 from __future__ import annotations
 
@@ -9,29 +9,26 @@ from typing import Any
 from glip_bench.reporting.plots import curve_rows, draw_blocks, draw_sweep, table
 from glip_bench.reporting.text import render
 from glip_bench.subjects.base import Piece
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage
+from glip_deploy.files import check_folder, not_written, write_atomically
 
-__all__ = ["check_folder", "write_report"]
+__all__ = ["check_report", "write_report"]
 
 NAME = "report.md"
 
 
-def check_folder(folder: Path | None) -> None:
-    """Fail before the measurement rather than after it.
+def check_report(folder: Path) -> None:
+    """Check, before the measurement, that a report can be written.
 
     Raises:
-        GlipError: a file, or a folder that cannot be made; matplotlib is not installed.
+        OutputError: a file, or a folder that cannot be made or written.
+        MissingPackage: matplotlib is not installed.
     """
-    if folder is None:
-        return
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise GlipError("--report draws with matplotlib, which is not installed; pip install 'glip-deploy[bench]'")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GlipError(f"--report {folder}: {error.strerror or error}; name a folder") from None
+        raise MissingPackage("--report draws with matplotlib, which is not installed; pip install 'glip-deploy[bench]'")
+    check_folder(folder)
 
 
 def write_report(result: Mapping[str, Any], folder: Path) -> Path:
@@ -41,8 +38,18 @@ def write_report(result: Mapping[str, Any], folder: Path) -> Path:
         The Markdown file.
 
     Raises:
-        GlipError: the disk is full, or the folder may not be written.
+        OutputError: the disk is full, or the folder may not be written.
     """
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "\n".join(_lines(result, folder)))
+    except OSError as error:
+        raise not_written(path, error) from None
+    return path
+
+
+def _lines(result: Mapping[str, Any], folder: Path) -> list[str]:
     machine, shape, model = result["machine"], result["shape"], result["model"]
     subjects: Mapping[str, Any] = result["subjects"]
     gpus = "".join(f"; {gpu['name']}, driver {gpu['driver']}, {gpu['clock']} MHz" for gpu in result["gpus"])
@@ -75,13 +82,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> Path:
             *table(_points(sweep)),
             "",
         ]
-    lines += ["## Everything", "", "```text", render(result), "```", ""]
-    path = folder / NAME
-    try:
-        path.write_text("\n".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise GlipError(f"--report {path}: writing failed ({error.strerror or error})") from None
-    return path
+    return [*lines, "## Everything", "", "```text", render(result), "```", ""]
 
 
 def _summary(subjects: Mapping[str, Any]) -> list[list[str]]:

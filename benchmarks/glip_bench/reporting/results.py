@@ -1,79 +1,63 @@
-"""Result files: written whole or not at all, and read with one line of complaint where they are none."""
+"""Result files: written whole or not at all; what cannot be read is refused in one line."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
+from glip_deploy.files import not_written, write_atomically
 
-__all__ = ["SCHEMA", "check_target", "read_result", "write_result"]
+__all__ = ["SCHEMA", "read_result", "write_result"]
 
 SCHEMA = 2
-
-
-def check_target(path: Path | None, option: str = "--json") -> None:
-    """Fail before a measurement rather than after it.
-
-    Raises:
-        GlipError: a folder, or in a folder that does not exist.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise GlipError(f"{option} {path} is a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise GlipError(f"{option} {path}: the folder {path.absolute().parent} does not exist; make it first")
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result; whoever reads the file meanwhile sees the old one or the new one.
 
     Raises:
-        GlipError: the disk is full, or the folder may not be written.
+        OutputError: the disk is full, or the folder may not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise GlipError(f"--json {path}: writing failed ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from None
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """Read a detection result of this schema, or of the one before: that is brought into the form of this one.
 
     Raises:
-        GlipError: not there, not readable, not JSON, of another kind, or of a newer schema.
+        OptionError: not there, not readable, not JSON, of another kind, or of a newer schema.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GlipError(f"result {path} cannot be read ({error.strerror or error}); give a file --json wrote") from None
+        raise OptionError(
+            f"result {path} cannot be read ({error.strerror or error}); give a file --json wrote"
+        ) from None
     except (ValueError, RecursionError):
-        raise GlipError(f"result {path} is not JSON; give a file that glip-bench --json wrote") from None
+        raise OptionError(f"result {path} is not JSON; give a file that glip-bench --json wrote") from None
     if not isinstance(content, dict) or content.get("kind") != "detection":
         kind = content.get("kind") if isinstance(content, dict) else type(content).__name__
-        raise GlipError(f'result {path} is of kind "{kind}"; a "detection" result of glip-bench --json is needed')
+        raise OptionError(f'result {path} is of kind "{kind}"; a "detection" result of glip-bench --json is needed')
     schema = content.get("schema")
     if not isinstance(schema, int) or schema < 1 or schema > SCHEMA:
-        raise GlipError(f"result {path} has schema {schema}, this glip-bench reads 1 to {SCHEMA}; measure again")
+        raise OptionError(f"result {path} has schema {schema}, this glip-bench reads 1 to {SCHEMA}; measure again")
     try:
         result = _from_first(content) if schema == 1 else content
         _check(result)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise GlipError(f"result {path} is damaged ({what}); measure again") from None
+        raise OptionError(f"result {path} is damaged ({what}); measure again") from None
     return result
 
 
 def _check(result: Mapping[str, Any]) -> None:
-    """Touch what every reader relies on."""
+    """Read what every reader relies on."""
     _ = result["machine"]["cpu"], result["model"]["variant"], result["model"]["fusion"], result["shape"]["frame"]
     for subject in result["subjects"].values():
         for timing in subject["pieces_ms"].values():
@@ -81,7 +65,7 @@ def _check(result: Mapping[str, Any]) -> None:
 
 
 def _from_first(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Schema 1 had one subject, and no single samples."""
+    """Return a result of schema 1, which had one subject and no single samples, in the form of this one."""
     subject = old["subject"]
     stages = old["image_branch_stage_ms"]
     return {

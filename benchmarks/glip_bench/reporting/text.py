@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glip_bench.reporting.plots import bars
+from glip_bench.reporting.plots import bars, blocks_of
 from glip_bench.subjects.base import Piece
-from glip_bench.subjects.profile import Stage
 
 __all__ = ["render", "render_floor"]
 
 FIRST = 42
+"""Width of the first column."""
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -40,7 +40,9 @@ def render(result: Mapping[str, Any]) -> str:
         if any(timings):
             row = (f"{timing['median']:.2f}" if timing else "" for timing in timings)
             lines.append(f"{piece:<{FIRST}}" + _heads(*row, width=22))
-    lines += _blocks(subjects) + _single_figures(subjects) + _floors(subjects) + _paces(subjects)
+    lines += _blocks(subjects) + _single_figures(subjects) + _floors(subjects)
+    lines += [f"no hardware limit: {result['no_floor']}"] if "no_floor" in result else []
+    lines += _paces(subjects)
     if "ends_ms" in result:
         decode, draw = result["ends_ms"]["decode"], result["ends_ms"]["draw"]
         lines += ["", f"{'around the detector':<{FIRST}}" + _heads("median ms", "p95")]
@@ -51,7 +53,7 @@ def render(result: Mapping[str, Any]) -> str:
         lines += ["", f"{'text branch, once a prompt (ONNX Runtime)':<{FIRST}}" + _heads("ms")]
         lines += [f"{name:<{FIRST}}" + _heads(f"{ms:.2f}") for name, ms in result["prompt_ms"].items()]
     if "resize" in result:
-        lines += ["", f"{'resize':<{FIRST}}" + _heads("exact ms", "fast ms", "mean difference, grey levels")]
+        lines += ["", f"{'resize':<{FIRST}}" + _heads("exact ms", "fast ms", "mean difference, gray levels")]
         for row in result["resize"]:
             (from_h, from_w), (to_h, to_w) = row["from"], row["to"]
             exact, fast = (f"{row['ms'][method]['median']:.1f}" for method in ("exact", "fast"))
@@ -60,7 +62,7 @@ def render(result: Mapping[str, Any]) -> str:
     for sweep in result.get("sweeps", ()):
         lines += ["", *bars(sweep)]
     if not result.get("complete", True):
-        lines += ["", "interrupted: not everything was measured; --resume goes on"]
+        lines += ["", "interrupted: not everything was measured; --resume continues"]
     return "\n".join(lines)
 
 
@@ -92,10 +94,14 @@ def _blocks(subjects: Mapping[str, Any]) -> list[str]:
     if not known:
         return []
     lines = ["", f"{'image branch by block, ms':<{FIRST}}" + _heads(*known, width=22)]
-    for stage in Stage:
-        cells = (f"{s[stage]:.1f} {s[stage] / (sum(s.values()) or 1):>5.0%}" for s in known.values())
+    for stage in blocks_of(known.values()):
+        cells = (_part(stages[stage], sum(stages.values())) if stage in stages else "" for stages in known.values())
         lines.append(f"{stage:<{FIRST}}" + _heads(*cells, width=22))
     return lines
+
+
+def _part(ms: float, total: float) -> str:
+    return f"{ms:.1f} {ms / (total or 1):>5.0%}"
 
 
 def _single_figures(subjects: Mapping[str, Any]) -> list[str]:

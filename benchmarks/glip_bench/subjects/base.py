@@ -1,20 +1,24 @@
-"""What can be measured: the names of the subjects, and what each of them can do."""
+"""What can be measured: the names of the subjects, and what each of them does."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from glip_deploy.detector import FrameStep
+from glip_deploy.errors import GlipError
+from glip_deploy.frames.geometry import canvas_size, network_size
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from glip_bench.subjects.profile import Stage
     from glip_deploy.prompts.syntax import PromptText
     from glip_deploy.prompts.tokens import Prompt
     from glip_deploy.results.detections import Detections
@@ -23,7 +27,7 @@ __all__ = ["Options", "Piece", "Stopwatch", "Subject", "SubjectName"]
 
 
 class SubjectName(StrEnum):
-    """The forms of GLIP that can be measured, slowest first: the first one present is compared against."""
+    """The forms of GLIP that can be measured, slowest first: the others are compared with the first that is present."""
 
     TORCH_OFFICIAL = "torch-official"
     TORCH = "torch"
@@ -37,77 +41,92 @@ class SubjectName(StrEnum):
 
     @property
     def needs_checkpoint(self) -> bool:
-        """It runs the weights as released, not the exported graphs."""
+        """Whether it runs the weights as released, not the exported graphs."""
         return self in (SubjectName.TORCH_OFFICIAL, SubjectName.TORCH)
 
     @property
     def is_yardstick(self) -> bool:
-        """Another detector, measured only when asked for."""
+        """Whether it is another detector, which is measured only when asked for."""
         return self in (SubjectName.DETR_R50, SubjectName.GROUNDING_DINO_T)
 
 
 class Piece(StrEnum):
-    """The parts of one frame's way, in order; a subject has those it can tell apart."""
+    """The parts of a frame's way through a subject, in order; a subject has those that it can tell apart."""
 
-    RESIZE = "resize and canvas"
+    RESIZE = FrameStep.RESIZE
     TEXT = "text branch"
     TO_DEVICE = "host to device"
-    IMAGE = "image branch"
+    IMAGE = FrameStep.IMAGE
     FROM_DEVICE = "device to host"
-    SELECT = "threshold and NMS"
+    SELECT = FrameStep.SELECT
     WHOLE = "whole frame"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a subject works; the same for all of one run."""
+    """How a subject works; the same for all subjects of a run."""
 
     bundle: Path
     checkpoint: Path | None = None
     shortest_side: int = 800
+    """Pixels; frames are resized to it."""
     longest_side: int | None = 1333
+    """Pixels; None for no limit."""
     threshold: float = 0.5
     threads: int | None = None
+    """CPU threads; None for one a core."""
     yardsticks: bool = False
-    """Where no subjects are named, other detectors too."""
+    """Whether other detectors run too where no subjects are named."""
+
+    def canvas_of(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width), in pixels, of the network's input for one frame of (height, width)."""
+        return canvas_size([network_size(*frame_size, self.shortest_side, self.longest_side)])
 
 
-class Subject(Protocol):
-    """One form of GLIP, loaded."""
+class Subject(ABC):
+    """One form of GLIP, loaded.
 
-    name: SubjectName
-    options: Options
-    """Sides and threshold may be replaced between two runs."""
-    stages: Mapping[Piece, float]
-    """Seconds of each piece of the last run; the device has finished at the end of each."""
+    Attributes:
+        name: which one.
+        options: sides and threshold may be replaced between two runs.
+        pieces: seconds of each piece of the last run; a device has finished its work at the end of each.
+    """
 
+    def __init__(self, name: SubjectName, options: Options) -> None:
+        self.name = name
+        self.options = options
+        self.pieces: Mapping[Piece, float] = {}
+
+    @abstractmethod
     def prepare(self, prompt: PromptText | Prompt) -> None:
         """Take in a prompt; all runs from here on look for it."""
-        ...
 
     def run(self, frame: NDArray[np.uint8]) -> Detections:
-        """Detect in one (H, W, 3) uint8 RGB frame; returns when the boxes are in host memory."""
-        ...
+        """Detect in one (H, W, 3) uint8 RGB frame; return when the boxes are in host memory."""
+        return self.run_batch([frame])[0]
 
+    @abstractmethod
     def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Detect in several frames of one size at once.
 
         Raises:
-            GlipError: it does not take that many.
+            GlipError: the subject does not take that many, or no prompt was prepared.
         """
-        ...
 
-    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[Stage, float] | None:
-        """Return seconds per block of the image branch, mean of `runs`; None where it cannot tell."""
-        ...
+    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
+        """Return the seconds that each block of the image branch takes in a frame, mean of `runs`; None if unknown."""
+        return None
 
+    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
-        """Return what is peculiar to it: device, precision, tokens of the prompt as it runs them."""
-        ...
+        """Return what is particular to the subject: device, precision, tokens of the prompt as it runs them."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free its memory."""
-        ...
+
+    def _no_prompt(self) -> GlipError:
+        return GlipError(f"{self.name} has no prompt yet; call prepare first")
 
 
 class Stopwatch:

@@ -1,29 +1,29 @@
-"""The exported graphs in an inference engine: the runtime's own way from frame to boxes, timed piece by piece."""
+"""An exported bundle, run by `glip_deploy.Detector` on ONNX Runtime or on TensorRT engines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from glip_bench.subjects.base import Options, Piece, Stopwatch, SubjectName
-from glip_bench.subjects.profile import Stage, profile_image_branch
-from glip_deploy.bundle.contract import Candidates, ImageInputs
-from glip_deploy.bundle.manifest import Bundle
+from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
+from glip_bench.subjects.profile import profile_image_branch
+from glip_deploy.detector import Detector, EncodedPrompt, FrameStep
 from glip_deploy.errors import GlipError
-from glip_deploy.frames import Canvas, make_canvas
-from glip_deploy.prompts.syntax import PromptText
-from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
-from glip_deploy.results.detections import Detections
-from glip_deploy.results.postprocess import select_batch
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from glip_deploy.backends.base import Backend
+    from glip_deploy.bundle.contract import Candidates, ImageInputs
+    from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.prompts.tokens import Prompt
+    from glip_deploy.results.detections import Detections
 
-__all__ = ["BundleSubject", "open_onnx_subject", "provider_absence", "select_all"]
+__all__ = ["BundleSubject", "bundle_absence", "open_bundle_subject"]
 
 PROVIDERS = {
     SubjectName.ONNXRUNTIME_CPU: ("CPUExecutionProvider",),
@@ -31,10 +31,15 @@ PROVIDERS = {
     # TensorRT leaves what it does not take to CUDA.
     SubjectName.ONNXRUNTIME_TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
+PACKAGES = {SubjectName.TENSORRT: "tensorrt", SubjectName.TENSORRT_RTX: "tensorrt_rtx"}
 
 
-def provider_absence(name: SubjectName) -> str | None:
-    """Say why ONNX Runtime cannot run a subject; None where it can."""
+def bundle_absence(name: SubjectName, bundle: Path) -> str | None:
+    """Say why a bundle cannot run here as the subject `name`; return None where it can. No graph is loaded."""
+    return _engine_absence(name, bundle) if name in PACKAGES else _provider_absence(name)
+
+
+def _provider_absence(name: SubjectName) -> str | None:
     try:
         import onnxruntime
     except ImportError:
@@ -45,110 +50,112 @@ def provider_absence(name: SubjectName) -> str | None:
     return f"onnxruntime has no {provider} here; it comes with onnxruntime-gpu"
 
 
-def open_onnx_subject(name: SubjectName, options: Options, bundle: Bundle) -> BundleSubject:
-    """Load a bundle in ONNX Runtime.
+def _engine_absence(name: SubjectName, bundle: Path) -> str | None:
+    from importlib.util import find_spec
+
+    from glip_bench.machine.gpus import describe_gpus
+    from glip_deploy.bundle.engines import read_records
+
+    found = find_spec(PACKAGES[name])
+    if found is None or found.origin is None:  # no origin: an empty folder of that name, type stubs for instance
+        return f"the package {PACKAGES[name]} is not installed; pip install 'glip-deploy[{name}]'"
+    if not describe_gpus():
+        return "there is no NVIDIA GPU here"
+    try:
+        flavors = {record.flavour for _, record in read_records(bundle)}
+    except GlipError as error:
+        return str(error)
+    if name not in flavors:
+        return f"the bundle has no engines for it; glip-build {bundle} --flavour {name}"
+    return None
+
+
+def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> BundleSubject:
+    """Load a bundle.
 
     Raises:
-        GlipError: a graph cannot be loaded, or the provider fell back to the CPU.
+        GlipError: a graph or engine cannot be loaded, or ONNX Runtime fell back to another provider.
     """
+    from glip_deploy.backends import open_backend
     from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
+    from glip_deploy.bundle.engines import read_records
 
-    backend = OnnxRuntimeBackend.open(bundle, options.threads, PROVIDERS[name])
-    return BundleSubject(name, options, bundle, backend, "cpu" if name is SubjectName.ONNXRUNTIME_CPU else "cuda")
+    backend: Backend
+    if name in PACKAGES:
+        found = read_records(bundle.path)
+        folder, record = next((folder, record) for folder, record in found if record.flavour == name)
+        backend, precision = open_backend("tensorrt", bundle, options.threads, folder), record.precision
+    else:
+        backend = OnnxRuntimeBackend.open(bundle, options.threads, PROVIDERS[name])
+        precision = str(bundle.manifest.get("precision", "fp32"))
+    return BundleSubject(name, options, Detector(bundle, backend), precision)
 
 
-class BundleSubject:
-    """A bundle in a backend; the text embedding is computed once per prompt. See `Subject`."""
+@dataclass
+class _Recorder:
+    """A backend that keeps the inputs it is given; all else goes to the backend it wraps."""
 
-    def __init__(
-        self,
-        name: SubjectName,
-        options: Options,
-        bundle: Bundle,
-        backend: Backend,
-        device: str,
-        precision: str | None = None,
-    ) -> None:
-        self.name = name
-        self.options = options
-        self.stages: Mapping[Piece, float] = {}
-        self._bundle, self._backend, self._device = bundle, backend, device
-        self._precision = precision or str(bundle.manifest.get("precision", "fp32"))
-        self._tokenizer = bundle.tokenizer()
-        self._prompt: Prompt | None = None
-        self._embedding: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+    backend: Backend
+    inputs: list[ImageInputs] = field(default_factory=list)
+
+    def detect(self, inputs: ImageInputs) -> Candidates:
+        self.inputs.append(inputs)
+        return self.backend.detect(inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+class BundleSubject(Subject):
+    """A bundle in a detector: the product itself is timed, by its own clock (`FrameStep`).
+
+    Args:
+        name: see `Subject`.
+        options: see `Subject`.
+        detector: without a folder for its cache, so that the text branch runs for every new prompt.
+        precision: of the weights, for the result file.
+    """
+
+    def __init__(self, name: SubjectName, options: Options, detector: Detector, precision: str) -> None:
+        super().__init__(name, options)
+        self._detector, self._precision = detector, precision
+        self._prompt: EncodedPrompt | None = None
 
     def prepare(self, prompt: PromptText | Prompt) -> None:
-        """See `Subject`."""
-        if not isinstance(prompt, Prompt):
-            prompt = parse_prompt(prompt, self._tokenizer, max_tokens=self._bundle.max_tokens)
-        self._embedding = self._backend.encode_text(prompt.input_ids)
-        self._prompt = prompt
-
-    def run(self, frame: NDArray[np.uint8]) -> Detections:
-        """See `Subject`."""
-        return self.run_batch([frame])[0]
+        """See `Subject.prepare`."""
+        self._prompt = self._detector.encode(prompt)
 
     def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See `Subject`."""
-        watch, prompt = Stopwatch(), self._ready()
-        with watch(Piece.RESIZE):
-            canvas = _canvas(frames, self.options)
-        with watch(Piece.IMAGE):  # to the device and back included, where there is one
-            found = self._backend.detect(self._inputs(canvas, prompt))
-        with watch(Piece.SELECT):
-            detections = select_all(found, canvas, prompt, self.options.threshold, self._bundle)
-        self.stages = watch.seconds
-        return detections
+        """See `Subject.run_batch`."""
+        if self._prompt is None:
+            raise self._no_prompt()
+        seconds: dict[FrameStep, float] = {}
+        detector, options = self._detector, self.options
+        detector.shortest_side, detector.longest_side = options.shortest_side, options.longest_side
+        found = detector.detect_batch(frames, self._prompt, options.threshold, color="rgb", timings=seconds)
+        self.pieces = {Piece(step): value for step, value in seconds.items()}
+        return found
 
-    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[Stage, float] | None:
-        """See `Subject`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
+    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
+        """See `Subject.profile`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
         if self.name is not SubjectName.ONNXRUNTIME_CPU:
             return None
-        feed = self._inputs(_canvas([frame], self.options), self._ready()).feed()
-        return profile_image_branch(self._bundle, feed, runs, self.options.threads)
+        recorder = _Recorder(self._detector.backend)
+        self._detector.backend = cast("Backend", recorder)
+        try:
+            self.run(frame)
+        finally:
+            self._detector.backend = recorder.backend
+        return profile_image_branch(self._detector.bundle, recorder.inputs[0].feed(), runs, self.options.threads)
 
     def describe(self) -> Mapping[str, Any]:
-        """See `Subject`."""
+        """See `Subject.describe`."""
         return {
-            "device": self._device,
+            "device": "cpu" if self.name is SubjectName.ONNXRUNTIME_CPU else "cuda",
             "precision": self._precision,
-            "tokens": int(self._embedding.shape[0]),
+            "tokens": 0 if self._prompt is None else len(self._prompt.embedding),
         }
 
     def close(self) -> None:
-        """See `Subject`."""
-        self._backend.close()
-
-    def _ready(self) -> Prompt:
-        if self._prompt is None:
-            raise GlipError(f"{self.name} has no prompt yet; call prepare first")
-        return self._prompt
-
-    def _inputs(self, canvas: Canvas, prompt: Prompt) -> ImageInputs:
-        return ImageInputs.of(canvas.frames, canvas.image_sizes, self._embedding, prompt.class_map)
-
-
-def _canvas(frames: Sequence[NDArray[np.uint8]], options: Options) -> Canvas:
-    return make_canvas(frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side)
-
-
-def select_all(found: Candidates, canvas: Canvas, prompt: Prompt, threshold: float, bundle: Bundle) -> list[Detections]:
-    """Turn the candidates of a batch into detections, as `Detector` does.
-
-    Args:
-        found: what the image branch gave.
-        canvas: what they were found in.
-        prompt: what was looked for.
-        threshold: scores must exceed it.
-        bundle: its limits for NMS.
-    """
-    return select_batch(
-        found,
-        canvas.image_sizes,
-        canvas.original_sizes,
-        thresholds=thresholds(prompt, threshold),
-        phrases=prompt.phrases,
-        nms_threshold=bundle.nms_iou,
-        max_detections=bundle.max_detections,
-    )
+        """See `Subject.close`."""
+        self._detector.close()

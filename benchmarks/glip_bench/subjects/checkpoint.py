@@ -1,23 +1,24 @@
-"""The released weights in torch: the official way (text padded, encoded every frame, direct fusion), and ours."""
+"""A released checkpoint in torch: the official way (text padded, encoded in every frame, direct fusion), and ours."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from glip_export.model.dyhead import DeformConvNorm
+from glip_export.model.bert import BertLayer
+from glip_export.model.dyhead import DeformConvNorm, DyConv
+from glip_export.model.fusion import VlFuse
 
-from glip_bench.subjects.base import Options, Piece, Stopwatch, SubjectName
-from glip_bench.subjects.bundle import select_all
+from glip_bench.subjects.base import Options, Piece, Stopwatch, Subject, SubjectName
 from glip_bench.subjects.official_form import PADDED, OfficialForm
-from glip_bench.subjects.profile import Stage
-from glip_deploy.bundle.contract import Candidates
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.contract import Candidates, Stage
+from glip_deploy.errors import CheckpointError, OptionError
 from glip_deploy.frames import make_canvas
-from glip_deploy.prompts.syntax import PromptText
-from glip_deploy.prompts.tokens import Prompt, parse_prompt
+from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
+from glip_deploy.results.postprocess import select_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,27 +26,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.prompts.syntax import PromptText
     from glip_deploy.results.detections import Detections
 
-__all__ = ["TorchSubject", "load_weights"]
-
-TOWER = (Stage.FUSION, Stage.TEXT_LAYERS, Stage.DYCONV)
+__all__ = ["CheckpointSubject", "load_weights"]
 
 
 def load_weights(options: Options, bundle: Bundle) -> Glip:
     """Read the checkpoint that a bundle was exported from, onto the GPU where torch has one.
 
     Raises:
-        GlipError: no or a damaged checkpoint, or another one than the bundle's.
+        OptionError: no checkpoint is named.
+        CheckpointError: it is damaged, or another one than the bundle's.
     """
     from glip_export.checkpoints import load_checkpoint
 
     if options.checkpoint is None:
-        raise GlipError("the torch subjects run the released weights; name them with --checkpoint glip_t.pth")
+        raise OptionError("the torch subjects run the released weights; name them with --checkpoint glip_t.pth")
     checkpoint = load_checkpoint(options.checkpoint)
     exported = bundle.manifest["checkpoint"]
     if checkpoint.sha256 != exported["sha256"]:
-        raise GlipError(
+        raise CheckpointError(
             f"checkpoint {options.checkpoint} is not the one {bundle.path} was exported from ({exported['file']},"
             f" sha256 {exported['sha256'][:12]}...); give that one, or export this one"
         )
@@ -55,24 +56,28 @@ def load_weights(options: Options, bundle: Bundle) -> Glip:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class TorchSubject:
-    """torch, eager, fp32. See `Subject`."""
+class CheckpointSubject(Subject):
+    """A checkpoint in torch, eager, fp32.
+
+    Args:
+        name: see `Subject`; `SubjectName.TORCH_OFFICIAL` is the official form.
+        options: see `Subject`.
+        bundle: what was exported from the checkpoint; gives the tokenizer and the limits of NMS.
+        weights: from `load_weights`; subjects may share them.
+    """
 
     def __init__(self, name: SubjectName, options: Options, bundle: Bundle, weights: Glip) -> None:
-        self.name = name
-        self.options = options
-        self.stages: Mapping[Piece, float] = {}
-        self._bundle = bundle
+        super().__init__(name, options)
+        self._bundle, self._tokenizer = bundle, bundle.tokenizer()
         self._official = name is SubjectName.TORCH_OFFICIAL
         self._model = OfficialForm(weights).model if self._official else weights
         self._device = next(weights.parameters()).device
-        self._tokenizer = bundle.tokenizer()
         self._prompt: Prompt | None = None
         self._text: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._embedding: torch.Tensor | None = None
 
     def prepare(self, prompt: PromptText | Prompt) -> None:
-        """See `Subject`; the official form only takes note of the words, and encodes them in every run."""
+        """See `Subject.prepare`; the official form only keeps the token ids, and encodes them in every run."""
         if not isinstance(prompt, Prompt):
             prompt = parse_prompt(prompt, self._tokenizer, max_tokens=self._bundle.max_tokens)
         real = len(prompt.input_ids)
@@ -86,23 +91,16 @@ class TorchSubject:
         with torch.inference_mode():
             self._embedding = None if self._official else self._model.encode_text(*self._text[:2])
 
-    def run(self, frame: NDArray[np.uint8]) -> Detections:
-        """See `Subject`."""
-        return self.run_batch([frame])[0]
-
     @torch.inference_mode()
     def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See `Subject`."""
+        """See `Subject.run_batch`."""
         if self._text is None or self._prompt is None:
-            raise GlipError(f"{self.name} has no prompt yet; call prepare first")
-        watch, batch = Stopwatch(self._wait), len(frames)
+            raise self._no_prompt()
+        watch, batch, options = Stopwatch(self._wait), len(frames), self.options
         ids, mask, classes = (tensor.expand(batch, *tensor.shape[1:]) for tensor in self._text)
         with watch(Piece.RESIZE):
             canvas = make_canvas(
-                frames,
-                color="rgb",
-                shortest_side=self.options.shortest_side,
-                longest_side=self.options.longest_side,
+                frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
             )
         pixels, sizes = torch.from_numpy(canvas.frames), torch.from_numpy(canvas.image_sizes)
         moves = self._device.type != "cpu"
@@ -117,63 +115,83 @@ class TorchSubject:
             embedding = embedding.expand(batch, *embedding.shape[1:])
         with watch(Piece.IMAGE):
             candidates = self._model(pixels, sizes, embedding, mask, classes)
-        found = (candidates.boxes, candidates.scores, candidates.labels)
+        tensors = (candidates.boxes, candidates.scores, candidates.labels)
         if moves:
             with watch(Piece.FROM_DEVICE):
-                found = (found[0].cpu(), found[1].cpu(), found[2].cpu())
+                tensors = (tensors[0].cpu(), tensors[1].cpu(), tensors[2].cpu())
         with watch(Piece.SELECT):
-            arrays = Candidates(*(tensor.numpy() for tensor in found))
-            detections = select_all(arrays, canvas, self._prompt, self.options.threshold, self._bundle)
-        self.stages = watch.seconds
+            detections = select_batch(
+                Candidates(*(tensor.numpy() for tensor in tensors)),
+                canvas.image_sizes,
+                canvas.original_sizes,
+                thresholds=thresholds(self._prompt, options.threshold),
+                phrases=self._prompt.phrases,
+                nms_threshold=self._bundle.nms_iou,
+                max_detections=self._bundle.max_detections,
+            )
+        self.pieces = watch.seconds
         return detections
 
-    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[Stage, float] | None:
-        """See `Subject`; hooks around the blocks, the device waited for at each."""
-        total = dict.fromkeys(Stage, 0.0)
+    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
+        """See `Subject.profile`; the device is waited for before and after each block."""
         self.run(frame)
-        with self._hooked(total):
+        with self._clocked() as total:
             for _ in range(runs):
                 self.run(frame)
-                total[Stage.REST] += self.stages[Piece.IMAGE]
-        blocks = (Stage.SWIN, Stage.FPN, *TOWER)
-        total[Stage.REST] = max(0.0, total[Stage.REST] - sum(total[stage] for stage in blocks))
-        total[Stage.DYCONV] = max(0.0, total[Stage.DYCONV] - total[Stage.DEFORM])  # they lie inside it
-        return {stage: seconds / runs for stage, seconds in total.items()}
+        return {stage: total[stage] / runs for stage in Stage if stage in total}
 
     @contextmanager
-    def _hooked(self, total: dict[Stage, float]) -> Iterator[None]:
-        import time
+    def _clocked(self) -> Iterator[dict[Stage, float]]:
+        """Give the seconds of each block, added up while the context lasts; a block does not count those inside it."""
+        head = self._model.rpn.head
+        stages: dict[torch.nn.Module, Stage] = {
+            self._model: Stage.INPUT,
+            self._model.backbone.body: Stage.BACKBONE,
+            self._model.backbone.fpn: Stage.FPN,
+            head: Stage.PREDICTION,
+        }
+        for module in head.dyhead_tower.modules():
+            if isinstance(module, DyConv):
+                stages |= {module: Stage.DYHEAD, module.offset: Stage.OFFSETS}
+            elif isinstance(module, DeformConvNorm):
+                stages |= {module: Stage.DEFORMABLE, module.bn: Stage.GROUP_NORM}
+        for module in head.dyhead_tower:
+            if isinstance(module, VlFuse | BertLayer):
+                stages[module] = Stage.FUSION if isinstance(module, VlFuse) else Stage.TEXT_LAYERS
+        total: dict[Stage, float] = {}
+        running: list[Stage] = []
+        last = 0.0
 
-        tower = self._model.rpn.head.dyhead_tower
-        fusion = bool(self._model.config.head.fusion)
-        blocks: list[tuple[torch.nn.Module, Stage]] = [
-            (self._model.backbone.body, Stage.SWIN),
-            (self._model.backbone.fpn, Stage.FPN),
-            *((block, TOWER[i % 3] if fusion else Stage.DYCONV) for i, block in enumerate(tower)),
-            *((module, Stage.DEFORM) for module in tower.modules() if isinstance(module, DeformConvNorm)),
-        ]
-        started: dict[Stage, float] = {}
+        def lap() -> None:
+            nonlocal last
+            self._wait()
+            now = time.perf_counter()
+            if running:
+                total[running[-1]] = total.get(running[-1], 0.0) + now - last
+            last = now
 
         def begin(stage: Stage) -> None:
-            self._wait()
-            started[stage] = time.perf_counter()
+            lap()
+            running.append(stage)
 
         def end(stage: Stage) -> None:
-            self._wait()
-            total[stage] += time.perf_counter() - started[stage]
+            lap()
+            running.pop()
+            if stage is Stage.PREDICTION:  # what the model does after its head is to select candidates
+                running[-1] = Stage.SELECTION
 
         handles = []
-        for module, stage in blocks:
+        for module, stage in stages.items():
             handles.append(module.register_forward_pre_hook(lambda *_, stage=stage: begin(stage)))
             handles.append(module.register_forward_hook(lambda *_, stage=stage: end(stage)))
         try:
-            yield
+            yield total
         finally:
             for handle in handles:
                 handle.remove()
 
     def describe(self) -> Mapping[str, Any]:
-        """See `Subject`."""
+        """See `Subject.describe`."""
         return {
             "device": self._device.type,
             "precision": "fp32",
@@ -181,7 +199,7 @@ class TorchSubject:
         }
 
     def close(self) -> None:
-        """See `Subject`."""
+        """See `Subject.close`."""
         self._embedding = self._text = None
 
     def _wait(self) -> None:

@@ -1,34 +1,42 @@
 """GLIP as it was released: every frame encodes the text again, padded to 256 tokens, and fuses at full width.
 
-The same weights and, on real tokens, the same numbers as our form; only the work differs. It is what the other
-subjects are compared with. Sources: `generalized_vl_rcnn.py` (text per forward, `PAD_MAX`), `fuse_helper.py`.
+The weights are the same and, on real tokens, so are the numbers; only the amount of work differs. Official sources:
+`modeling/detector/generalized_vl_rcnn.py` (text in every forward pass), `utils/fuse_helper.py` (fusion).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from glip_export.model.fusion import BiMultiHeadAttention, VlFuse
 from torch import Tensor
-
-from glip_bench.subjects.profile import Stage
 
 if TYPE_CHECKING:
     from glip_export.model.config import GlipConfig
     from glip_export.model.glip import Glip
     from glip_export.model.head import Candidates
 
-__all__ = ["OfficialForm", "official_macs"]
+__all__ = ["PADDED", "OfficialForm", "official_macs"]
 
 PADDED = 256
+"""Tokens of every prompt (official `MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN`)."""
 MASKED = -9e15  # the official value
 
 
 class DirectAttention(BiMultiHeadAttention):
     """Two-way cross attention as published: every visual token is projected to the joint width, three times."""
+
+    @classmethod
+    def sharing(cls, other: BiMultiHeadAttention) -> DirectAttention:
+        """Return one with the very weights of another attention."""
+        with torch.device("meta"):
+            widths = other.v_proj.in_features, other.l_proj.in_features, other.v_proj.out_features
+            direct = cls(*widths, other.heads).eval().requires_grad_(False)
+        direct.load_state_dict(other.state_dict(), assign=True)
+        return direct
 
     def forward(self, v: Tensor, l: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
         """See `BiMultiHeadAttention.forward`."""
@@ -46,17 +54,17 @@ class DirectAttention(BiMultiHeadAttention):
 
 
 class OfficialForm:
-    """A model run the official way; shares the weights of the one it is made from."""
+    """A model run the official way; it shares the weights of the one it is made from, which stays as it is."""
 
     def __init__(self, model: Glip) -> None:
         memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         self.model = copy.deepcopy(model, memo)
         for module in self.model.modules():
             if isinstance(module, VlFuse):
-                module.b_attn.attn.__class__ = DirectAttention
+                module.b_attn.attn = DirectAttention.sharing(module.b_attn.attn)
 
     def detect(self, frames: Tensor, image_sizes: Tensor, input_ids: Tensor, class_map: Tensor) -> Candidates:
-        """Everything of one frame, the text branch included.
+        """Run everything of one frame, the text branch included.
 
         Args:
             frames: (B, H, W, 3) uint8 BGR canvas.
@@ -78,16 +86,17 @@ class OfficialForm:
         return found
 
 
-def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> Mapping[Stage | str, int]:
-    """Count the multiply-adds of one frame in the official form, per block; nothing is computed.
+def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> Mapping[str, int]:
+    """Count the multiply-adds of one frame in the official form; nothing is computed.
 
     Args:
         config: the variant.
-        height: of the network's input, a multiple of 32.
+        height: of the network's input in pixels, a multiple of 32.
         width: likewise.
 
     Returns:
-        Multiply-adds of Swin, FPN, "BERT", fusion, the head's BERT layers and DyConv (offsets included).
+        Multiply-adds by block of the paper: "Swin", "FPN", "BERT", "fusion" and "text layers" (where there is fusion),
+        "DyConv" (offsets included).
     """
     from glip_export.model.glip import Glip
     from torch.utils.flop_counter import FlopCounterMode
@@ -96,26 +105,22 @@ def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> M
         model = OfficialForm(Glip(config)).model.eval()
         image = torch.empty(1, height, width, 3)
         ids = torch.zeros(1, PADDED, dtype=torch.int64)
-    total: dict[Stage | str, int] = {}
+        bias = torch.zeros(1, 1, 1, PADDED)
+    total: dict[str, int] = {}
 
-    def counted(stage: Stage | str, run: object, *arguments: object) -> object:
+    def counted(block: str, times: int, run: Callable[..., Any], *arguments: Any) -> Any:
         with FlopCounterMode(display=False) as counter:
-            result = run(*arguments)  # type: ignore[operator]
-        total[stage] = total.get(stage, 0) + counter.get_total_flops() // 2
+            result = run(*arguments)
+        total[block] = times * (counter.get_total_flops() // 2)
         return result
 
+    tower, blocks = model.rpn.head.dyhead_tower, config.head.blocks  # the blocks of the tower are all of one size
     with torch.inference_mode():
-        hidden = counted("BERT", model.encode_text, ids, ids)
-        maps = counted(Stage.SWIN, model.backbone.body, image)
-        maps = counted(Stage.FPN, model.backbone.fpn, maps)
-        bias = torch.zeros(1, 1, 1, PADDED, device="meta")
-        tower = model.rpn.head.dyhead_tower
-        fuse, layer, convolve = tower[:3] if config.head.fusion else (None, None, tower[0])
-        if fuse is not None:
-            maps, hidden = counted(Stage.FUSION, fuse, maps, hidden, ids)  # type: ignore[misc]
-            counted(Stage.TEXT_LAYERS, layer, hidden, bias)
-        counted(Stage.DYCONV, convolve, maps)
-    for stage in (Stage.FUSION, Stage.TEXT_LAYERS, Stage.DYCONV):  # the blocks of the tower are all of one size
-        if stage in total:
-            total[stage] *= config.head.blocks
+        hidden = counted("BERT", 1, model.encode_text, ids, ids)
+        maps = counted("Swin", 1, model.backbone.body, image)
+        maps = counted("FPN", 1, model.backbone.fpn, maps)
+        if config.head.fusion:
+            maps, hidden = counted("fusion", blocks, tower[0], maps, hidden, ids)
+            counted("text layers", blocks, tower[1], hidden, bias)
+        counted("DyConv", blocks, tower[2 if config.head.fusion else 0], maps)
     return total

@@ -2,92 +2,75 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_bench.subjects.base import Options, SubjectName
-from glip_deploy.errors import GlipError
+from glip_bench.subjects.base import Options, Subject, SubjectName
+from glip_deploy.errors import OptionError
 
 if TYPE_CHECKING:
-    from glip_bench.subjects.base import Subject
+    from glip_deploy.bundle.manifest import Bundle
 
 __all__ = ["absence", "choose", "open_subjects"]
 
 
 def absence(name: SubjectName, options: Options) -> str | None:
-    """Say in a line why a subject cannot run here; None where it can.
+    """Say in a line why a subject cannot run here; return None where it can. No model is loaded."""
+    if name.needs_checkpoint or name.is_yardstick:
+        extra, other = ("export", "glip_export") if name.needs_checkpoint else ("yardsticks", "transformers")
+        for package in ("torch", other):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed; pip install 'glip-deploy[{extra}]'"
+        if name.needs_checkpoint and options.checkpoint is None:
+            return "it runs the released weights; name them with --checkpoint glip_t.pth"
+        return None
+    from glip_bench.subjects.bundle import bundle_absence
 
-    Only looks: nothing is loaded but ONNX Runtime's list of providers.
-    """
-    if name.needs_checkpoint:
-        return _torch_absence(options.checkpoint)
-    if name.is_yardstick:
-        from glip_bench.subjects.yardstick import yardstick_absence
-
-        return yardstick_absence()
-    if name in (SubjectName.TENSORRT, SubjectName.TENSORRT_RTX):
-        from glip_bench.subjects.engine import engine_absence
-
-        return engine_absence(name, options.bundle)
-    from glip_bench.subjects.bundle import provider_absence
-
-    return provider_absence(name)
-
-
-def _torch_absence(checkpoint: Path | None) -> str | None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        return "torch is not installed; pip install 'glip-deploy[export]'"
-    if find_spec("glip_export") is None:
-        return "glip_export is not installed; pip install 'glip-deploy[export]'"
-    if checkpoint is None:
-        return "it runs the released weights; name them with --checkpoint glip_t.pth"
-    return None
+    return bundle_absence(name, options.bundle)
 
 
 def choose(names: Sequence[str] | None, options: Options) -> tuple[list[SubjectName], dict[str, str]]:
     """Decide what runs.
 
     Args:
-        names: asked for, in order; None for every one that can run.
+        names: asked for, in order; None for every subject that can run.
         options: see `Options`.
 
     Returns:
         (those that run, reason by name of those that cannot).
 
     Raises:
-        GlipError: an unknown name, or one asked for that cannot run, or none that can.
+        OptionError: an unknown name, or one asked for that cannot run, or none that can.
     """
-    legal = ", ".join(SubjectName)
     if names is not None:
+        legal = ", ".join(SubjectName)
         wanted = []
         for name in dict.fromkeys(names):
             if name not in SubjectName.__members__.values():
-                raise GlipError(f'subject "{name}" is unknown; legal are {legal}')
+                raise OptionError(f'subject "{name}" is unknown; legal are {legal}')
             wanted.append(SubjectName(name))
         if not wanted:
-            raise GlipError(f"no subjects are named; legal are {legal}")
+            raise OptionError(f"no subjects are named; legal are {legal}")
         for one in wanted:
             reason = absence(one, options)
             if reason is not None:
-                raise GlipError(f"subject {one} cannot run: {reason}")
+                raise OptionError(f"subject {one} cannot run: {reason}")
         return wanted, {}
     reasons = {name: absence(name, options) for name in SubjectName if options.yardsticks or not name.is_yardstick}
     present = [name for name, reason in reasons.items() if reason is None]
     if not present:
-        raise GlipError(f"no subject can run here; onnxruntime-cpu: {reasons[SubjectName.ONNXRUNTIME_CPU]}")
+        raise OptionError(f"no subject can run here; onnxruntime-cpu: {reasons[SubjectName.ONNXRUNTIME_CPU]}")
     return present, {str(name): reason for name, reason in reasons.items() if reason is not None}
 
 
 def open_subjects(
     names: Sequence[SubjectName], options: Options, on_step: Callable[[str], None] = lambda step: None
 ) -> Iterator[tuple[Subject, float]]:
-    """Load subjects one after another; gives each with the seconds that took.
+    """Load subjects one after another; give each with the seconds that took.
 
-    The two torch subjects share one copy of the weights, which the first of them is charged for.
+    The two torch subjects share one copy of the weights; reading it counts for the first of them.
 
     Raises:
         GlipError: a damaged bundle or checkpoint, a checkpoint that is not the bundle's, an engine that fails.
@@ -95,26 +78,25 @@ def open_subjects(
     from glip_deploy.bundle.manifest import Bundle
 
     bundle = Bundle.open(options.bundle)
-    weights: Any = None
+    weights: list[Any] = []
     for name in names:
         on_step(f"open {name}")
         start = time.perf_counter()
-        subject: Subject
-        if name.needs_checkpoint:
-            from glip_bench.subjects.checkpoint import TorchSubject, load_weights
-
-            weights = weights or load_weights(options, bundle)
-            subject = TorchSubject(name, options, bundle, weights)
-        elif name.is_yardstick:
-            from glip_bench.subjects.yardstick import YardstickSubject
-
-            subject = YardstickSubject(name, options, bundle)
-        elif name in (SubjectName.TENSORRT, SubjectName.TENSORRT_RTX):
-            from glip_bench.subjects.engine import open_engine_subject
-
-            subject = open_engine_subject(name, options, bundle)
-        else:
-            from glip_bench.subjects.bundle import open_onnx_subject
-
-            subject = open_onnx_subject(name, options, bundle)
+        subject = _open(name, options, bundle, weights)
         yield subject, time.perf_counter() - start
+
+
+def _open(name: SubjectName, options: Options, bundle: Bundle, weights: list[Any]) -> Subject:
+    if name.needs_checkpoint:
+        from glip_bench.subjects.checkpoint import CheckpointSubject, load_weights
+
+        if not weights:
+            weights.append(load_weights(options, bundle))
+        return CheckpointSubject(name, options, bundle, weights[0])
+    if name.is_yardstick:
+        from glip_bench.subjects.yardstick import YardstickSubject
+
+        return YardstickSubject(name, options, bundle)
+    from glip_bench.subjects.bundle import open_bundle_subject
+
+    return open_bundle_subject(name, options, bundle)

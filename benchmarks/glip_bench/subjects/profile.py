@@ -1,94 +1,78 @@
-"""Where a frame's time goes: ONNX Runtime's own profile of the image graph, summed by block of the network."""
+"""Where a frame's time goes: ONNX Runtime's own profile of the image graph, added up by block of the network."""
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import IMAGE_GRAPH
-from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.contract import IMAGE_GRAPH, Stage
+from glip_deploy.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Stage", "profile_image_branch", "stage_of", "sum_stages"]
+    from glip_deploy.bundle.manifest import Bundle
 
-_TOWER = re.compile(r"/head/dyhead_tower\.(\d+)(/.*)?")
+__all__ = ["LAYOUT", "profile_image_branch", "stage_of", "sum_stages"]
 
-
-class Stage(StrEnum):
-    """A block of the image branch, in the order it runs."""
-
-    SWIN = "Swin"
-    FPN = "FPN"
-    FUSION = "fusion"
-    TEXT_LAYERS = "BERT layers of the head"
-    DEFORM = "DyConv: deformable convolutions"
-    DYCONV = "DyConv: offsets, norms, DyReLU"
-    PREDICTION = "box and token scores"
-    REST = "normalise, decode, top 1000, layout"
+LAYOUT = "added by ONNX Runtime"
+"""What is not in the graph as it was exported: ONNX Runtime's changes of memory layout."""
 
 
-def stage_of(node: str, fusion: bool) -> Stage:
-    """Tell the stage from a node's name, which carries the path of the module it was traced from.
+def stage_of(name: str, stages: Mapping[str, Stage]) -> Stage | None:
+    """Return the stage of a node of an optimized graph; None where it comes from no node of the original one.
+
+    ONNX Runtime names what it makes of a node after that node, with an ending.
 
     Args:
-        node: for instance "/head/dyhead_tower.2/DyConv.1/DeformConv".
-        fusion: the tower repeats (fusion, BERT layer, DyConv); without it, DyConv alone.
+        name: of the optimized node.
+        stages: stage of every node of the original graph, by the node's name (`glip_export.stages.stages_of`).
     """
-    if "/backbone/body" in node:
-        return Stage.SWIN
-    if "/backbone" in node:
-        return Stage.FPN
-    found = _TOWER.search(node)
-    if found is not None:
-        kind = int(found.group(1)) % 3 if fusion else 2
-        if kind < 2:
-            return (Stage.FUSION, Stage.TEXT_LAYERS)[kind]
-        return Stage.DEFORM if "/DeformConv" in node else Stage.DYCONV
-    return Stage.PREDICTION if "/head/" in node else Stage.REST
+    return next((stages[name[:end]] for end in range(len(name), 0, -1) if name[:end] in stages), None)
 
 
-def sum_stages(events: Iterable[Mapping[str, Any]], fusion: bool) -> dict[Stage, float]:
-    """Sum the kernel times of an ONNX Runtime profile, in seconds per stage.
+def sum_stages(events: Iterable[Mapping[str, Any]], stages: Mapping[str, Stage]) -> dict[str, float]:
+    """Add up the kernel times of an ONNX Runtime profile, in seconds per stage, and last `LAYOUT`.
 
     Args:
-        events: the profile's JSON array; events other than node kernels are passed over.
-        fusion: see `stage_of`.
+        events: the profile's JSON array; events other than the end of a node's kernel are passed over.
+        stages: see `stage_of`.
     """
     suffix = "_kernel_time"
-    microseconds: Counter[Stage] = Counter()
+    microseconds = {str(stage): 0 for stage in Stage if stage in stages.values()} | {LAYOUT: 0}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith(suffix):
-            microseconds[stage_of(name.removesuffix(suffix), fusion)] += int(event["dur"])
-    return {stage: microseconds[stage] / 1e6 for stage in Stage}
+            microseconds[stage_of(name.removesuffix(suffix), stages) or LAYOUT] += int(event["dur"])
+    return {stage: value / 1e6 for stage, value in microseconds.items()}
 
 
 def profile_image_branch(
     bundle: Bundle, feed: Mapping[str, NDArray[np.generic]], runs: int, threads: int | None = None
-) -> dict[Stage, float]:
+) -> dict[str, float]:
     """Run the image graph under ONNX Runtime's profiler; return seconds per stage, mean of `runs`.
 
-    The first, unprofitable run (allocation, warm-up) is profiled apart and thrown away.
+    The first run, which reserves memory, is left out.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load the graph, or its profile has an unknown form.
+        BundleError: a node of the graph belongs to no stage.
     """
-    fusion = bool(bundle.manifest["config"]["head"]["fusion"])
+    from glip_export.stages import stages_of
+
+    graph = bundle.path / IMAGE_GRAPH
     with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(bundle.path / IMAGE_GRAPH, threads=threads, profile=Path(scratch) / "profile")
+        session = open_session(graph, threads=threads, profile=Path(scratch) / "profile")
         for _ in range(runs + 1):
             session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     if len(starts) != runs + 1:
-        raise GlipError(f"ONNX Runtime profiled {len(starts)} runs of {runs + 1}; its profile format is not known")
+        raise BackendError(f"ONNX Runtime profiled {len(starts)} runs of {runs + 1}; its profile format is not known")
     kept = [event for event in events if event.get("ts", 0) >= starts[1]]
-    return {stage: seconds / runs for stage, seconds in sum_stages(kept, fusion).items()}
+    return {stage: seconds / runs for stage, seconds in sum_stages(kept, stages_of(graph)).items()}

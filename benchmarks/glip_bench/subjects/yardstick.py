@@ -1,4 +1,4 @@
-"""Other detectors of the field at their real size, to have a measure beside GLIP: what does a frame cost them here?
+"""Other detectors of the field at their published size: what does a frame cost them on this machine?
 
 The architectures come from transformers, the weights are random: their boxes mean nothing, their times do. Canvas,
 prompt and clock are those of every other subject.
@@ -14,49 +14,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glip_bench.subjects.base import Options, Piece, Stopwatch, SubjectName
-from glip_deploy.errors import GlipError
+import numpy as np
+import torch
+
+from glip_bench.subjects.base import Options, Piece, Stopwatch, Subject, SubjectName
+from glip_deploy.errors import BackendError, OptionError
 from glip_deploy.frames import make_canvas
-from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.frames.geometry import ceil_div
 from glip_deploy.prompts.tokens import Prompt, parse_prompt
 from glip_deploy.results.detections import Detections
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from glip_bench.subjects.profile import Stage
     from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.prompts.syntax import PromptText
 
-__all__ = ["PARAMETERS", "YardstickSubject", "yardstick_absence"]
+__all__ = ["PARAMETERS", "YardstickSubject"]
 
 PARAMETERS = {SubjectName.DETR_R50: 41.5e6, SubjectName.GROUNDING_DINO_T: 172e6}
-"""As published; a model that is built with another size is none."""
-QUERIES = 900  # of Grounding DINO, chosen among the places of four levels
+"""Number of weights, as published; a model of another size would not be a fair measure."""
+QUERIES = 900
+"""Of Grounding DINO, chosen among the locations of four levels."""
+STRIDES = (8, 16, 32, 64)
+"""Pixels per location of these levels."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def yardstick_absence() -> str | None:
-    """Say why there are no yardsticks here; None where there are. Nothing is loaded."""
-    from importlib.util import find_spec
+class YardstickSubject(Subject):
+    """A detector of transformers with random weights, in torch, fp32.
 
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            return f"{package} is not installed; pip install 'glip-deploy[yardsticks]'"
-    return None
+    Args:
+        name: see `Subject`.
+        options: see `Subject`.
+        bundle: gives the tokenizer.
 
-
-class YardstickSubject:
-    """A detector of transformers with random weights, in torch, fp32. See `Subject`."""
+    Raises:
+        BackendError: the installed transformers cannot build it.
+    """
 
     def __init__(self, name: SubjectName, options: Options, bundle: Bundle) -> None:
-        import torch
-
-        self.name = name
-        self.options = options
-        self.stages: Mapping[Piece, float] = {}
+        super().__init__(name, options)
         self._bundle = bundle
-        self._torch = torch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if options.threads is not None:
             torch.set_num_threads(options.threads)
@@ -67,44 +66,42 @@ class YardstickSubject:
         self._mean, self._std = (torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def prepare(self, prompt: PromptText | Prompt) -> None:
-        """See `Subject`."""
+        """See `Subject.prepare`."""
         if not isinstance(prompt, Prompt):
             prompt = parse_prompt(prompt, self._bundle.tokenizer(), max_tokens=self._bundle.max_tokens)
         self._prompt = prompt
 
-    def run(self, frame: NDArray[np.uint8]) -> Detections:
-        """See `Subject`."""
-        return self.run_batch([frame])[0]
-
+    @torch.inference_mode()
     def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See `Subject`."""
+        """See `Subject.run_batch`."""
         if self._prompt is None:
-            raise GlipError(f"{self.name} has no prompt yet; call prepare first")
-        torch, watch = self._torch, Stopwatch(self._wait)
+            raise self._no_prompt()
+        watch, options = Stopwatch(self._wait), self.options
         with watch(Piece.RESIZE):
             canvas = make_canvas(
-                frames, color="rgb", shortest_side=self.options.shortest_side, longest_side=self.options.longest_side
+                frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
             )
         height, width = canvas.frames.shape[1:3]
-        places = sum(-(-height // stride) * -(-width // stride) for stride in (8, 16, 32, 64))
-        if self.name is SubjectName.GROUNDING_DINO_T and places < QUERIES:
-            raise GlipError(f"{self.name} picks {QUERIES} of {places} places in {width}x{height}; use a larger side")
-        with torch.inference_mode():
-            pixels = torch.from_numpy(canvas.frames)
-            if self._device.type != "cpu":
-                with watch(Piece.TO_DEVICE):
-                    pixels = pixels.to(self._device)
-            with watch(Piece.IMAGE):
-                found = self._model(**self._inputs(pixels, canvas.image_sizes))
-            with watch(Piece.SELECT):
-                boxes, logits = found.pred_boxes.cpu().numpy(), found.logits.float().cpu().numpy()
-                detections = [self._select(*pair) for pair in zip(boxes, logits, frames, strict=True)]
-        self.stages = watch.seconds
+        locations = sum(ceil_div(height, stride) * ceil_div(width, stride) for stride in STRIDES)
+        if self.name is SubjectName.GROUNDING_DINO_T and locations < QUERIES:
+            raise OptionError(
+                f"{self.name} picks {QUERIES} of {locations} locations in {width}x{height}; use a larger shortest side"
+            )
+        pixels = torch.from_numpy(canvas.frames)
+        if self._device.type != "cpu":
+            with watch(Piece.TO_DEVICE):
+                pixels = pixels.to(self._device)
+        with watch(Piece.IMAGE):
+            found = self._model(**self._inputs(pixels, canvas.image_sizes))
+        with watch(Piece.SELECT):
+            boxes, logits = found.pred_boxes.cpu().numpy(), found.logits.float().cpu().numpy()
+            detections = [self._select(*pair) for pair in zip(boxes, logits, frames, strict=True)]
+        self.pieces = watch.seconds
         return detections
 
     def _inputs(self, pixels: Any, image_sizes: NDArray[np.int64]) -> dict[str, Any]:
-        """What the network takes, normalising included, as GLIP's image branch includes it."""
-        torch, batch = self._torch, pixels.shape[0]
+        """Return what the network takes; normalization is part of the image branch, as it is in GLIP's."""
+        batch = pixels.shape[0]
         mask = torch.zeros(pixels.shape[:3], dtype=torch.int64, device=self._device)
         for i, (height, width) in enumerate(image_sizes.tolist()):
             mask[i, :height, :width] = 1
@@ -120,9 +117,7 @@ class YardstickSubject:
         return inputs
 
     def _select(self, boxes: NDArray[Any], logits: NDArray[Any], frame: NDArray[np.uint8]) -> Detections:
-        """Best class of each query, above the threshold; the paper's own last step, without any NMS."""
-        import numpy as np
-
+        """Take the best class of each query if it is above the threshold, without NMS, as both papers do."""
         if self.name is SubjectName.DETR_R50:
             odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
             scores = (odds / odds.sum(axis=-1, keepdims=True))[:, :-1]
@@ -135,12 +130,8 @@ class YardstickSubject:
         corners = np.concatenate([center - half, center + half], axis=1) * size
         return Detections(corners, best[keep], labels[keep], [str(label) for label in labels[keep]])
 
-    def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[Stage, float] | None:
-        """See `Subject`; its blocks are not GLIP's."""
-        return None
-
     def describe(self) -> Mapping[str, Any]:
-        """See `Subject`."""
+        """See `Subject.describe`."""
         return {
             "device": self._device.type,
             "precision": "fp32",
@@ -150,12 +141,12 @@ class YardstickSubject:
         }
 
     def close(self) -> None:
-        """See `Subject`."""
+        """See `Subject.close`."""
         self._model = None
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
-            self._torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self._device)
 
 
 def _build(name: SubjectName) -> Any:
@@ -165,9 +156,9 @@ def _build(name: SubjectName) -> Any:
     try:
         if name is SubjectName.DETR_R50:
             return library.DetrForObjectDetection(library.DetrConfig(use_timm_backbone=False))
-        # Its CUDA kernel is fetched from a hub, which nothing here does.
+        # Its own CUDA kernel would be downloaded.
         config = library.GroundingDinoConfig(disable_custom_kernels=True)
         return library.GroundingDinoForObjectDetection(config)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise GlipError(f"transformers {transformers.__version__} cannot build {name}: {reason}") from None
+        raise BackendError(f"transformers {transformers.__version__} cannot build {name}: {reason}") from None

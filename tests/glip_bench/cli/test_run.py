@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 from glip_bench.cli import main
+from glip_bench.cli.app import with_command
 from glip_bench.reporting.results import read_result
 from glip_bench.reporting.text import render
-from glip_bench.subjects.profile import Stage
+from glip_bench.subjects.profile import LAYOUT
+
+from glip_deploy.bundle.contract import Stage
 
 ARGUMENTS = ["--frame", "120x90", "--shortest-side", "96", "--runs", "2", "--prompt", "person. dog", "--quiet"]
 
@@ -17,7 +20,7 @@ ARGUMENTS = ["--frame", "120x90", "--shortest-side", "96", "--runs", "2", "--pro
 def file(tiny_bundle, tiny_checkpoint, tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "result.json"
     extra = ["--checkpoint", str(tiny_checkpoint), "--threshold", "0.2"]
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra, "--json", str(file)]) == 0
+    assert main(["run", "--model", str(tiny_bundle), *ARGUMENTS, *extra, "--json", str(file)]) == 0
     return file
 
 
@@ -55,8 +58,11 @@ def test_memory_is_of_the_subject_alone(result):
 
 def test_every_block_of_the_network_took_time(result):
     stages = result["subjects"]["onnxruntime-cpu"]["stages_ms"]
-    assert list(stages) == [stage.value for stage in Stage]
+    present = [stage for stage in Stage if stage not in (Stage.TEXT, Stage.TUNED_PROMPT)]
+    assert list(stages) == [*present, LAYOUT]
     assert all(ms > 0 for ms in stages.values())
+    assert stages[LAYOUT] < 0.2 * sum(stages.values())
+    assert list(result["subjects"]["torch"]["stages_ms"]) == [s for s in present if s is not Stage.FUSION_SOFTMAX]
 
 
 def test_a_known_prompt_costs_next_to_nothing(result):
@@ -68,7 +74,7 @@ def test_a_known_prompt_costs_next_to_nothing(result):
 
 def test_the_table_has_every_row(result):
     shown = render(result)
-    for part in ("image branch", "Swin", "second prompt", "1920x1080", "p99", "FPS", "peak resident memory"):
+    for part in ("image branch", "backbone", "second prompt", "1920x1080", "p99", "FPS", "peak resident memory"):
         assert part in shown
     found = result["subjects"]["torch"]["detections"]
     assert f"{found} of {found}" in shown
@@ -79,7 +85,7 @@ def test_an_interrupted_run_goes_on(tiny_bundle, tmp_path, monkeypatch, capsys):
     from glip_bench.measuring import run as detection
 
     saved = tmp_path / "result.json"
-    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--runs", "4", "--no-details", "--json", str(saved)]
+    arguments = ["run", "--model", str(tiny_bundle), *ARGUMENTS, "--runs", "4", "--no-details", "--json", str(saved)]
     sleep = iter([None, None])
 
     def interrupt(seconds):
@@ -89,7 +95,7 @@ def test_an_interrupted_run_goes_on(tiny_bundle, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(detection.time, "sleep", interrupt)
         assert main(arguments) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     partial = read_result(saved)
     assert partial["rounds_done"] == 2 and not partial["complete"]
     kept = partial["subjects"]["onnxruntime-cpu"]["pieces_ms"]["whole frame"]["samples"]
@@ -104,7 +110,7 @@ def test_an_interrupted_run_goes_on(tiny_bundle, tmp_path, monkeypatch, capsys):
 
 
 def test_a_camera_too_fast_loses_frames(tiny_bundle, capsys):
-    arguments = ["--model", str(tiny_bundle), *ARGUMENTS, "--no-details", "--no-memory", "--frame-rate", "1000"]
+    arguments = ["run", "--model", str(tiny_bundle), *ARGUMENTS, "--no-details", "--no-memory", "--frame-rate", "1000"]
     assert main(arguments) == 0
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("   no"))
     taken, dropped = (int(cell) for cell in row.split()[1:3])
@@ -130,18 +136,16 @@ def test_no_round_begins_out_of_time(tiny_bundle, tmp_path):
         (["--json", "no/such/folder/x.json"], "does not exist"),
         (["--json", "."], "is a folder"),
         (["--prompt", " . "], "no words"),
-        (["--longest-side", "-5"], "longest_side is -5"),
         (["--subjects", "tflite"], '"tflite" is unknown; legal are torch-official'),
         (["--subjects", "torch"], "subject torch cannot run: it runs the released weights; name them with --check"),
         (["--subjects", ","], "no subjects are named"),
         (["--frames", "."], "holds no pictures"),
-        (["--resume"], "name it with --json"),
         (["--resume", "--json", "none.json"], "result none.json cannot be read"),
     ],
 )
 def test_errors_are_one_line(tiny_bundle, capsys, monkeypatch, tmp_path, extra, said):
     monkeypatch.chdir(tmp_path)
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra]) == 1
+    assert main(["run", "--model", str(tiny_bundle), *ARGUMENTS, *extra]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("glip-bench: error: ") and said in line
     assert list(tmp_path.iterdir()) == []
@@ -151,25 +155,57 @@ def test_a_changed_bundle_is_refused(tiny_bundle, tmp_path, capsys):
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     with (copy / "image.onnx.data").open("r+b") as file:
         file.write(b"\x01\x02\x03\x04")
-    assert main(["--model", str(copy), *ARGUMENTS]) == 1
+    assert main(["run", "--model", str(copy), *ARGUMENTS]) == 1
     assert "was changed after the export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "extra",
+    ("extra", "said"),
     [
-        ["--frame", "big"],
-        ["--frame", "0x5"],
-        ["--runs", "0"],
-        ["--threads", "x"],
-        ["--frame-rate", "0"],
-        ["--threshold", "2"],
+        (["--frame", "big"], "'big' is not a size; write width x height in pixels"),
+        (["--frame", "0x5"], "'0x5' is not a size"),
+        (["--runs", "0"], "'0' is not a whole number of at least 1"),
+        (["--threads", "x"], "'x' is not a whole number"),
+        (["--frame-rate", "0"], "'0' is not a number of frames a second, above 0"),
+        (["--threshold", "2"], "'2' is not a number in [0, 1]"),
+        (["--longest-side", "-5"], "'-5' is not a whole number of at least 0"),
+        (["--resume"], "name it with --json FILE"),
+        (["--no-such-option"], "No such option"),
     ],
 )
-def test_bad_usage_is_status_2(capsys, extra):
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", "x", *extra])
-    assert caught.value.code == 2
+def test_bad_usage_is_one_line_and_status_2(capsys, extra, said):
+    assert main(["run", "--model", "x", *extra]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("glip-bench: error: ") and said in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--quick"], ["run", "--quick"]),
+        (["--model", "B", "--runs", "3"], ["run", "--model", "B", "--runs", "3"]),
+        (["--model", "B", "--sweep", "side=64"], ["run", "--model", "B", "--sweep", "side=64"]),
+        (["--model", "B", "--compare", "old.json"], ["run", "--model", "B", "--compare", "old.json"]),
+        (["--compare", "old.json", "new.json"], ["compare", "old.json", "new.json"]),
+        (["--compare", "a", "b", "c"], ["compare", "a", "b", "c"]),
+        (["--compare", "old.json", "--model", "B"], ["run", "--compare", "old.json", "--model", "B"]),
+        (["--table", "paper", "--results", "R"], ["paper", "--results", "R"]),
+        (["--table=paper"], ["paper"]),
+        (["--model", "B", "--floor", "A100"], ["floor", "--model", "B", "A100"]),
+        (["--accuracy=a.json", "--images", "I"], ["accuracy", "a.json", "--images", "I"]),
+        (["--grounding", "a.json", "--images", "I"], ["grounding", "a.json", "--images", "I"]),
+        (["paper"], ["paper"]),
+        (["--help"], ["--help"]),
+        ([], []),
+    ],
+)
+def test_options_alone_mean_a_command_as_before(old, new):
+    assert with_command(old) == new
+
+
+def test_a_table_that_does_not_exist_is_bad_usage(capsys):
+    assert main(["--table", "prices"]) == 2
+    assert "prices" in capsys.readouterr().err
 
 
 def test_quick_finds_what_make_demo_left(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_values_are_sorted_and_once():
     ],
 )
 def test_a_bad_sweep_is_one_line(tiny_bundle, capsys, text, said):
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, "--sweep", text]) == 1
+    assert main(["sweep", text, "--model", str(tiny_bundle), *ARGUMENTS]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("glip-bench: error: ") and said in line
 
@@ -59,11 +59,10 @@ def test_a_bad_sweep_is_one_line(tiny_bundle, capsys, text, said):
 @pytest.fixture(scope="module")
 def swept(tiny_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
-    sweeps = [f"--sweep={text}" for text in ("tokens=8,64", "classes=1,4", "side=64,96", "batch=1,2")]
+    sweeps = [f"bundle={tiny_bundle}", "tokens=8,64", "classes=1,4", "side=64,96", "batch=1,2"]
     file = folder / "result.json"
     output = ["--json", str(file), "--report", str(folder / "report")]
-    extra = ["--no-memory", "--no-details", f"--sweep=bundle={tiny_bundle}"]
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, *extra, *sweeps, *output]) == 0
+    assert main(["sweep", *sweeps, "--model", str(tiny_bundle), *ARGUMENTS, *output]) == 0
     return read_result(file), folder / "report"
 
 
@@ -80,6 +79,18 @@ def test_every_value_is_what_it_says(swept):
             assert timing["runs"] == 3 and timing["median"] > 0
 
 
+def test_a_sweep_leaves_out_what_run_measures_besides(swept):
+    facts = swept[0]["subjects"]["onnxruntime-cpu"]
+    assert "peak_resident_bytes" not in facts and "stages_ms" not in facts and facts["pieces_ms"]
+
+
+def test_run_sweeps_too(tiny_bundle, tmp_path):
+    file = tmp_path / "result.json"
+    extra = ["--no-memory", "--no-details", "--sweep", "batch=1,2", "--json", str(file)]
+    assert main(["run", "--model", str(tiny_bundle), *ARGUMENTS, *extra]) == 0
+    assert [point["batch"] for sweep in read_result(file)["sweeps"] for point in sweep["points"]] == [1, 2]
+
+
 def test_the_report_can_be_opened(swept):
     from PIL import Image
 
@@ -92,7 +103,7 @@ def test_the_report_can_be_opened(swept):
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
-def test_a_size_an_engine_does_not_take_is_told(swept):
+def test_a_size_that_an_engine_does_not_take_is_shown():
     sweep = {
         "label": "prompt length, tokens",
         "points": [
@@ -108,5 +119,5 @@ def test_a_size_an_engine_does_not_take_is_told(swept):
 
 def test_a_report_where_a_file_lies(tiny_bundle, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--model", str(tiny_bundle), *ARGUMENTS, "--report", str(tmp_path / "file")]) == 1
-    assert "--report" in capsys.readouterr().err
+    assert main(["run", "--model", str(tiny_bundle), *ARGUMENTS, "--report", str(tmp_path / "file")]) == 1
+    assert "is a file; choose another name" in capsys.readouterr().err

@@ -44,8 +44,13 @@ def test_a_phrase_without_boxes_counts(folder):
 
 
 def test_half_overlapped_is_right_and_less_is_not(folder):
+    """As in the official evaluation, a width is x2 - x1: with the last pixel counted, 4.9 would be 5.9 of 11."""
     assert figures(folder, ([0, 0, 10, 5.0], 0.9, 0))["R@1"] == 50
     assert figures(folder, ([0, 0, 10, 4.9], 0.9, 0))["R@1"] == 0
+
+
+def test_a_box_without_area_overlaps_nothing(folder):
+    assert figures(folder, ([5, 5, 5, 5], 0.9, 0))["R@10"] == 0
 
 
 def test_spans_reach_the_prompt(folder):
@@ -55,7 +60,7 @@ def test_spans_reach_the_prompt(folder):
 
 def test_the_tiny_bundle_end_to_end(folder, tiny_bundle, capsys):
     arguments = ["--model", str(tiny_bundle), "--shortest-side", "64", "--quiet", "--images", str(folder)]
-    assert main([*arguments, "--grounding", str(folder / "set.json"), "--json", str(folder / "r.json")]) == 0
+    assert main(["grounding", str(folder / "set.json"), *arguments, "--json", str(folder / "r.json")]) == 0
     assert "1 pictures, 2 phrases" in capsys.readouterr().out
     result = json.loads((folder / "r.json").read_text())
     assert result["kind"] == "grounding" and set(result["subjects"]) == {"onnxruntime-cpu"}

@@ -5,7 +5,7 @@ import json
 import pytest
 from bench_results import result, timing
 from glip_bench.cli import main
-from glip_bench.reporting.paper import measured_rows
+from glip_bench.reporting.paper import MACHINES, Row, measured_rows, paper_table
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_the_paper_alone(tmp_path, capsys):
-    assert main(["--table", "paper", "--results", str(tmp_path)]) == 0
+    assert main(["paper", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for fps, memory in (("4.84", "1.0"), ("2.52", "2.4"), ("0.54", "4.8"), ("0.32", "7.7")):
         assert any(fps in line and f" {memory} " in line and "P100" in line for line in out.splitlines())
@@ -39,7 +39,7 @@ def test_the_paper_alone(tmp_path, capsys):
 
 
 def test_measured_rows_stand_beside_the_paper(folder, capsys):
-    assert main(["--table", "paper", "--results", str(folder)]) == 0
+    assert main(["paper", "--results", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     (official,) = (line for line in lines if "torch-official" in line)
     assert "Some CPU, 2 cores" in official and "256 tokens" in official and " 0.20 " in official
@@ -56,6 +56,23 @@ def test_a_damaged_file_is_said_and_survived(folder):
     assert len(rows) == 3 and any("broken.json is not JSON" in reason for reason in left_out)
 
 
+def test_a_gpu_with_a_longer_name_does_not_count_as_measured(folder):
+    other = json.loads((folder / "b.json").read_text())
+    other["gpus"][0]["name"] = "NVIDIA RTX A1000"
+    (folder / "b.json").write_text(json.dumps(other))
+    rows, _ = measured_rows(folder)
+    lines = paper_table(rows).splitlines()
+    assert any("NVIDIA RTX A1000" in line for line in lines)
+    assert all("P100, V100, A100" in line for line in lines if "not measured yet" in line)
+
+
+def test_nothing_is_missing_where_all_was_measured():
+    rows = [Row("GLIP-T", True, f"Tesla {gpu}-SXM2-16GB", "tensorrt", 9.0, 1.0, "x") for gpu in MACHINES]
+    lines = paper_table(rows).splitlines()
+    assert not any("not measured" in line for line in lines if "GLIP-T" in line and " with " in line)
+    assert any("not measured" in line for line in lines if "GLIP-T" in line and " without " in line)
+
+
 def test_no_such_folder(capsys):
-    assert main(["--table", "paper", "--results", "nowhere"]) == 1
+    assert main(["paper", "--results", "nowhere"]) == 1
     assert "--results nowhere is not a folder" in capsys.readouterr().err

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from glip_bench.measuring.details import crop_to
+from glip_bench.measuring.frames import crop_to
 from glip_bench.quality.agreement import compare_boxes
 from glip_bench.subjects.base import Options, Piece, SubjectName
 from glip_bench.subjects.open import absence, choose, open_subjects
-from glip_bench.subjects.profile import Stage
 
+from glip_deploy.bundle.contract import Stage
 from glip_deploy.errors import GlipError
 from glip_deploy.frames.load import load_image
 from glip_deploy.results.detections import Detections
@@ -48,8 +48,8 @@ def test_only_the_official_form_encodes_text_in_a_frame(opened, frame):
     for name, subject in opened.items():
         subject.run(frame)
         official = name is SubjectName.TORCH_OFFICIAL
-        assert set(subject.stages) == (common | {Piece.TEXT} if official else common)
-        assert all(seconds > 0 for seconds in subject.stages.values())
+        assert set(subject.pieces) == (common | {Piece.TEXT} if official else common)
+        assert all(seconds > 0 for seconds in subject.pieces.values())
         assert subject.describe()["tokens"] == (256 if official else 8)
 
 
@@ -63,7 +63,7 @@ def test_every_subject_here_takes_a_batch(opened, frame):
 def test_every_subject_here_tells_its_blocks(opened, frame):
     for subject in opened.values():
         stages = subject.profile(frame, 1)
-        assert stages[Stage.SWIN] > 0 and stages[Stage.FUSION] > 0
+        assert stages[Stage.BACKBONE] > 0 and stages[Stage.FUSION] > 0
         assert all(seconds >= 0 for seconds in stages.values())
     assert not opened[SubjectName.TORCH]._model.backbone.body._forward_hooks
 

@@ -7,19 +7,24 @@ import pytest
 from glip_bench.cli import main
 from glip_bench.subjects.base import Options, Piece, SubjectName
 from glip_bench.subjects.open import absence
-from glip_bench.subjects.yardstick import PARAMETERS, YardstickSubject, yardstick_absence
+from glip_bench.subjects.yardstick import PARAMETERS, YardstickSubject
 
 from glip_deploy import Bundle
 from glip_deploy.errors import GlipError
+
+
+def skip_if_absent(bundle):
+    reason = absence(SubjectName.DETR_R50, Options(bundle))
+    if reason:
+        pytest.skip(reason)
+
 
 YARDSTICKS = [name for name in SubjectName if name.is_yardstick]
 
 
 @pytest.fixture(scope="module", params=YARDSTICKS)
 def subject(request, tiny_bundle):
-    reason = yardstick_absence()
-    if reason:
-        pytest.skip(reason)
+    skip_if_absent(tiny_bundle)
     subject = YardstickSubject(
         request.param, Options(tiny_bundle, shortest_side=256, threshold=0.0), Bundle.open(tiny_bundle)
     )
@@ -40,7 +45,7 @@ def test_a_frame_gives_boxes_of_the_frame_and_times(subject):
     found = subject.run(frame)
     assert len(found) == (100 if subject.name is SubjectName.DETR_R50 else 900)
     assert np.abs(found.boxes).max() < 300 and 0 < found.scores.min() <= found.scores.max() <= 1
-    assert subject.stages[Piece.IMAGE] > subject.stages[Piece.SELECT] > 0
+    assert subject.pieces[Piece.IMAGE] > subject.pieces[Piece.SELECT] > 0
 
 
 def test_another_frame_gives_other_boxes(subject):
@@ -53,15 +58,13 @@ def test_too_small_a_canvas_is_said(subject):
     if subject.name is not SubjectName.GROUNDING_DINO_T:
         return
     options, subject.options = subject.options, Options(subject.options.bundle, shortest_side=64)
-    with pytest.raises(GlipError, match="900 of 85 places in 64x64"):
+    with pytest.raises(GlipError, match="900 of 85 locations in 64x64"):
         subject.run(np.zeros((64, 64, 3), np.uint8))
     subject.options = options
 
 
 def test_they_run_only_when_asked_for(tiny_bundle, tmp_path):
-    reason = yardstick_absence()
-    if reason:
-        pytest.skip(reason)
+    skip_if_absent(tiny_bundle)
     file = tmp_path / "result.json"
     arguments = ["--model", str(tiny_bundle), "--frame", "96x96", "--shortest-side", "64", "--runs", "1", "--quiet"]
     short = ["--no-memory", "--no-details", "--prompt", "dog", "--json", str(file)]
