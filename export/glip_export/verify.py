@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
 from glip_deploy.errors import ParityError
 from glip_deploy.frames.canvas import make_canvas
 from glip_deploy.frames.load import load_image
 from glip_deploy.prompts.tokens import parse_prompt
+from glip_export.candidates import BOX_TOLERANCE, SCORE_TOLERANCE, RawOutputs, compare
 from glip_export.precision import round_weights, to_precision
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ SHORTEST_SIDE, LONGEST_SIDE = 352, 512  # another size, aspect and token count t
 
 TEXT_TOLERANCE = 1e-4
 HEAD_TOLERANCE = {"swin-t": 1e-3, "swin-l": 2e-3}
-BOX_TOLERANCE = 0.1
-SCORE_TOLERANCE = 1e-3
 LOSS = 3.0
 ROUNDINGS = 4
 ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
@@ -105,22 +104,25 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
 
 def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
     """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
-    feed, expected = _image_case(model, tokenizer, picture)
+    inputs, raw = _image_case(model, tokenizer, picture)
     session = open_session(directory / IMAGE_GRAPH)
     names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(names, feed), strict=True))
+    found = dict(zip(names, session.run(names, inputs.feed()), strict=True))
     large = model.config.swin.embed_dim > 128
     tolerance = HEAD_TOLERANCE["swin-l" if large else "swin-t"]
-    rows = [
-        _row(IMAGE_GRAPH, name, found[name], torchs, tolerance)
-        for name, torchs in zip(("logits", "deltas", "centerness"), expected[3:], strict=True)
-        if name in found
+    rows = [_row(IMAGE_GRAPH, name, found[name], raw[name], tolerance) for name in raw if name in found]
+    outputs = RawOutputs(*(raw[tensor.name][0] for tensor in RAW_OUTPUTS))
+    compared = compare(Candidates.of(found), outputs, inputs, model.config.head, tolerance)
+    boxes, size = f"boxes ({compared.count} candidates), pixels", float(np.abs(found["boxes"]).max())
+    return [
+        *rows,
+        ParityRow(IMAGE_GRAPH, boxes, compared.box, compared.box / size, BOX_TOLERANCE),
+        ParityRow(IMAGE_GRAPH, "scores", compared.score, compared.score, SCORE_TOLERANCE),
     ]
-    return rows + _candidate_rows([found[n][0] for n in ("boxes", "scores", "labels")], [e[0] for e in expected[:3]])
 
 
-def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]:
-    """Return the image graph's inputs for a picture, and torch's outputs."""
+def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[ImageInputs, dict[str, NDArray[Any]]]:
+    """Return the image graph's inputs for a picture, and torch's raw outputs by name."""
     import torch
 
     from glip_export.model.glip import ImageBranch
@@ -130,10 +132,10 @@ def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[dict[
     ids = torch.from_numpy(prompt.input_ids.copy())[None]
     with torch.inference_mode():
         embedding = model.encode_text(ids, torch.ones_like(ids))
-    feed = ImageInputs.of(content.frames, content.image_sizes, embedding[0].numpy(), prompt.class_map).feed()
-    with torch.inference_mode():
-        expected = [t.numpy() for t in ImageBranch(model)(*(torch.from_numpy(a.copy()) for a in feed.values()))]
-    return feed, expected
+        inputs = ImageInputs.of(content.frames, content.image_sizes, embedding[0].numpy(), prompt.class_map)
+        outputs = ImageBranch(model)(*(torch.from_numpy(array.copy()) for array in inputs.feed().values()))
+    raw = outputs[-len(RAW_OUTPUTS) :]
+    return inputs, {tensor.name: array.numpy() for tensor, array in zip(RAW_OUTPUTS, raw, strict=True)}
 
 
 def verify_precision(
@@ -154,15 +156,14 @@ def verify_precision(
     """
     import torch
 
-    feed, expected = _image_case(model, tokenizer, picture)
+    image_inputs, raw = _image_case(model, tokenizer, picture)
     ids = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens).input_ids[None]
     text_feed = text_inputs(ids)
     with torch.inference_mode():
         text = model.encode_text(torch.from_numpy(ids.copy()), torch.ones(ids.shape, dtype=torch.int64)).numpy()
-    names = [tensor.name for tensor in RAW_OUTPUTS]
     cases: list[tuple[str, list[str], dict[str, NDArray[Any]], list[NDArray[Any]]]] = [
         (TEXT_GRAPH, ["text_embedding"], text_feed, [text]),
-        (IMAGE_GRAPH, names, feed, expected[3:]),
+        (IMAGE_GRAPH, list(raw), image_inputs.feed(), list(raw.values())),
     ]
     rows = []
     for graph, outputs, inputs, torchs in cases:
@@ -192,32 +193,6 @@ def _run_changed(
         onnx_ir.save(change(onnx_ir.load(path)), copy, external_data=f"{path.name}.data")
         results: list[NDArray[Any]] = open_session(copy).run(outputs, feed)
     return results
-
-
-def _candidate_rows(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> list[ParityRow]:
-    """Compare candidates as sets: ranks may swap between equals, and one at the threshold may come or go."""
-    boxes, scores, labels = found
-    torch_boxes, torch_scores, torch_labels = expected
-    if scores.shape != torch_scores.shape:
-        raise ParityError(f"{IMAGE_GRAPH}: {scores.shape[0]} candidates, torch gives {torch_scores.shape[0]}")
-    strong = np.flatnonzero(torch_scores > 0.05)
-    box_error = score_error = 0.0
-    for i in strong:
-        same = np.flatnonzero((labels == torch_labels[i]) & (scores > 0))
-        if not len(same):
-            box_error = score_error = float("inf")
-            break
-        distance = np.abs(boxes[same] - torch_boxes[i]).max(axis=1)
-        # Clipped boxes may coincide: of those at the same place, the one with the nearest score is meant.
-        place = np.flatnonzero(distance <= distance.min() + BOX_TOLERANCE)
-        nearest = place[np.abs(scores[same[place]] - torch_scores[i]).argmin()]
-        box_error = max(box_error, float(distance[nearest]))
-        score_error = max(score_error, abs(float(scores[same[nearest]] - torch_scores[i])))
-    size = float(np.abs(torch_boxes).max())
-    return [
-        ParityRow(IMAGE_GRAPH, f"boxes ({len(strong)} candidates), pixels", box_error, box_error / size, BOX_TOLERANCE),
-        ParityRow(IMAGE_GRAPH, "scores", score_error, score_error, SCORE_TOLERANCE),
-    ]
 
 
 def check(rows: Sequence[ParityRow]) -> None:

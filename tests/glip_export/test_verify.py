@@ -13,48 +13,6 @@ from tiny_glip import VOCABULARY, tiny_model
 
 from glip_deploy.errors import ParityError
 
-BOXES = np.array([[0, 0, 10, 10], [5, 5, 20, 20], [0, 0, 10, 10], [0, 0, 0, 0]], np.float32)
-SCORES = np.array([0.9, 0.8, 0.7, 0.0], np.float32)
-LABELS = np.array([0, 1, 1, 0], np.int64)
-
-
-def errors(boxes, scores, labels):
-    box, score = verify._candidate_rows((boxes, scores, labels), (BOXES, SCORES, LABELS))
-    return box.max_abs, score.max_abs
-
-
-def test_the_same_candidates_have_no_error():
-    assert errors(BOXES, SCORES, LABELS) == (0, 0)
-
-
-def test_rank_does_not_matter():
-    order = [2, 0, 3, 1]
-    assert errors(BOXES[order], SCORES[order], LABELS[order]) == (0, 0)
-
-
-def test_a_moved_box_and_a_changed_score_are_measured():
-    boxes, scores = BOXES.copy(), SCORES.copy()
-    boxes[1, 2] += 0.5
-    scores[0] -= 0.01
-    assert errors(boxes, scores, LABELS) == pytest.approx((0.5, 0.01), abs=1e-6)
-
-
-@pytest.mark.parametrize("labels", [[1, 1, 1, 0], [0, 0, 0, 0]])
-def test_a_wrong_label_is_no_match(labels):
-    box, _ = errors(BOXES, SCORES, np.array(labels))
-    assert box > 4 or box == float("inf")
-
-
-def test_a_candidate_that_is_gone():
-    scores = SCORES.copy()
-    scores[0] = 0
-    assert errors(BOXES, scores, LABELS) == (float("inf"), float("inf"))
-
-
-def test_another_number_of_slots_is_an_error():
-    with pytest.raises(ParityError, match="3 candidates, torch gives 4"):
-        errors(BOXES[:3], SCORES[:3], LABELS[:3])
-
 
 def test_another_shape_is_an_error():
     with pytest.raises(ParityError, match=r"logits has shape \(2, 2\), torch gives \(2, 3\)"):
