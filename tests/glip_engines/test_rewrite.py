@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from glip_engines.flavours import Dialect, Flavour
+from glip_engines.flavours import Dialect, Flavour, installed
 from glip_engines.rewriting.deformable import (
     PLUGIN_DOMAIN,
     PLUGIN_OPERATOR,
@@ -14,16 +14,23 @@ from glip_engines.rewriting.deformable import (
     use_plugin,
 )
 from glip_engines.rewriting.parsers import for_parser
-from glip_engines.rewriting.products import products_as_sums
+from glip_engines.rewriting.products import accumulate_in_single, products_as_sums
+from glip_engines.trt import GraphJob, Settings
+from glip_engines.worker import Worker
 from glip_export.precision import to_precision
+from glip_export.stages import stage_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_data import load_golden
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.contract import Stage
+from glip_deploy.errors import EngineError, GlipError
 
 DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
+needs_rtx = pytest.mark.skipif(
+    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
+)
 OLD, NEW = Dialect(Flavour.TENSORRT, "8.6.1", 70), Dialect(Flavour.TENSORRT, "10.9.0", 80)
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -323,6 +330,76 @@ def test_products_in_fp32_become_sums_for_turing(image_graph):
     feeds = frame_feeds((64, 96), batch=2)
     feeds["text_embedding"][-1] *= 0.5  # pictures that differ, so that mixing them shows
     assert_same_candidates(run(model, feeds), run(original, feeds), 1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_products_over_all_locations_are_summed_in_fp32(image_graph, precision):
+    original = use_native_ops(to_precision(image_graph(), precision))
+    softmaxes = [
+        node for node in original.graph if stage_of(node) is Stage.FUSION_SOFTMAX and node.op_type == "Softmax"
+    ]
+    model = accumulate_in_single(use_native_ops(to_precision(image_graph(), precision)))
+    names = {node.name for node in original.graph}
+    added = [node for node in model.graph if node.name not in names]
+    assert softmaxes
+    if precision != "fp16":  # products of bf16 numbers are always summed in fp32
+        assert added == []
+        return
+    products = [node for node in added if node.op_type == "MatMul"]
+    assert len(products) == len(softmaxes)
+    for node in products:
+        assert stage_of(node) in (Stage.FUSION, Stage.FUSION_SOFTMAX)
+        for factor in node.inputs:  # of numbers that were rounded to fp16, else it would be a product of fp32 numbers
+            assert factor.dtype == FLOAT and factor.producer().op_type == "Cast"
+            assert factor.producer().inputs[0].dtype == HALF
+        assert [(user.op_type, user.outputs[0].dtype) for user, _ in node.outputs[0].uses()] == [("Cast", HALF)]
+    feeds = frame_feeds((64, 96))
+    assert_same_candidates(run(model, feeds), run(original, feeds), 4e-3)
+
+
+def test_what_sums_in_fp16_lose_over_all_locations():
+    """Why `accumulate_in_single` is needed: terms are smaller than half a unit in the last place of the sum so far."""
+    rng = np.random.default_rng(0)
+    locations = 100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11
+    logits = rng.normal(size=locations)
+    weights = (np.exp(logits) / np.exp(logits).sum()).astype(np.float16)
+    values = (1 + 0.3 * rng.normal(size=locations)).astype(np.float16)
+    exact = weights.astype(np.float64) @ values.astype(np.float64)
+    in_half, in_single = np.float16(0), np.float32(0)
+    for weight, value in zip(weights, values, strict=True):
+        in_half = np.float16(np.float32(weight) * np.float32(value) + np.float32(in_half))
+        in_single += np.float32(weight) * np.float32(value)
+    assert abs(in_half - exact) > 0.3 * exact
+    assert abs(in_single - exact) < 1e-4 * exact
+
+
+@needs_rtx
+@pytest.mark.parametrize("cast", [True, False])
+def test_the_casts_ask_for_sums_in_fp32_not_for_products_of_fp32_numbers(tmp_path, cast):
+    """TensorRT-RTX has no products of fp32 numbers on Turing, so what it builds there is one of fp16 numbers."""
+    kind = HALF if cast else FLOAT
+    a, b, y = (ir.Value(name=n, shape=ir.Shape(["m", 4096]), type=ir.TensorType(kind)) for n in ("a", "b", "y"))
+    b.shape, y.shape = ir.Shape([4096, 64]), ir.Shape(["m", 64])
+    if not cast:
+        nodes = [ir.Node("", "MatMul", [a, b], outputs=[y], name="product")]
+    else:
+        wide = [ir.Value(name=f"wide_{i}", type=ir.TensorType(FLOAT)) for i in range(3)]
+        nodes = [
+            ir.Node("", "Cast", [a], [ir.AttrInt64("to", FLOAT)], outputs=wide[:1]),
+            ir.Node("", "Cast", [b], [ir.AttrInt64("to", FLOAT)], outputs=wide[1:2]),
+            ir.Node("", "MatMul", wide[:2], outputs=wide[2:], name="product"),
+            ir.Node("", "Cast", wide[2:], [ir.AttrInt64("to", HALF)], outputs=[y]),
+        ]
+    graph = ir.Graph([a, b], [y], nodes=nodes, opset_imports={"": 20}, name="g")
+    ir.save(ir.Model(graph, ir_version=9), tmp_path / "g.onnx")
+    shapes = {"a": ((1, 4096), (16, 4096), (64, 4096)), "b": ((4096, 64),) * 3}
+    job = GraphJob(str(tmp_path / "g.onnx"), str(tmp_path / "g.plan"), (shapes,))
+    with Worker(Settings(Flavour.RTX, "fp16", "SM75")) as worker:
+        if cast:
+            worker.build(job, lambda fraction, phase: None)
+        else:
+            with pytest.raises(EngineError, match="could not build"):
+                worker.build(job, lambda fraction, phase: None)
 
 
 def test_turing_knows_linear_layers_only():

@@ -2,7 +2,7 @@
 
 The bundle stays standard ONNX. `rewrite` puts a graph into a precision (`glip_export.precision`), expresses deformable
 convolution by the plugin's operator or by TensorRT's own (deformable.py), avoids what a parser does not know
-(parsers.py) and what a target cannot multiply (products.py). edit.py has the small steps these are made of.
+(parsers.py) and what a target cannot multiply well enough (products.py). edit.py has the small steps these are made of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from glip_engines.rewriting.deformable import use_native_ops, use_plugin
 from glip_engines.rewriting.parsers import for_parser
-from glip_engines.rewriting.products import products_as_sums
+from glip_engines.rewriting.products import accumulate_in_single, products_as_sums
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -52,6 +52,7 @@ def rewrite(
     model = for_parser(model, dialect)
     if dialect.multiplies_half_only:
         model = products_as_sums(model)
+    model = accumulate_in_single(model)
     for value in model.graph.inputs:
         value.shape = onnx_ir.Shape([size(side) for side in value.shape or ()])
     return model
