@@ -12,18 +12,22 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glip_bench.machine.host import describe_machine
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), *(str(ROOT / room) for room in ("export", "engines", "benchmarks"))]
 
-from glip_deploy.bundle.engines import ENGINES, EngineRecord
-from glip_deploy.bundle.manifest import MANIFEST
-from glip_deploy.errors import GlipError
-from glip_deploy.files import sha256_of
+from glip_bench.machine.host import describe_machine  # noqa: E402
+from glip_bench.reporting.results import write_result  # noqa: E402
+
+from glip_deploy.bundle.engines import ENGINES, EngineRecord  # noqa: E402
+from glip_deploy.bundle.manifest import MANIFEST  # noqa: E402
+from glip_deploy.errors import GlipError, OptionError  # noqa: E402
+from glip_deploy.files import check_file, sha256_of  # noqa: E402
+from kernels.processes import run_measured  # noqa: E402
 
 ARCHES = ("SM75", "SM80", "SM86", "SM89", "SM120")
 FORMS = ("native", "plugin")
@@ -35,17 +39,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "every canvas and prompt length": (),
 }
 """Beside the fp16 engines of one canvas and one prompt length, for SM80."""
-MEASURED = """
-import resource, subprocess, sys
-status = subprocess.run(sys.argv[1:]).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(status)
-"""
-"""Runs a program and prints the peak memory of its largest process, in kilobytes."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; the exit status is 1 if a build failed."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status, which is 1 if a build failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), metavar="SM", help=f"default: {' '.join(ARCHES)}")
@@ -64,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             key = f"{arch}, {form}, {name}"
             if "seconds" not in report["builds"].get(key, {}):
                 report["builds"][key] = build(args.bundle, arch, form, options, args.limit)
-                _save(args.output, report)
+                write_result(args.output, report)
             row = report["builds"][key]
             failed += "error" in row
             print(f"{key}: {row}", flush=True)
@@ -74,27 +71,18 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def build(bundle: Path, arch: str, form: str, options: tuple[str, ...], limit: float) -> dict[str, Any]:
-    """Run one glip-build; returns its seconds, megabytes and peak memory, or how it failed."""
+def build(bundle: Path, arch: str, form: str, options: Sequence[str], limit: float) -> dict[str, Any]:
+    """Run one glip-build; return its seconds, megabytes and peak memory, or how it failed."""
     name = f"matrix-{os.getpid()}"
     command = ["-m", "glip_engines.cli", "--flavour", "tensorrt-rtx", "--arch", arch, "--form", form, *options]
-    child = subprocess.Popen(
-        [sys.executable, "-c", MEASURED, sys.executable, *command, "--name", name, "--quiet", str(bundle)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
     folder = bundle / ENGINES / name
     try:
-        printed, said = child.communicate(timeout=limit)
-        if child.returncode:
-            return {"error": said.strip()}
+        done = run_measured([sys.executable, *command, "--name", name, "--quiet", str(bundle)], limit)
+        if done.status is None:
+            return {"error": f"not done after {limit:.0f} s"}
+        if done.status:
+            return {"error": done.said.strip()}
         record = EngineRecord.read(folder)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGTERM)
-        child.communicate()
-        return {"error": f"not done after {limit:.0f} s"}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = {file.removesuffix(".plan"): engine for file, engine in record.engines.items()}
@@ -102,18 +90,20 @@ def build(bundle: Path, arch: str, form: str, options: tuple[str, ...], limit: f
         "version": record.version,
         "seconds": {graph: engine.seconds for graph, engine in rows.items()},
         "megabytes": {graph: round(engine.size / 1e6, 1) for graph, engine in rows.items()},
-        "peak_gigabytes": round(int(printed.split()[-1]) / 1e6, 2),
+        "peak_gigabytes": round(done.peak_bytes / 1e9, 2),
     }
 
 
 def _open(output: Path, bundle: Path) -> dict[str, Any]:
-    """The report so far, or an empty one.
+    """Return the report so far, or an empty one.
 
     Raises:
-        GlipError: not a bundle; an output of another bundle, or one that is no report.
+        OptionError: not a bundle; an output of another bundle, or one that is not a report.
+        OutputError: the output cannot be written.
     """
+    check_file(output)
     if not (bundle / MANIFEST).is_file():
-        raise GlipError(f"{bundle} is not a bundle; make one with glip-export")
+        raise OptionError(f"{bundle} is not a bundle; make one with glip-export")
     digest = sha256_of(bundle / MANIFEST)
     if not output.exists():
         return {"machine": describe_machine(), "bundle": bundle.name, "manifest_sha256": digest, "builds": {}}
@@ -121,16 +111,10 @@ def _open(output: Path, bundle: Path) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         known = report["manifest_sha256"]
     except (ValueError, KeyError, TypeError):
-        raise GlipError(f"{output} is no report of this program; name another --output") from None
+        raise OptionError(f"{output} is not a report of this program; name another --output") from None
     if known != digest:
-        raise GlipError(f"{output} is about another bundle than {bundle}; name another --output")
+        raise OptionError(f"{output} is about another bundle than {bundle}; name another --output")
     return report
-
-
-def _save(output: Path, report: dict[str, Any]) -> None:
-    temporary = output.with_name(f".{output.name}.new")
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(output)
 
 
 if __name__ == "__main__":

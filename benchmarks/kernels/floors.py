@@ -1,4 +1,4 @@
-"""What GLIP asks of the deformable convolution, and the least time any kernel needs for it."""
+"""The deformable convolutions of GLIP, and the least time that any kernel needs for them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from itertools import pairwise
 
 from glip_bench.limits.hardware import Hardware
 
+from glip_deploy.frames.geometry import ceil_div
+
 __all__ = ["LAYERS", "Call", "Floor", "calls", "floor_of", "total_floor"]
 
 LAYERS = {"GLIP-T": 6, "GLIP-L": 8}
-"""DyConv layers; both variants have 256 channels, so their shapes are the same."""
+"""DyConv layers of each variant; both have 256 channels, so their shapes are the same."""
 STRIDES = (8, 16, 32, 64, 128)
 TAPS = 9
 
@@ -26,7 +28,7 @@ class Call:
     out: tuple[int, int]
     stride: int
     times: int
-    """So often a layer, over different features."""
+    """Calls of this shape in a layer, on different features."""
     channels: int = 256
 
     @property
@@ -35,7 +37,12 @@ class Call:
         return self.out[0] * self.out[1] * self.channels * self.channels * TAPS
 
     def bytes(self, value: int = 2, position: int = 4) -> int:
-        """Bytes that must pass device memory once: features, offsets, masks, weights, bias, result."""
+        """Return the bytes that must pass device memory once: features, offsets, masks, weights, bias, result.
+
+        Args:
+            value: bytes of a feature or weight.
+            position: bytes of an offset or mask.
+        """
         read = self.size[0] * self.size[1] * self.channels + self.channels * (self.channels * TAPS + 1)
         pixels = self.out[0] * self.out[1]
         return (read + pixels * self.channels) * value + pixels * 3 * TAPS * position
@@ -50,13 +57,13 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """No kernel is faster."""
+        """The least time that any kernel needs."""
         return max(self.arithmetic, self.bytes)
 
 
 def levels(height: int = 800, width: int = 1344) -> list[tuple[int, int]]:
     """Return the sizes of P3 to P7 for a canvas; P6 and P7 halve and round up."""
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    return [(ceil_div(height, stride), ceil_div(width, stride)) for stride in STRIDES]
 
 
 def calls(height: int = 800, width: int = 1344) -> list[Call]:
@@ -81,8 +88,8 @@ def floor_of(call: Call, machine: Hardware, precision: str = "fp16") -> Floor:
         machine: its stated peaks.
         precision: "fp16", "bf16" or "fp32", of features and weights; offsets and masks are fp32.
     """
-    flops = machine.single_flops if precision == "fp32" else machine.half_flops
-    return Floor(2 * call.macs / flops, call.bytes(4 if precision == "fp32" else 2) / machine.bytes_per_second)
+    size = 4 if precision == "fp32" else 2
+    return Floor(2 * call.macs / machine.flops(precision), call.bytes(size) / machine.bytes_per_second)
 
 
 def total_floor(all_calls: Iterable[Call], machine: Hardware, precision: str = "fp16") -> float:

@@ -1,7 +1,7 @@
 """GLIP in fp16 torch: the nearest stand-in for an engine on a machine without TensorRT.
 
 LayerNorm, GroupNorm and softmax take half precision in and out and compute in fp32 inside, as torch's CUDA kernels do;
-sampling positions, normalising, scores and box decoding are fp32.
+sampling positions, normalization, scores and box decoding are fp32.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from glip_export.model.bert import attention_bias
 from glip_export.model.fusion import VlFuse
-from glip_export.model.glip import Glip
+from glip_export.model.glip import Glip, normalise
 from glip_export.model.head import Candidates, HeadOutputs, LevelOutputs, select_candidates
 from torch import Tensor
 
-__all__ = ["HalfImageBranch", "Inputs", "relative_error", "stages"]
+__all__ = ["HalfImageBranch", "Inputs", "network_input", "relative_error", "stages"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Inputs:
 
     @classmethod
     def random(cls, glip: Glip, height: int, width: int, tokens: int, device: str, seed: int = 0) -> Inputs:
-        """Noise at a canvas of (height, width), and a prompt of so many tokens in five classes or fewer."""
+        """Return noise on a canvas of (height, width), and a prompt of so many tokens in five classes or fewer."""
         generator = torch.Generator().manual_seed(seed)
         frames = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8, generator=generator)
         ids = torch.randint(5, glip.config.bert.vocabulary, (1, tokens), generator=generator)
@@ -46,6 +46,11 @@ class Inputs:
             embedding = glip.encode_text(ids.to(parameter.device), mask.to(parameter.device))
         sizes = torch.tensor([[height, width]])
         return cls(*(tensor.to(device) for tensor in (frames, sizes, embedding, mask, classes)))
+
+
+def network_input(glip: Glip, inputs: Inputs) -> Tensor:
+    """Return the normalized canvas, (B, H, W, 3) fp32."""
+    return normalise(inputs.frames, inputs.image_sizes, glip.config.input)
 
 
 class HalfImageBranch:
@@ -64,7 +69,7 @@ class HalfImageBranch:
         )
 
     def image(self, inputs: Inputs) -> Tensor:
-        """Normalise; (B, H, W, 3) fp16."""
+        """Return the normalized canvas, (B, H, W, 3) fp16."""
         _, height, width, _ = inputs.frames.shape
         rows = torch.arange(height, device=inputs.frames.device)[None, :] < inputs.image_sizes[:, :1]
         columns = torch.arange(width, device=inputs.frames.device)[None, :] < inputs.image_sizes[:, 1:]
@@ -72,7 +77,7 @@ class HalfImageBranch:
         return (((inputs.frames.float() - self._mean) / self._std) * inside).half()
 
     def select(self, outputs: HeadOutputs, inputs: Inputs) -> Candidates:
-        """Scores, the best 1000 of each level, boxes; in fp32."""
+        """Return boxes and scores of the best 1000 of each level, in fp32."""
         levels = [
             LevelOutputs(level.logits.float(), level.deltas.float(), level.centerness.float(), level.width)
             for level in outputs.levels
@@ -81,7 +86,7 @@ class HalfImageBranch:
         return select_candidates(raw, inputs.class_map, inputs.image_sizes, self.glip.config.head)
 
     def __call__(self, inputs: Inputs) -> Candidates:
-        """Everything of one frame."""
+        """Return the candidates of one frame."""
         outputs = self.glip.predict(self.image(inputs), inputs.embedding.half(), inputs.mask)
         return self.select(outputs, inputs)
 
@@ -97,7 +102,7 @@ def stages(branch: HalfImageBranch, inputs: Inputs) -> dict[str, tuple[Callable[
     outputs = head(features, hidden, inputs.mask)
     blocks = head.config.blocks
     found: dict[str, tuple[Callable[[], Any], int]] = {
-        "normalise": (lambda: branch.image(inputs), 1),
+        "normalize": (lambda: branch.image(inputs), 1),
         "Swin": (lambda: glip.backbone.body(image), 1),
         "FPN": (lambda: glip.backbone.fpn(maps), 1),
     }

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from glip_engines.deform_abi import DataType, Layout, Level, ProblemStruct, Shape, problem
@@ -16,7 +16,16 @@ from glip_export.model.glip import Glip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TYPES", "DeformLibrary", "KernelDyConv", "MapLevel", "Weights", "convolve_in_torch", "use_kernel"]
+__all__ = [
+    "TYPES",
+    "DeformLibrary",
+    "KernelDyConv",
+    "MapLevel",
+    "Weights",
+    "convolve_in_torch",
+    "use_kernel",
+    "with_library",
+]
 
 TYPES = {torch.float32: DataType.F32, torch.float16: DataType.F16, torch.bfloat16: DataType.BF16}
 
@@ -31,7 +40,7 @@ class MapLevel:
     """(B, 18, h, w), contiguous; for a flat read, the larger map."""
     mask: Tensor
     out: tuple[int, int]
-    """Height and width of the result; smaller than the offsets' for a flat read."""
+    """(height, width) of the result; smaller than the offsets' for a flat read."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ Convolve = Callable[[DeformConvNorm, Sequence[MapLevel]], list[Tensor]]
 
 
 def convolve_in_torch(module: DeformConvNorm, levels: Sequence[MapLevel]) -> list[Tensor]:
-    """What the kernels compute, in plain torch and fp32: for checking everything around them without a GPU."""
+    """Compute in plain torch and fp32 what the kernels compute, to check everything around them without a GPU."""
     assert module.conv.bias is not None
     weight, bias = module.conv.weight.float(), module.conv.bias.float()
     results = []
@@ -200,7 +209,7 @@ class KernelDyConv(nn.Module):
             "below": [MapLevel(maps[i - 1], offsets[i], masks[i], sizes[i]) for i in range(1, len(maps))],
             "above": [MapLevel(maps[i + 1], offsets[i], masks[i], sizes[i + 1]) for i in range(last)],
         }
-        modules = dict(zip(("above", "own", "below"), own.DyConv, strict=True))
+        modules = dict(zip(("above", "own", "below"), cast("Sequence[DeformConvNorm]", own.DyConv), strict=True))
         found = {name: [modules[name].bn(y) for y in self.convolve(modules[name], rows[name])] for name in rows}
         outputs = []
         for i, size in enumerate(sizes):
