@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "parity")]
 
 # A shell starts its background jobs with Ctrl-C ignored, and the commands the tests interrupt would inherit that. A
 # handler, unlike an ignored signal, is not inherited: they start with the default action.

@@ -193,7 +193,7 @@ def test_an_unknown_precision_is_an_error(raw):
 
 
 def test_full_size_loses_little_more_than_rounded_weights(tmp_path):
-    """The stand-in weights amplify rounding; python tests/precision_table.py shows every golden."""
+    """The stand-in weights amplify rounding; python benchmarks/parity/precision_table.py shows every golden."""
     if golden_path("glip_T_od.npz") is None:
         pytest.skip("glip_T_od.npz is not at hand")
     loss = loss_on_golden("glip_T_od", "fp16", tmp_path)

@@ -1,8 +1,8 @@
 """What half precision costs at full size, on stand-in models and the reference inputs.
 
-python tests/precision_table.py                 # every golden at hand, fp16: a table
-python tests/precision_table.py --precision bf16 glip_T_od
-python tests/precision_table.py --islands glip_T_od    # and what every island is worth
+    python benchmarks/parity/precision_table.py                        every golden at hand, fp16: a table
+    python benchmarks/parity/precision_table.py --precision bf16 glip_T_od
+    python benchmarks/parity/precision_table.py --islands glip_T_od    and what every island is worth
 
 Every half-precision value is rounded (`glip_export.precision`, rounded=True). The yardstick is rounding the weights
 alone, in the same run; the figures are mean absolute errors of the raw head outputs against the fp32 graph.
@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from parity_data import golden_path, load_golden, stand_in_model
 from parity_table import GOLDENS, image_sizes
+
+if TYPE_CHECKING:
+    import onnx_ir
+    import onnxruntime
+    from numpy.typing import NDArray
+
+    Arrays = dict[str, NDArray[Any]]
 
 OUTPUTS = ("logits", "deltas", "centerness")
 LOUD = 8.0
@@ -40,7 +49,8 @@ class Loss:
         return max(self.lowered[name] / self.weights[name] for name in OUTPUTS)
 
 
-def session(model, folder: Path, name: str):
+def session(model: onnx_ir.Model, folder: Path, name: str) -> onnxruntime.InferenceSession:
+    """Save a graph and load it in ONNX Runtime."""
     import onnx_ir
 
     from glip_deploy.backends.onnxruntime import open_session
@@ -60,8 +70,8 @@ def exported(manifest: str, salt: str, folder: Path) -> Path:
     return folder / "image.onnx"
 
 
-def feed_of(arrays, meta) -> dict[str, np.ndarray]:
-    """The golden's network input as bytes again, and its text as fp32 torch encodes it."""
+def feed_of(arrays: Arrays, meta: dict[str, Any]) -> Arrays:
+    """Return the golden's network input as bytes again, and its text as fp32 torch encodes it."""
     import torch
 
     model = stand_in_model(meta["manifest"], meta["salt"])
@@ -83,22 +93,24 @@ def feed_of(arrays, meta) -> dict[str, np.ndarray]:
     }
 
 
-def mean_errors(found, expected) -> dict[str, float]:
+def mean_errors(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> dict[str, float]:
+    """Return the mean absolute error of each of OUTPUTS."""
     return {name: float(np.abs(a - b).mean()) for name, a, b in zip(OUTPUTS, found, expected, strict=True)}
 
 
-def largest_half(graph: Path, feed, precision: str, folder: Path) -> float:
-    """Run with loud text and fusion, and look at every rounded value: the largest, or infinity for an inf or NaN."""
+def largest_half(graph: Path, feed: Arrays, precision: str, folder: Path) -> float:
+    """Run with text and fusion scaled by LOUD; return the largest rounded value, infinity for an inf or NaN."""
     import onnx_ir as ir
     from glip_export.precision import to_precision
 
     model = ir.load(graph)
     for value in model.graph.initializers.values():
         if any(gain in (value.name or "") for gain in ("gamma_v", "gamma_l")):
+            assert value.const_value is not None
             value.const_value = ir.tensor(value.const_value.numpy() * np.float32(LOUD), name=value.name)
     model = to_precision(model, precision, rounded=True)
     for node in list(model.graph):
-        if node.op_type == "Cast" and node.outputs[0].name.endswith("_rounded"):
+        if node.op_type == "Cast" and (node.outputs[0].name or "").endswith("_rounded"):
             absolute = ir.node("Abs", [node.outputs[0]])
             peak = ir.node("ReduceMax", [absolute.outputs[0]], attributes={"keepdims": 0})
             peak.outputs[0].name, peak.outputs[0].dtype = f"{node.outputs[0].name}_peak", ir.DataType.FLOAT
@@ -112,6 +124,7 @@ def largest_half(graph: Path, feed, precision: str, folder: Path) -> float:
 
 
 def loss_on_golden(name: str, precision: str, folder: Path, loud: bool = True) -> Loss:
+    """Measure one golden; without `loud`, overflow is not searched for."""
     import onnx_ir as ir
     from glip_export.precision import round_weights, to_precision
 
@@ -129,7 +142,7 @@ def loss_on_golden(name: str, precision: str, folder: Path, loud: bool = True) -
 
 
 def islands_on_golden(name: str, precision: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Mean errors with one island at a time given up."""
+    """Return the mean errors with one island at a time given up."""
     import onnx_ir as ir
     from glip_export.precision import ISLANDS, to_precision
 
@@ -147,17 +160,20 @@ def islands_on_golden(name: str, precision: str, folder: Path) -> dict[str, dict
 
 
 def show(label: str, errors: dict[str, float], rest: str = "") -> None:
+    """Print a row."""
     print(f"{label:<34}" + "".join(f"{errors[name]:>12.1e}" for name in OUTPUTS) + rest, flush=True)
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("goldens", nargs="*", default=GOLDENS)
     parser.add_argument("--precision", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--islands", action="store_true", help="also give up each island in turn")
     args = parser.parse_args()
     print(f"{'mean absolute error':<34}" + "".join(f"{name:>12}" for name in OUTPUTS))
-    made, folder = None, None
+    made = None
+    folder = tempfile.TemporaryDirectory()
     for name in args.goldens:
         if golden_path(f"{name}.npz") is None:
             print(f"{name:<34}  not at hand")

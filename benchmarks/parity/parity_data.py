@@ -1,4 +1,4 @@
-"""Where the reference outputs lie, and full-size models with synthetic weights to hold against them."""
+"""Where the reference outputs lie, and full-size models with synthetic weights to compare with them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,36 @@ import functools
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    import torch
+    from glip_export.model.glip import Glip
+    from numpy.typing import NDArray
+
+    from glip_deploy import Detections
+
+ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "examples" / "stand_in"
 OWN = ROOT / "tests" / "data" / "goldens"
 SHARED = ROOT.parent / "shared" / "parity" / "goldens"
-"""The full set, where a checkout has it beside itself."""
+"""The full set, which some checkouts have beside them."""
 
-sys.path.insert(0, str(STAND_IN))
+sys.path[:0] = [str(STAND_IN), str(ROOT / "examples")]
 
 
 def golden_path(name: str) -> Path | None:
+    """Return the file of a reference output ("golden"), or None where this checkout has none of that name."""
     for folder in (OWN, SHARED):
         if (folder / name).is_file():
             return folder / name
     return None
 
 
-def load_golden(name: str):
+def load_golden(name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the arrays of a golden, and what it says about itself."""
     path = golden_path(name)
     assert path is not None, name
     with np.load(path, allow_pickle=False) as archive:
@@ -35,16 +45,16 @@ def load_golden(name: str):
 
 
 @functools.lru_cache(maxsize=1)
-def stand_in_model(manifest: str, salt: str = ""):
-    """One at a time: GLIP-L alone is 1.7 GB."""
+def stand_in_model(manifest: str, salt: str = "") -> Glip:
+    """Return the model of a manifest of examples/stand_in; only the last is kept, since GLIP-L alone is 1.7 GB."""
     from glip_export.checkpoints import build, derive_config
 
     state = stand_in_state(manifest, salt)
     return build(state, derive_config(state))[0]
 
 
-def stand_in_state(manifest: str, salt: str = ""):
-    """The whole state dict under its official keys."""
+def stand_in_state(manifest: str, salt: str = "") -> dict[str, torch.Tensor]:
+    """Return the whole state dict under its official keys."""
     import torch
     from synth_weights import items
 
@@ -53,8 +63,8 @@ def stand_in_state(manifest: str, salt: str = ""):
 
 
 @functools.lru_cache(maxsize=1)
-def stand_in_weights(manifest: str, prefix: str):
-    """The tensors of one module, its prefix removed."""
+def stand_in_weights(manifest: str, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of one module, its prefix removed."""
     import torch
     from synth_weights import load_manifest, make
 
@@ -66,12 +76,12 @@ def stand_in_weights(manifest: str, prefix: str):
     }
 
 
-def same_detections(detections, arrays, suffix=""):
-    """Every stable golden detection is found: same label, box within 0.1 px, score within 1e-3; none is extra."""
+def same_detections(detections: Detections, arrays: dict[str, NDArray[Any]], suffix: str = "") -> None:
+    """Assert that every stable golden detection is found (same label, 0.1 px, 1e-3 in score) and none is extra."""
     boxes, scores = arrays[f"final_boxes{suffix}"], arrays[f"final_scores{suffix}"]
     labels, stable = arrays[f"final_labels{suffix}"] - 1, arrays[f"final_stable{suffix}"]
     assert stable.sum() > 0.5 * len(stable)
-    used = set()
+    used: set[int] = set()
     for i in range(len(boxes)):
         distance = np.abs(detections.boxes - boxes[i]).max(axis=1) + np.abs(detections.scores - scores[i])
         distance[(detections.labels != labels[i]) | np.isin(np.arange(len(distance)), list(used))] = np.inf

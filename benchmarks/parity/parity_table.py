@@ -1,17 +1,22 @@
 """Run whole stand-in models on the reference inputs and measure how far they are from the official outputs.
 
-python tests/parity_table.py            # every golden at hand, a table
-python tests/parity_table.py glip_T_od
+python benchmarks/parity/parity_table.py              every golden at hand, a table
+python benchmarks/parity/parity_table.py glip_T_od
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from parity_data import golden_path, load_golden, stand_in_model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from glip_deploy import Detections
 
 # Ordered so that every model is made once.
 GOLDENS = [
@@ -46,15 +51,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Parity:
-    """All that one golden tells."""
+    """A model's outputs beside one golden."""
 
     rows: list[Row]
-    detections: dict[str, Any]
+    detections: dict[str, Detections]
     """Detections by the suffix of the golden's `final_*` arrays."""
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, NDArray[Any]]
+    """Of the golden."""
 
 
 def compare_with_golden(name: str) -> Parity:
+    """Run the model of a golden on its input, stage by stage."""
     import torch
     from glip_export.model.head import select_candidates
 
@@ -69,7 +76,7 @@ def compare_with_golden(name: str) -> Parity:
     mask = torch.from_numpy(arrays["attention_mask"][:, :tokens]).long()
     rows = []
 
-    def hold(output, ours, golden, tolerance):
+    def hold(output: str, ours: NDArray[Any], golden: NDArray[Any], tolerance: float) -> None:
         assert ours.shape == golden.shape, output
         error = float(np.abs(ours - golden).max())
         rows.append(Row(output, error, error / float(np.abs(golden).max()), tolerance))
@@ -111,21 +118,23 @@ def compare_with_golden(name: str) -> Parity:
             found.labels[i].numpy(),
             thresholds=np.zeros(len(class_map), np.float32),
             phrases=[str(c) for c in range(len(class_map))],
-            image_size=tuple(int(v) for v in sizes[i]),
+            image_size=(int(sizes[i, 0]), int(sizes[i, 1])),
             original_size=picture.shape[:2],
         )
     return Parity(rows, detections, arrays)
 
 
-def image_sizes(arrays, batch):
+def image_sizes(arrays: dict[str, NDArray[Any]], batch: int) -> NDArray[np.int64]:
+    """Return height and width of the pictures in a golden's canvas, (batch, 2)."""
     if "image_sizes" in arrays:
         return arrays["image_sizes"].astype(np.int64)
-    # The padding is exactly zero, and normalised pixels never are.
-    picture = arrays["input"].any(axis=1)
-    return np.array([[p.any(axis=1).sum(), p.any(axis=0).sum()] for p in picture], np.int64).reshape(batch, 2)
+    # The padding is exactly zero, and normalized pixels never are.
+    picture: NDArray[Any] = arrays["input"].any(axis=1)
+    return np.stack([picture.any(axis=2).sum(axis=1), picture.any(axis=1).sum(axis=1)], axis=1)
 
 
 def main(names: list[str]) -> None:
+    """Print the table."""
     parts = ("text", "fpn", "logits", "bbox", "ctr")
     print("largest absolute error (relative to the largest value)")
     print(f"{'golden':<22}" + "".join(f"{part:>22}" for part in parts))

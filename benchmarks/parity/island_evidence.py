@@ -1,7 +1,7 @@
 """What every fp32 island is worth (`glip_export.precision.ISLANDS`): what breaks where it is computed in fp16.
 
-python tests/island_evidence.py                # GLIP-T, stand-in weights, 800x1344, and GLIP-nano on its fixed scenes
-python tests/island_evidence.py --only nano
+    python benchmarks/parity/island_evidence.py    GLIP-T, stand-in weights, 800x1344; GLIP-nano on its fixed scenes
+    python benchmarks/parity/island_evidence.py --only nano
 
 Every half-precision value is rounded (`rounded=True`), which cannot show sums that are kept in fp16, nor positions in
 fp16: both are decided inside an engine's kernels. For those the values themselves are looked at.
@@ -14,14 +14,25 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from nano.subjects import rounded_copy
 from parity_data import ROOT, load_golden
 from precision_table import OUTPUTS, exported, feed_of, mean_errors, session
 
 from glip_deploy import Detector, load_image
 from glip_deploy.frames.canvas import make_canvas
+from glip_deploy.results.boxes import pairwise_iou
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from glip_export.precision import Island
+    from numpy.typing import NDArray
+
+    from glip_deploy import Detections
+
+    Array = NDArray[Any]
+    Arrays = dict[str, Array]
 
 HALF_MAX, HALF_NORMAL = 65504.0, 2.0**-14
 GOLDEN = "glip_T_od"
@@ -29,8 +40,8 @@ NANO = ROOT / "tests" / "data" / "nano"
 PICTURE = ROOT / "export" / "glip_export" / "data" / "picture.jpg"
 
 
-def feed_at_full_size() -> dict[str, np.ndarray]:
-    """A picture of 800x1344 with the golden's text."""
+def feed_at_full_size() -> Arrays:
+    """Return a picture of 800x1344 with the golden's text."""
     arrays, meta = load_golden(f"{GOLDEN}.npz")
     feed = feed_of(arrays, meta)
     picture = load_image(PICTURE)
@@ -40,7 +51,8 @@ def feed_at_full_size() -> dict[str, np.ndarray]:
     return {**feed, "frames": seen.frames, "image_sizes": seen.image_sizes}
 
 
-def variants() -> Iterator[tuple[str, tuple]]:
+def variants() -> Iterator[tuple[str, tuple[Island, ...]]]:
+    """Give every choice of islands with its name: all of them, each in turn given up, none."""
     from glip_export.precision import ISLANDS
 
     yield "all islands", ISLANDS
@@ -52,14 +64,19 @@ def variants() -> Iterator[tuple[str, tuple]]:
 # -- values that decide what a kernel may keep in fp16 ---------------------------------------------------------------
 
 
-def looked_at(graph: Path, feed, folder: Path) -> None:
+def looked_at(graph: Path, feed: Arrays, folder: Path) -> None:
     """Print the sums, probabilities and positions of the fp32 graph that fp16 could not hold."""
     import onnx_ir as ir
     from glip_export.precision import ISLANDS
 
     model = ir.load(graph)
     islands = {island.name: island for island in ISLANDS}
-    wanted: dict[str, list] = {"group norm": [], "pooling": [], "softmax": [], "sampling": []}
+    wanted: dict[str, list[tuple[onnx_ir.Node, onnx_ir.Value | None]]] = {
+        "group norm": [],
+        "pooling": [],
+        "softmax": [],
+        "sampling": [],
+    }
     for node in model.graph:
         if islands["group norm"].holds(node):
             wanted["group norm"].append((node, node.inputs[0]))
@@ -69,14 +86,15 @@ def looked_at(graph: Path, feed, folder: Path) -> None:
             wanted["softmax"].append((node, node.outputs[0]))
         elif node.op_type == "DeformConv":
             wanted["sampling"].append((node, node.inputs[2]))
-    for value in {id(v): v for pairs in wanted.values() for _, v in pairs}.values():
+    for value in {v: None for pairs in wanted.values() for _, v in pairs}:
+        assert value is not None
         value.dtype = value.dtype or ir.DataType.FLOAT
         if value not in model.graph.outputs:
             model.graph.outputs.append(value)
     runner = session(model, folder, "looked_at")
 
-    def values(kind: str) -> Iterator[tuple[object, np.ndarray]]:
-        found = runner.run([value.name for _, value in wanted[kind]], feed)
+    def values(kind: str) -> Iterator[tuple[onnx_ir.Node, Array]]:
+        found = runner.run([value.name for _, value in wanted[kind] if value is not None], feed)
         for (node, _), array in zip(wanted[kind], found, strict=True):
             yield node, array.astype(np.float64)
 
@@ -88,7 +106,8 @@ def looked_at(graph: Path, feed, folder: Path) -> None:
     )
     sums, counts = [], []
     for node, a in values("pooling"):
-        axes = tuple(node.inputs[1].const_value.numpy().ravel()) if len(node.inputs) > 1 else (2, 3)
+        given = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        axes = (2, 3) if given is None else tuple(int(axis) for axis in given.numpy().ravel())
         counts.append(int(np.prod([a.shape[axis] for axis in axes])))
         sums.append(np.abs(a).sum(axis=axes))
     over = np.concatenate([s.ravel() > HALF_MAX for s in sums])
@@ -111,8 +130,8 @@ def looked_at(graph: Path, feed, folder: Path) -> None:
     print(f"sampling: positions in fp16 are off by up to {every.max():.3f} cells, {every.mean():.4f} on average")
 
 
-def bases(node, offset: np.ndarray) -> np.ndarray:
-    """Where the nine taps of every location read without an offset: [1, 18, H, W], y and x in turn, input cells."""
+def bases(node: onnx_ir.Node, offset: Array) -> Array:
+    """Return where the taps of every location read without an offset: (1, 18, H, W), y before x, in input cells."""
     stride = int(node.attributes["strides"].as_ints()[0]) if "strides" in node.attributes else 1
     height, width = offset.shape[-2:]
     ys, xs = np.meshgrid(np.arange(height) * stride, np.arange(width) * stride, indexing="ij")
@@ -120,12 +139,14 @@ def bases(node, offset: np.ndarray) -> np.ndarray:
     return np.stack([axis for tap in taps for axis in tap])[None].astype(np.float32)
 
 
-def rounded_positions(node, offset: np.ndarray) -> np.ndarray:
+def rounded_positions(node: onnx_ir.Node, offset: Array) -> Array:
+    """Return the offsets that sampling positions rounded to fp16 amount to."""
     base = bases(node, offset)
-    return (base + offset).astype(np.float16).astype(np.float64) - base
+    rounded: Array = (base + offset).astype(np.float16).astype(np.float64)
+    return rounded - base
 
 
-def with_rounded_positions(model, shapes: dict[str, tuple[int, ...]]):
+def with_rounded_positions(model: onnx_ir.Model, shapes: dict[str | None, tuple[int, ...]]) -> onnx_ir.Model:
     """Let every deformable convolution read at positions rounded to fp16: all that is left without the island."""
     import onnx_ir as ir
 
@@ -148,13 +169,14 @@ def with_rounded_positions(model, shapes: dict[str, tuple[int, ...]]):
 # -- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def boxes_of(found: dict[str, np.ndarray], least: float):
+def boxes_of(found: Arrays, least: float) -> tuple[Array, Array, Array]:
+    """Return boxes, labels and scores of the candidates with a score of `least` or more."""
     keep = found["scores"][0] >= least
     return found["boxes"][0][keep].astype(np.float64), found["labels"][0][keep], found["scores"][0][keep]
 
 
-def shift(found, expected, least: float = 0.3) -> str:
-    """How far boxes above a score have moved, in pixels of the canvas, and how many are no longer there."""
+def shift(found: Arrays, expected: Arrays, least: float = 0.3) -> str:
+    """Say how far boxes above a score have moved, in pixels of the canvas, and how many are no longer there."""
     boxes, labels, scores = boxes_of(expected, least)
     others, their_labels, their_scores = boxes_of(found, least * 0.8)
     moved, changed, lost = [], [], 0
@@ -172,6 +194,7 @@ def shift(found, expected, least: float = 0.3) -> str:
 
 
 def full_size(folder: Path) -> None:
+    """Print what GLIP-T with stand-in weights loses."""
     import onnx_ir as ir
     from glip_export.precision import round_weights, to_precision
 
@@ -180,23 +203,24 @@ def full_size(folder: Path) -> None:
     feed = feed_at_full_size()
     looked_at(graph, feed, folder)
 
-    def run(model) -> dict[str, np.ndarray]:
+    def run(model: onnx_ir.Model) -> Arrays:
         runner = session(model, folder, "variant")
         names = [output.name for output in runner.get_outputs()]
         return dict(zip(names, runner.run(names, feed), strict=True))
 
     model = ir.load(graph)
-    for node in model.graph:
-        if node.op_type == "DeformConv":
-            node.inputs[2].dtype = ir.DataType.FLOAT
-            if node.inputs[2] not in model.graph.outputs:
-                model.graph.outputs.append(node.inputs[2])
+    offsets = {node.name: node.inputs[2] for node in model.graph if node.op_type == "DeformConv"}
+    for offset in offsets.values():
+        assert offset is not None
+        offset.dtype = ir.DataType.FLOAT
+        if offset not in model.graph.outputs:
+            model.graph.outputs.append(offset)
     seen = run(model)
-    shapes = {n.name: seen[n.inputs[2].name].shape for n in model.graph if n.op_type == "DeformConv"}
+    shapes = {name: seen[str(offset.name)].shape for name, offset in offsets.items() if offset is not None}
     expected = run(ir.load(graph))
     print(f"{'mean absolute error':<34}" + "".join(f"{name:>12}" for name in OUTPUTS) + "   boxes     scores")
 
-    def show(label: str, found: dict[str, np.ndarray]) -> None:
+    def show(label: str, found: Arrays) -> None:
         errors = mean_errors([found[name] for name in OUTPUTS], [expected[name] for name in OUTPUTS])
         row = "".join(f"{errors[name]:>12.2e}" for name in OUTPUTS)
         print(f"{label:<34}{row}   {shift(found, expected)}", flush=True)
@@ -209,14 +233,14 @@ def full_size(folder: Path) -> None:
 
 
 def nano(folder: Path) -> None:
-    """How many boxes of GLIP-nano with a score of 0.3 or more come back: same label, IoU 0.95, score within 0.01."""
+    """Print how many of GLIP-nano's boxes with a score of 0.3 come back: same label, IoU 0.95, score within 0.01."""
     from glip_export.bundle_writer import export_bundle
-    from nano.average_precision import overlaps
+    from nano.subjects import rounded_copy
 
     bundle = export_bundle(ROOT / "examples" / "nano" / "glip_nano.pth", folder / "nano").path
     entries = json.loads((NANO / "scenes.json").read_text())
 
-    def detections(path: Path, least: float):
+    def detections(path: Path, least: float) -> list[Detections]:
         with Detector.open(path, shortest_side=224, cache_dir=None) as detector:
             return [detector.detect(load_image(NANO / e["file"]), e["prompt"], least, color="rgb") for e in entries]
 
@@ -231,7 +255,7 @@ def nano(folder: Path) -> None:
                 total += 1
                 if not near.any():
                     continue
-                iou = overlaps(box[None].astype(float), other.boxes[near].astype(float))[0]
+                iou = pairwise_iou(box[None].astype(float), other.boxes[near].astype(float))[0]
                 best = int(iou.argmax())
                 change = abs(float(other.scores[near][best]) - float(score))
                 ious.append(iou[best])
@@ -245,6 +269,7 @@ def nano(folder: Path) -> None:
 
 
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("nano", "full"))
     args = parser.parse_args()
