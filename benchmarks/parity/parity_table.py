@@ -129,7 +129,7 @@ def image_sizes(arrays: dict[str, NDArray[Any]], batch: int) -> NDArray[np.int64
     if "image_sizes" in arrays:
         return arrays["image_sizes"].astype(np.int64)
     # The padding is exactly zero, and normalized pixels never are.
-    picture: NDArray[Any] = arrays["input"].any(axis=1)
+    picture = np.asarray(arrays["input"].any(axis=1))
     return np.stack([picture.any(axis=2).sum(axis=1), picture.any(axis=1).sum(axis=1)], axis=1)
 
 
