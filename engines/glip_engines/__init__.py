@@ -3,6 +3,7 @@
     cli.py          the command `glip-build`
     options.py      what a build may be asked for, and how it is written on a command line
     plan.py         options checked against a bundle, every default filled in
+    onnx_only.py    the rewritten graphs alone, for trtexec
     builder.py      the build itself: graph by graph into a folder that appears whole or not at all
 
     rewriting/      the portable graph as a version of TensorRT can read it and computes it well

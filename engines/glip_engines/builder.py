@@ -16,7 +16,7 @@ from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.flavours import Flavour, choose_flavour, target_of
 from glip_engines.inspection import Expected
-from glip_engines.plan import Plan
+from glip_engines.plan import GRAPHS, Plan
 from glip_engines.rewriting import rewrite_file
 from glip_engines.trt import GraphJob, Settings
 
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, float, str], None]
 
-__all__ = ["GRAPHS", "BuildResult", "build_engines"]
+__all__ = ["BuildResult", "build_engines"]
 
-GRAPHS = ("text", "image")
 PLUGIN_FILE = "libglip_deform.so"
 """The plugin's library in a folder of engines."""
 

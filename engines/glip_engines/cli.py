@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glip_deploy.cli.app import QUIET, VERSION, examples, make_app, run_app
+from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.console import phase_progress, say
 
 if TYPE_CHECKING:
     from glip_engines.builder import BuildResult
+    from glip_engines.options import BuildOptions
 
 __all__ = ["check_options", "main"]
 
 _CHECK_ONLY = object()
 """Context object of a command line that is only checked."""
+
+_USUAL_VERSION = "10.9"
+"""TensorRT whose graphs `--onnx-only` writes; those of 10 and 11 differ in the trtexec commands only."""
 
 app = make_app()
 
@@ -58,6 +62,7 @@ def _option(name: str, panel: str, metavar: str | None, text: str) -> Any:
         "glip-build glip_t/ --size 800x1344 --tokens 16,32       one canvas, two prompt lengths: fastest",
         "glip-build glip_t/ --flavour tensorrt-rtx --arch SM86   on a machine without a GPU",
         "glip-build glip_t/ --form plugin                        deformable convolution by this toolkit's kernels",
+        "glip-build glip_t/ --onnx-only graphs/                  no engines: the graphs, and the trtexec commands",
         note="Engines go to BUNDLE/engines/, and the folder's name is printed. They belong to the GPU type and the\n"
         "TensorRT version they were built for. Prompts are padded to the next length of --tokens; none longer than\n"
         "the last can be run. A range is written MIN:BEST:MAX.",
@@ -111,7 +116,17 @@ def build(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the folder (default: target, version, precision and form).")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace existing engines.")] = False,
+    onnx_only: Annotated[
+        Path | None,
+        _option("--onnx-only", "Graphs without engines", "DIR", "Write only the rewritten graphs, with a README."),
+    ] = None,
+    trt_version: Annotated[
+        str | None,
+        _option("--trt-version", "Graphs without engines", "V", "TensorRT to write them for: 8.6, 10.3, ... 11.1."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", metavar="", help="Replace existing engines or graphs.")
+    ] = False,
     quiet: QUIET = False,
     version: VERSION = False,
 ) -> int:
@@ -139,6 +154,10 @@ def build(
         name=name,
         overwrite=overwrite,
     )
+    if trt_version is not None and onnx_only is None:
+        raise bad_option("--trt-version", "needs --onnx-only DIR to have an effect")
+    if onnx_only is not None:
+        return _write_graphs(bundle, onnx_only, options, trt_version or _USUAL_VERSION, quiet)
     if context.obj is _CHECK_ONLY:
         choose_flavour(flavour)
         return 0
@@ -151,6 +170,14 @@ def build(
     if not quiet:
         _report(result, time.perf_counter() - started)
     print(result.path)
+    return 0
+
+
+def _write_graphs(bundle: Path, folder: Path, options: BuildOptions, version: str, quiet: bool) -> int:
+    from glip_engines.onnx_only import write_graphs
+
+    with phase_progress(quiet=quiet) as on_progress:
+        print(write_graphs(bundle, folder, options, version, on_progress))
     return 0
 
 

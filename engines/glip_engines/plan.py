@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from glip_deploy.bundle.manifest import Bundle
     from glip_engines.options import BuildOptions
 
-__all__ = ["Plan", "Profile"]
+__all__ = ["GRAPHS", "Plan", "Profile"]
+
+GRAPHS = ("text", "image")
 
 Profile = Mapping[str, tuple[tuple[int, ...], ...]]
 """Of an optimization profile: smallest, best and largest shape by input."""
