@@ -1,5 +1,6 @@
 """Makes the helper modules importable from every test, whatever the import mode; shares one tiny bundle."""
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -31,3 +32,21 @@ def tiny_bundle(tiny_checkpoint):
     output = tiny_checkpoint.with_name("bundle")
     export_bundle(tiny_checkpoint, output)
     return output
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    from clean_environment import build_wheel
+
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def clean_environment(wheel, tmp_path_factory):
+    """A virtual environment of its own, empty at first, which tests fill extra by extra; about 2 GB in the end."""
+    from clean_environment import CleanEnvironment
+
+    folder = tmp_path_factory.mktemp("clean") / "env"
+    yield CleanEnvironment(folder, wheel)
+    shutil.rmtree(folder)

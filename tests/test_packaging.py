@@ -1,53 +1,164 @@
-"""What is shipped, and that it works where nothing else is installed."""
+"""What is shipped: what the archives hold, and that every extra is enough for its job where nothing else is installed.
+
+The extras are installed one after the other into one clean environment (`clean_environment`, also used by the tests of
+the documentation's commands). Not installed anywhere: `gpu` and `tensorrt`, which need a GPU and gigabytes; their
+requirements are read instead. torch is lent from the running environment.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
-import subprocess
 import sys
-import venv
+import tarfile
 import zipfile
+from importlib import metadata
 
 import pytest
+from clean_environment import run
+from packaging.requirements import Requirement
 from parity_data import ROOT
 
-PIP = ("-m", "pip", "--disable-pip-version-check")
+ROOMS = {
+    "glip_deploy": ROOT / "glip_deploy",
+    "glip_export": ROOT / "export" / "glip_export",
+    "glip_engines": ROOT / "engines" / "glip_engines",
+    "glip_bench": ROOT / "benchmarks" / "glip_bench",
+}
+PICTURE = ROOT / "examples" / "nano" / "media" / "scene.jpg"
+VIDEO = ROOT / "examples" / "nano" / "media" / "moving.mp4"
+
+pytestmark = pytest.mark.xdist_group("clean_environment")
 
 
-def run(*command, **options):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+# -- the archives ---------------------------------------------------------------------------------------------------
+
+
+def files_of(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+
+
+def test_the_wheel_holds_the_four_packages_and_their_data(wheel):
+    files = files_of(wheel)
+    for package, folder in ROOMS.items():
+        sources = {f"{package}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.py")}
+        assert sources | {f"{package}/py.typed"} <= set(files)
+    plugin = ROOT / "engines" / "plugin"
+    sources = {path.relative_to(plugin).as_posix() for path in plugin.rglob("*") if path.is_file()}
+    assert {f"glip_engines/plugin/{name}" for name in sources} <= set(files)
+    assert {
+        "glip_deploy/backends/resize.cu",
+        "glip_engines/CMakeLists.txt",
+        "glip_engines/plugin/deform_kernel.cu",
+        "glip_export/data/bert-base-uncased-vocab.txt",
+        "glip_export/data/picture.jpg",
+    } <= set(files)
+    assert {name.partition("/")[0] for name in files if ".dist-info/" not in name} == set(ROOMS)
+    assert {name.rpartition("/")[2] for name in files if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+    assert wheel.stat().st_size < 2_000_000
+
+
+def test_the_source_distribution_is_small_and_makes_the_same_wheel(wheel, tmp_path):
+    """The wheel is built from the unpacked source distribution, as `build` does where no --wheel is asked for."""
+    done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (sdist,), (rebuilt,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    assert sdist.stat().st_size < 3_000_000
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "NOTICE", "engines/plugin/glip_deform.h"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "examples/", "benchmarks/results/"))]
+    ours, theirs = files_of(wheel), files_of(rebuilt)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name] and ".dist-info/" not in name] == []
+
+
+# -- what it requires -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("wheel")
-    done = run(sys.executable, *PIP, "wheel", "--no-deps", "--wheel-dir", directory, ROOT)
-    if done.returncode and "hatchling" in done.stderr:
-        pytest.skip("hatchling cannot be fetched here, so no wheel can be built")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (path,) = directory.glob("*.whl")
-    return path
+def required(wheel):
+    """Distributions by extra ("" for the runtime's own), with extras that an extra includes resolved."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        facts = metadata.PathDistribution(zipfile.Path(archive, name.partition("/")[0] + "/")).metadata
+        rows = [Requirement(row) for row in facts.get_all("Requires-Dist")]
+        extras = facts.get_all("Provides-Extra")
+
+    def of(extra):
+        found = set()
+        for row in rows:
+            asked = re.search(r'extra == ["\']([\w-]+)["\']', str(row.marker)) if row.marker else None
+            if (asked[1] if asked else "") != extra:
+                continue
+            found |= {row.name} if row.name != "glip-deploy" else {one for part in row.extras for one in of(part)}
+        return found
+
+    return {extra: of(extra) for extra in ["", *extras]}
 
 
-def test_a_wheel_holds_the_four_packages_and_their_data(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    for package in ("glip_deploy", "glip_export", "glip_engines", "glip_bench"):
-        assert f"{package}/__init__.py" in names and f"{package}/py.typed" in names
-    assert {
-        "glip_deploy/backends/onnxruntime.py",
-        "glip_export/model/fusion.py",
-        "glip_export/data/bert-base-uncased-vocab.txt",
-        "glip_export/data/picture.jpg",
-    } <= names
-    roots = {name.partition("/")[0] for name in names}
-    assert {root for root in roots if not root.endswith(".dist-info")} == {
-        "glip_deploy", "glip_export", "glip_engines", "glip_bench",
-    }  # fmt: skip
-    licences = {name.rpartition("/")[2] for name in names if ".dist-info/licenses/" in name}
-    assert licences == {"LICENSE", "NOTICE"}
-    assert wheel.stat().st_size < 2_000_000
+def test_extras_are_named_after_jobs(required):
+    assert {"video", "supervision", "gpu", "export", "build", "tensorrt", "tensorrt-rtx", "plugin", "bench"} < set(
+        required
+    )
+    assert required["tensorrt"] == required["build"] | {"tensorrt"}
+    assert required["tensorrt-rtx"] == required["build"] | {"tensorrt-rtx-cu13"}
+    assert required["gpu"] == {"onnxruntime-gpu"}
+    for extra in required.keys() - {"export", "yardsticks", "dev"}:
+        assert "torch" not in required[extra], extra
 
+
+def test_the_runtime_itself_is_light(required):
+    assert required[""].isdisjoint({"torch", "onnx", "onnx-ir", "av", "tensorrt", "cuda-python", "opencv-python"})
+
+
+def imported_by(folder):
+    """Top-level modules that the sources import, from outside the standard library and this project."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [
+        ("glip_deploy", ["video", "supervision", "tensorrt"]),
+        ("glip_export", ["export"]),
+        ("glip_engines", ["tensorrt"]),
+        ("glip_bench", ["bench", "export", "tensorrt", "yardsticks"]),
+    ],
+)
+def test_every_import_is_declared(required, package, extras):
+    modules = {"cuda": "cuda-python", "tensorrt": "tensorrt", "PIL": "pillow", "yaml": "pyyaml", "rich": "typer"}
+    distributions = metadata.packages_distributions()
+    declared = set().union(required[""], *(required[extra] for extra in extras))
+    for module in imported_by(ROOMS[package]):
+        names = {modules[module]} if module in modules else set(distributions.get(module, [module]))
+        assert {re.sub(r"[-_.]+", "-", name).lower() for name in names} & declared, f"{package} imports {module}"
+
+
+def test_every_extra_that_a_message_names_exists(required):
+    """`tests/docs` checks those that README and docs name."""
+    sources = [path for folder in ROOMS.values() for path in folder.rglob("*.py")]
+    named = {
+        extra: path.relative_to(ROOT)
+        for path in sources
+        for extras in re.findall(r"(?:glip-deploy\[|\bextra=\")([a-z,-]+)[]\"]", path.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert {"bench", "export", "video"} <= named.keys()
+    assert {extra: path for extra, path in named.items() if extra not in required} == {}
+
+
+# -- installed, extra by extra --------------------------------------------------------------------------------------
 
 DETECT = """
 import json, sys
@@ -58,49 +169,117 @@ with Detector.open(sys.argv[1], shortest_side=128, cache_dir=None) as detector:
     found = detector.detect(frame, ["person", "dog"], 0.2, color="bgr")
 print(json.dumps({"found": len(found), "foreign": [m for m in ("torch", "onnx", "av") if m in sys.modules]}))
 """
+PROGRAMS = ("glip-detect", "glip-export", "glip-build", "glip-bench")
+TINY = ("--prompt", "person. dog", "--threshold", "0.2", "--shortest-side", "128", "--no-cache", "--quiet")
 
 
-DRAW = """
-import sys
-import numpy as np
-from PIL import Image
-frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-Image.fromarray(frame[..., ::-1].copy()).save(sys.argv[1])  # the frame is BGR, a file RGB
-"""
-
-
-@pytest.fixture
-def empty_environment(tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
-    yield tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    shutil.rmtree(tmp_path / "env")  # 200 MB
+def fails_in_one_line(done, *parts):
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert ": error: " in line and all(part in line for part in parts) and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.clean_install
-def test_the_runtime_works_in_an_empty_environment(wheel, tiny_bundle, tmp_path, empty_environment):
-    python = empty_environment
-    done = run(python, *PIP, "install", "--quiet", wheel)
-    if done.returncode:
-        pytest.skip(f"the dependencies cannot be fetched here: {done.stderr.strip().splitlines()[-1][:200]}")
-    listed = {row["name"] for row in json.loads(run(python, *PIP, "list", "--format=json").stdout)}
-    assert "onnxruntime" in listed and listed.isdisjoint({"torch", "onnx", "av"})
-    done = run(python, "-c", DETECT, tiny_bundle, cwd=tmp_path)
+def test_the_runtime_alone(clean_environment, tiny_bundle, tmp_path):
+    """The first of these tests: nothing but the runtime may be there."""
+    clean_environment.install()
+    assert clean_environment.distributions().isdisjoint({"torch", "onnx", "onnx-ir", "av", "cuda-python", "matplotlib"})
+    done = clean_environment.run("python", "-c", DETECT, tiny_bundle, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["found"] > 0 and answer["foreign"] == []
-    for program in ("glip-detect", "glip-export", "glip-bench"):
-        shown = run(python.with_name(program), "--help")
-        assert shown.returncode == 0 and "--model" in shown.stdout
-    picture, lines = tmp_path / "picture.png", tmp_path / "found.jsonl"
-    drawn = run(python, "-c", DRAW, picture)
-    assert drawn.returncode == 0, drawn.stderr
-    command = ["--model", tiny_bundle, "--prompt", "person. dog", "--source", picture, "--json", lines]
-    options = ["--threshold", "0.2", "--shortest-side", "128", "--no-cache", "--quiet"]
-    done = run(python.with_name("glip-detect"), *command, *options, cwd=tmp_path)
+    for program in PROGRAMS:
+        shown = clean_environment.run(program, "--help")
+        assert shown.returncode == 0 and "examples:" in shown.stdout, program
+    lines = tmp_path / "found.jsonl"
+    done = clean_environment.run("glip-detect", "--model", tiny_bundle, "--source", PICTURE, "--json", lines, *TINY)
     assert done.returncode == 0, done.stderr
     (row,) = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert (row["width"], row["height"]) == (120, 90)
-    assert len(row["detections"]) == answer["found"] and row["detections"][0]["label"] in ("person", "dog")
-    # What an extra would bring is asked for by name, not with a traceback.
-    missing = run(python.with_name("glip-export"), "--model", "glip_t.pth")
-    assert missing.returncode == 1 and "glip-deploy[export]" in missing.stderr and "Traceback" not in missing.stderr
+    assert row["detections"] and {one["label"] for one in row["detections"]} <= {"person", "dog"}
+
+
+@pytest.mark.clean_install
+def test_what_an_extra_would_bring_is_asked_for_by_name(clean_environment, tiny_bundle, tiny_checkpoint, tmp_path):
+    clean_environment.install()
+    extras = clean_environment.distributions()
+    here = {"av": "video", "torch": "export", "onnx-ir": "build"}
+    commands = {
+        "av": ("glip-detect", "--model", tiny_bundle, "--source", VIDEO, *TINY),
+        "torch": ("glip-export", "--model", tiny_checkpoint, "--output", tmp_path / "out"),
+        "onnx-ir": ("glip-build", tiny_bundle, "--arch", "SM86"),
+    }
+    for distribution, command in commands.items():
+        assert distribution not in extras
+        done = clean_environment.run(*command, cwd=tmp_path)
+        fails_in_one_line(done, "glip-deploy[")
+        assert "tensorrt" in done.stderr or f"glip-deploy[{here[distribution]}]" in done.stderr
+    done = clean_environment.run("python", "-c", "from glip_deploy import Detections; Detections().to_supervision()")
+    assert done.returncode == 1 and "pip install supervision" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.clean_install
+def test_video(clean_environment, tiny_bundle, tmp_path):
+    clean_environment.install("video")
+    output = tmp_path / "found.mp4"
+    command = ("glip-detect", "--model", tiny_bundle, "--source", VIDEO, "--output", output, "--max-frames", "3", *TINY)
+    done = clean_environment.run(*command)
+    assert done.returncode == 0 and output.stat().st_size > 1000, done.stderr
+
+
+@pytest.mark.clean_install
+def test_bench(clean_environment, tiny_bundle, tmp_path):
+    clean_environment.install("video", "bench")
+    done = clean_environment.run("glip-bench", "--quick", "--model", tiny_bundle, "--json", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["complete"]
+
+
+@pytest.mark.clean_install
+def test_supervision(clean_environment):
+    clean_environment.install("supervision")
+    code = "from glip_deploy import Detections; print(len(Detections().to_supervision()))"
+    done = clean_environment.run("python", "-c", code)
+    assert done.returncode == 0 and done.stdout.strip() == "0", done.stderr
+
+
+@pytest.mark.clean_install
+@pytest.mark.skipif(sys.platform != "linux", reason="the registry has TensorRT-RTX's compilers for Linux only")
+@pytest.mark.parametrize("form", ["native", "plugin"])
+def test_engines(clean_environment, tiny_bundle, tmp_path, form):
+    """The extra alone is enough; with `plugin` and TensorRT's headers, no CUDA toolkit is needed for the other form."""
+    clean_environment.install("tensorrt-rtx")
+    if form == "plugin":
+        clean_environment.install("plugin")
+        clean_environment.pip("install", "--quiet", "--no-deps", "kernel-lens")
+    assert "torch" not in clean_environment.distributions()
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    options = ("--arch", "SM86", "--size", "64x64", "--tokens", "16", "--form", form)
+    done = clean_environment.run("glip-build", bundle, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = bundle / "engines" / done.stdout.strip().rpartition("/")[2]
+    assert (folder / "image.plan").is_file() and bool(list(folder.glob("*.so"))) == (form == "plugin")
+
+
+@pytest.mark.clean_install
+@pytest.mark.skipif(sys.platform == "win32", reason="torch is lent by links, which Windows keeps for administrators")
+def test_export(clean_environment, tiny_checkpoint, tmp_path):
+    clean_environment.lend("torch", "triton")
+    clean_environment.install("export")
+    done = clean_environment.run("glip-export", "--model", tiny_checkpoint, "--output", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.clean_install
+def test_docs(clean_environment):
+    clean_environment.install("docs")
+    done = clean_environment.run("mkdocs", "--version")
+    assert done.returncode == 0, done.stderr
+    code = "import mkdocs, material, mkdocstrings, mkdocstrings_handlers.python"
+    assert clean_environment.run("python", "-c", code).returncode == 0
+
+
+@pytest.mark.clean_install
+def test_all_of_it_together_has_what_it_requires(clean_environment):
+    clean_environment.install("video")
+    clean_environment.pip("check")
