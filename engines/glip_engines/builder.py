@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from glip_deploy.bundle.engines import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
-from glip_deploy.errors import BundleError, EngineError, OutputError
+from glip_deploy.errors import BundleError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
+from glip_engines.compile import build_library, code_for
 from glip_engines.flavours import Flavour, choose_flavour, target_of
 from glip_engines.inspection import Expected
 from glip_engines.plan import GRAPHS, Plan
@@ -71,7 +72,7 @@ def build_engines(
     bundle = Bundle.open(bundle_path)
     plan = Plan.of(bundle, options, flavour)
     if plan.form == "plugin" and plan.plugin is None:
-        _plugin_architecture(target_of(flavour, options.arch))  # refused before TensorRT is loaded
+        code_for(target_of(flavour, options.arch))  # refused before TensorRT is loaded
     settings = Settings(
         flavour,
         plan.precision,
@@ -115,27 +116,9 @@ def build_engines(
     return BuildResult(target, record)
 
 
-def _plugin_architecture(target: int) -> int:
-    """Return the compute capability to compile the plugin for.
-
-    Raises:
-        EngineError: a GPU the kernels are not written for.
-    """
-    from glip_engines.compile import ARCHITECTURES
-
-    # Machine code runs on its own generation and the later members of it.
-    fitting = [known for known in ARCHITECTURES if known // 10 == target // 10 and known <= target]
-    if not fitting:
-        known = ", ".join(f"SM{known}" for known in ARCHITECTURES)
-        raise EngineError(f"the plugin has no kernels for SM{target}; it has them for {known}; use --form native")
-    return fitting[-1]
-
-
 def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
-    from glip_engines.compile import build_library
-
     on_progress("plugin", 0.0, "compiling")
-    library = build_library([_plugin_architecture(dialect.compute_capability)], tensorrt=dialect)
+    library = build_library([dialect.compute_capability], tensorrt=dialect)
     on_progress("plugin", 1.0, "done")
     return library
 

@@ -29,10 +29,20 @@ from glip_engines.compilers import (
 if TYPE_CHECKING:
     from glip_engines.flavours import Dialect
 
-__all__ = ["ARCHITECTURES", "build_cubin", "build_host_library", "build_library", "plugin_sources"]
+__all__ = [
+    "ARCHITECTURES",
+    "PORTABLE",
+    "build_cubin",
+    "build_host_library",
+    "build_library",
+    "code_for",
+    "plugin_sources",
+]
 
-ARCHITECTURES = (60, 70, 75, 80, 86, 89, 90, 120)
-"""Compute capabilities the kernels are built for, 80 for 8.0."""
+ARCHITECTURES = (60, 61, 70, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+"""Compute capabilities the kernels are compiled to machine code for, 80 for 8.0."""
+PORTABLE = 80
+"""Compute capability of the PTX, which the driver compiles for GPUs of this capability and up that have no code."""
 _FLAGS = ("-O3", "-std=c++17")
 
 
@@ -108,20 +118,37 @@ def _cubin_by_nvrtc(arch: int, nvrtc: Nvrtc) -> Path:
     return _cached(f"glip_deform_sm{arch}", ".cubin", ["nvrtc", nvrtc.version, *options], build)
 
 
+def code_for(arch: int) -> str:
+    """Return what nvcc's -gencode is given for a compute capability (80 for 8.0): machine code, or PTX.
+
+    Raises:
+        EngineError: the kernels are not written for it.
+    """
+    if arch in ARCHITECTURES:
+        return f"arch=compute_{arch},code=sm_{arch}"
+    if arch > PORTABLE:
+        return f"arch=compute_{PORTABLE},code=compute_{PORTABLE}"
+    known = ", ".join(f"SM{known}" for known in ARCHITECTURES)
+    raise EngineError(f"the plugin has no kernels for SM{arch}; it has them for {known}; use --form native")
+
+
 def build_library(arches: Sequence[int], tensorrt: Dialect | None = None) -> Path:
     """Build the shared library of `glip_deform.h`, or the TensorRT plugin that contains it.
 
     Args:
-        arches: compute capabilities, 80 for 8.0.
+        arches: compute capabilities, 80 for 8.0. One that is not among `ARCHITECTURES` gets the PTX of `PORTABLE`:
+            machine code of a neighbor would run on some of them, but not on a Jetson's.
         tensorrt: with the adapter for this TensorRT: IPluginV2 for 8.6, IPluginV3 for later ones.
 
     Raises:
         MissingPackage: no nvcc, or no TensorRT headers.
-        EngineError: nvcc is too new for an architecture, or refuses the sources.
+        EngineError: the kernels are not written for an architecture, nvcc is too new for it, or refuses the sources.
         OutputError: the library cannot be kept.
     """
     nvcc = find_nvcc()
+    code = []
     for arch in arches:
+        code.append(code_for(arch))
         if arch < nvcc.oldest:
             raise EngineError(
                 f"nvcc {nvcc.version} compiles for compute capability {nvcc.oldest / 10} and up, not {arch / 10};"
@@ -130,7 +157,7 @@ def build_library(arches: Sequence[int], tensorrt: Dialect | None = None) -> Pat
     sources = plugin_sources()
     files = [str(sources / "deform_kernel.cu")]
     flags = [*_FLAGS, "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static"]
-    flags += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in arches]
+    flags += [f"-gencode={words}" for words in dict.fromkeys(code)]
     if tensorrt is not None:
         files.append(str(sources / ("adapter_v2.cpp" if tensorrt.is_8 else "adapter_v3.cpp")))
         flags += ["-isystem", str(find_tensorrt_headers(of_8=tensorrt.is_8)), "-ldl"]

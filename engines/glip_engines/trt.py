@@ -242,6 +242,10 @@ class Toolkit:
         previews = getattr(getattr(module, "PreviewFeature", None), "__members__", {})
         if "PROFILE_SHARING_0806" in previews:  # 8.6: several contexts may use one profile; always so later
             config.set_preview_feature(previews["PROFILE_SHARING_0806"], True)
+        if (
+            "REQUIRE_USER_ALLOCATION" in self._flags
+        ):  # TensorRT-RTX may allocate while it runs otherwise: no CUDA graphs
+            config.set_flag(self._flags["REQUIRE_USER_ALLOCATION"])
         if "TF32" in self._flags:  # its 10 bits are those of fp16, and fp32 is asked for where they do not suffice
             config.clear_flag(self._flags["TF32"])
 

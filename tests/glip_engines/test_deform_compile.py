@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +49,70 @@ def compiler_for(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_kernels_compile(arch):
+def test_kernels_compile_without_spilling_registers(arch, monkeypatch):
+    """For every GPU in the list; ptxas says of each kernel how many bytes it spills."""
     reason = missing(compiler_for(arch))
     if reason:
         pytest.skip(reason)
-    cubin = build_cubin(arch).read_bytes()
+    reports = []
+    if compiler_for(arch) is find_nvcc:
+        run = compilers.subprocess.run
+        monkeypatch.setattr(deform, "_FLAGS", (*deform._FLAGS, "-Xptxas", "-v"))
+        monkeypatch.setattr(
+            compilers.subprocess, "run", lambda *words, **options: reports.append(run(*words, **options)) or reports[-1]
+        )
+        cubin = build_cubin(arch).read_bytes()
+        report = "".join(done.stderr for done in reports)
+    else:
+        cubin = build_cubin(arch).read_bytes()
+        report = nvrtc_log(arch)
     assert cubin.startswith(b"\x7fELF")
     assert [name for name in KERNELS if f".text.{name}\0".encode() not in cubin] == []
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spills == [("0", "0", "0")] * len(KERNELS)
+
+
+def nvrtc_log(arch):
+    library, program = ctypes.CDLL(str(find_nvrtc(arch).path)), ctypes.c_void_p()
+    library.nvrtcCreateProgram(ctypes.byref(program), b'#include "deform_kernel.cuh"\n', b"x.cu", 0, None, None)
+    words = ["--std=c++17", f"--gpu-architecture=sm_{arch}", f"-I{deform.plugin_sources()}", "--ptxas-options=-v"]
+    options = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
+    assert library.nvrtcCompileProgram(program, len(words), options) == 0
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode()
+
+
+@pytest.mark.parametrize(
+    ("arch", "code"),
+    [
+        (75, "arch=compute_75,code=sm_75"),
+        (87, "arch=compute_87,code=sm_87"),  # Orin does not run code of 8.6
+        (88, "arch=compute_80,code=compute_80"),
+        (107, "arch=compute_80,code=compute_80"),
+        (130, "arch=compute_80,code=compute_80"),
+    ],
+)
+def test_a_gpu_gets_its_own_code_or_ptx(arch, code):
+    assert deform.code_for(arch) == code
+
+
+@pytest.mark.parametrize("arch", [53, 62, 72])
+def test_a_gpu_the_kernels_are_not_written_for(arch):
+    with pytest.raises(EngineError, match=rf"no kernels for SM{arch}; it has them for SM60, .*; use --form native"):
+        deform.code_for(arch)
+
+
+def test_ptx_for_a_gpu_that_is_not_listed():
+    reason = missing(find_nvcc, find_host_compiler)
+    if reason:
+        pytest.skip(reason)
+    library = build_library([88]).read_bytes()
+    assert b"sm_80" not in library and b"sm_86" not in library
+    assert ctypes.CDLL(str(build_library([88]))).glip_deform_launch
 
 
 def test_kernels_compile_where_there_is_no_nvcc(monkeypatch):

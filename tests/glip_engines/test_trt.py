@@ -41,7 +41,7 @@ class FakeTensorRT:
         self.log, self.__version__, self._layers = [], version, list(layers)
         major = int(version.split(".")[0])
         self.ILogger = type("ILogger", (), {"Severity": SimpleNamespace(ERROR=1), "__init__": lambda self: None})
-        flags = ["FP16", "TF32", "OBEY_PRECISION_CONSTRAINTS"] if major < 11 else ["TF32"]
+        flags = ["FP16", "TF32", "OBEY_PRECISION_CONSTRAINTS"] if major < 11 else ["TF32", "REQUIRE_USER_ALLOCATION"]
         self.BuilderFlag = members(*flags)
         kinds = {"EXPLICIT_BATCH": 0} if major < 10 else {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
         self.NetworkDefinitionCreationFlag = SimpleNamespace(__members__=kinds if major < 11 else {})
@@ -130,6 +130,11 @@ def test_group_norms_are_no_plugins(build, version):
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.1.0"])
 def test_fp32_is_not_tf32(build, version, precision):
     assert ("clear", "TF32") in build(version, precision)
+
+
+def test_engines_that_can_be_recorded_as_cuda_graphs(build):
+    """TensorRT-RTX needs to be asked for it; a flag by that name in another version means the same."""
+    assert ("set", "REQUIRE_USER_ALLOCATION") in build("11.1.0")
 
 
 def test_fp32_islands_are_pinned_where_typing_is_weak(build):

@@ -1,5 +1,5 @@
-// The CUDA kernels themselves on a CPU, thread by thread, for tests. Compiled once per GLIP_DEFORM_EMULATED: 600, 700,
-// 750, 800 stand for the compute capabilities whose code differs.
+// The CUDA kernels themselves on a CPU, thread by thread, for tests. Compiled once per GLIP_DEFORM_EMULATED: 600, 610,
+// 700, 750, 800 stand for the compute capabilities whose code differs.
 #include "../deform_kernel.cuh"
 #include "../deform_plan.h"
 
@@ -81,7 +81,7 @@ extern "C" GLIP_DEFORM_API int glip_deform_emulate(const GlipDeformProblem* prob
 #if GLIP_ARCH >= 700
     kept = run_tensor<glip::Half>(block, p, weight, tile);
 #else
-    kept = run_kernel<glip::ScalarBlock<glip::Half, true>, glip::Half>(block, p, weight, glip::kScalarTile);
+    kept = run_kernel<glip::ScalarBlock<glip::Half, glip::kPairsOfHalf>, glip::Half>(block, p, weight, glip::kScalarTile);
 #endif
   } else {
 #if GLIP_ARCH >= 800
