@@ -1,7 +1,9 @@
-"""Fetch TensorRT's type stubs for `make lint`, without TensorRT itself, and mend what is not valid Python in them.
+"""Install TensorRT's type stubs for `make lint`, without TensorRT itself.
 
-The package (tensorrt-stubs, from the package registry) asks for all of TensorRT, two gigabytes that mypy does not need;
-and it has arguments called `in`, and one without a default after others with one.
+The stubs are NVIDIA's API of TensorRT 10.13 as others published it, so that mypy checks our calls against the real
+signatures. Stubs of our own would be as long as our use of the API and would only repeat what we believe about it. The
+package has two faults, both repaired here: it depends on all of TensorRT (2 GB), and its stubs are not valid Python
+(arguments called `in`, and one without a default after others with one), which mypy cannot be told to ignore.
 """
 
 from __future__ import annotations
@@ -15,20 +17,15 @@ from pathlib import Path
 PACKAGE = "tensorrt-stubs==10.13.0.35.1"
 
 
-def mended(text: str) -> str:
-    """Return the stub's text as valid Python."""
-    text = re.sub(r"\bin: ", "in_: ", text)
-    text = re.sub(r"channel_axis: int\)", "channel_axis: int = ...)", text)
-    ast.parse(text)
-    return text
-
-
 def main(target: Path) -> None:
-    """Install the stubs into a folder and mend them."""
+    """Install the stubs into a folder and make them valid Python."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--no-deps", "--upgrade", "--target", str(target), PACKAGE], check=True)
     for stub in target.rglob("*.pyi"):
-        stub.write_text(mended(stub.read_text(encoding="utf-8")), encoding="utf-8")
+        text = re.sub(r"\bin: ", "in_: ", stub.read_text(encoding="utf-8"))
+        text = text.replace("channel_axis: int)", "channel_axis: int = ...)")
+        ast.parse(text)  # another version of the package may have other faults
+        stub.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ MAX_LEVELS = 8
 
 
 class DataType(IntEnum):
-    """Of features, weights, bias and result; of offsets and masks."""
+    """Type of features, weights, bias and result, or of offsets and masks."""
 
     F32 = 0
     F16 = 1
@@ -21,7 +21,7 @@ class DataType(IntEnum):
 
 
 class Layout(IntEnum):
-    """Of features and result."""
+    """Order of the axes of features and result."""
 
     NCHW = 0
     NHWC = 1
@@ -74,7 +74,7 @@ class ProblemStruct(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Shape:
-    """What all levels of a problem share; the defaults are GLIP's."""
+    """What all levels of a problem have in common; the defaults are GLIP's."""
 
     in_channels: int
     out_channels: int
@@ -91,7 +91,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map: addresses and sizes. A batch stride of 0 means images lie back to back."""
+    """One feature map: addresses and sizes. A batch stride of 0 means that images are contiguous."""
 
     x: int
     offset: int
@@ -101,18 +101,18 @@ class Level:
     """Height and width of the features."""
     out_size: tuple[int, int]
     offset_batch_stride: int = 0
-    """In elements; for a flat read, those of the larger map."""
+    """In elements; for a flat read, that of the larger map."""
     mask_batch_stride: int = 0
 
 
 def problem(shape: Shape, levels: Sequence[Level], weight: int = 0, bias: int | None = None) -> ProblemStruct:
-    """Put a problem together. Buffers stay the caller's and must outlive the call it is given to.
+    """Return a problem for the C interface. Buffers stay the caller's and must outlive the call that uses it.
 
     Args:
-        shape: what all levels share.
-        levels: at most MAX_LEVELS.
+        shape: what all levels have in common.
+        levels: at most `MAX_LEVELS`.
         weight: address of packed weights.
-        bias: address, or None.
+        bias: address of (out_channels,) numbers, or None.
 
     Raises:
         ValueError: too many levels.

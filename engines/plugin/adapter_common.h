@@ -1,4 +1,4 @@
-// What both TensorRT adapters share: attributes from fields, problems from tensor descriptions, running them, messages.
+// What both TensorRT adapters share: messages, attributes from fields, problems from tensor descriptions, running them.
 #pragma once
 
 #include <NvInfer.h>
@@ -90,7 +90,7 @@ inline bool read_integers(const nvinfer1::PluginField& field, int* values) {
   return true;
 }
 
-// What is wrong with attributes, or nothing.
+// Returns what is wrong with attributes, or an empty string.
 inline std::string attribute_error(const Attributes& a) {
   if (a.group != 1) return "group is " + std::to_string(a.group) + "; only 1 is supported";
   if (a.offset_group != 1) return "offset_group is " + std::to_string(a.offset_group) + "; only 1 is supported";
@@ -108,7 +108,7 @@ inline std::string attribute_error(const Attributes& a) {
   return "";
 }
 
-// Reads fields; absent ones keep their defaults, unknown ones are passed over. Returns what is wrong, or nothing.
+// Reads fields; absent ones keep their defaults, unknown ones are ignored. Returns what is wrong, or an empty string.
 inline std::string parse_attributes(const nvinfer1::PluginFieldCollection* fields, Attributes* attributes) {
   for (int i = 0; fields && i < fields->nbFields; ++i) {
     const nvinfer1::PluginField& field = fields->fields[i];
@@ -122,7 +122,7 @@ inline std::string parse_attributes(const nvinfer1::PluginFieldCollection* field
   return attribute_error(*attributes);
 }
 
-// The same as fields, for a creator's list of names and for serialisation. Owns what it points at.
+// Attributes as fields, for a creator's list of names and for serialization. Owns what it points to.
 struct Fields {
   Attributes attributes;
   std::vector<nvinfer1::PluginField> list;
@@ -140,7 +140,7 @@ struct Fields {
 
 // -- formats --------------------------------------------------------------------------------------------------------
 
-// The library's number for a data type, or -1.
+// Returns the C interface's number for a data type, or -1.
 inline int data_type(nvinfer1::DataType type) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT: return GLIP_DEFORM_F32;
@@ -152,7 +152,7 @@ inline int data_type(nvinfer1::DataType type) {
   }
 }
 
-// Whether tensor `position` of inputs then output may have its type and layout, given those before it.
+// Whether tensor `position`, inputs first and then the output, may have its type and format, given those before it.
 inline bool format_is_supported(int position, const nvinfer1::PluginTensorDesc* tensors, int inputs) {
   const nvinfer1::PluginTensorDesc& here = tensors[position];
   const nvinfer1::DataType data = tensors[kX].type;
@@ -175,7 +175,7 @@ inline std::string dims_text(const nvinfer1::Dims& dims) {
   return text;
 }
 
-// What is wrong with the shapes of a node's inputs, as far as they are known (-1 is not), or nothing.
+// Returns what is wrong with the shapes of a node's inputs, or an empty string; a side of -1 is not known yet.
 inline std::string shape_error(const Attributes& a, const nvinfer1::Dims* dims, int inputs) {
   if (inputs < kMinInputs || inputs > kMaxInputs)
     return std::to_string(inputs) + " inputs; X, W, offset and at most B, mask are supported";
@@ -199,7 +199,7 @@ inline std::string shape_error(const Attributes& a, const nvinfer1::Dims* dims, 
   return "";
 }
 
-// A node's problem without its buffers. All sides are known.
+// Returns a node's problem without its buffers; all sides must be known.
 inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::PluginTensorDesc* in,
                                       const nvinfer1::PluginTensorDesc& out) {
   const auto side = [](const nvinfer1::PluginTensorDesc& tensor, int i) { return static_cast<int>(tensor.dims.d[i]); };
@@ -230,7 +230,7 @@ inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::Plugi
   return p;
 }
 
-// Enqueues a node; 0 if that went well.
+// Enqueues a node; returns 0 for success.
 inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs,
                const nvinfer1::PluginTensorDesc& out, const void* const* buffers, void* result, void* workspace,
                void* stream) {

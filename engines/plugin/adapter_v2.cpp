@@ -1,4 +1,4 @@
-// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 2 as IPluginV2DynamicExt.
+// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 2 as an IPluginV2DynamicExt.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <memory>

@@ -1,4 +1,4 @@
-// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 2 as IPluginV3.
+// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 2 as an IPluginV3.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <exception>

@@ -1,4 +1,4 @@
-// The C interface on top of the CUDA runtime.
+// The C interface of glip_deform.h, by the CUDA runtime.
 #include "deform_kernel.cuh"
 
 #include <cuda_runtime.h>

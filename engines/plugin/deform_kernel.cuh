@@ -1,9 +1,9 @@
 // Modulated deformable convolution as one implicit matrix product: outputs (pixels x channels) = samples (pixels x
-// taps and input channels) times packed weights. The samples never exist in global memory; a block blends a slice of
-// them into shared memory while it multiplies the slice before.
+// taps and input channels) times packed weights. The samples are never written to global memory: a block blends a slice
+// of them into shared memory while it multiplies the slice before.
 //
-// A step is `depth` input channels of one tap. Steps go through all taps before they go on to the next channels: the
-// taps of a pixel overlap, so what a block reads of the features stays small and is found in the L1 cache.
+// A step is `depth` input channels of one tap. Steps go through all taps before the next channels: the taps of a pixel
+// overlap, so that the features a block reads are few enough to stay in the L1 cache.
 //
 // Compiles under nvcc and NVRTC, for 6.0 and up, and on a CPU under host/emulate.h.
 #pragma once
@@ -56,8 +56,8 @@ GLIP_DEVICE Place find_place(const Launch& launch, int tile, int tile_pixels) {
   return place;
 }
 
-// The corners of every tap of a block's pixels, computed once. Tap by tap, so that neighbouring threads read
-// neighbouring offsets.
+// The corners of every tap of a block's pixels, computed once. Ordered by tap, so that neighboring threads read
+// neighboring offsets.
 template <int kPixels>
 struct Table {
   float4* weights;
@@ -124,7 +124,7 @@ struct Vector {
   }
 };
 
-// A thread's share of a step's samples. `load` asks for the corners early, `blend` is called when they are there.
+// A thread's share of a step's samples. `load` starts reading the corners early; `blend` uses them a step later.
 template <class T, class Shape>
 struct Sampler {
   static constexpr int kGroups = Shape::kDepth / kVector;
@@ -160,7 +160,7 @@ struct Sampler {
         corners[i][1].load(first + right);
         corners[i][2].load(first + down);
         corners[i][3].load(first + down + right);
-      } else {  // past the last channel: weights are zero there, but zero times what lies there need not be
+      } else {  // past the last channel: weights are zero there, but zero times infinity would not be
 #pragma unroll
         for (int k = 0; k < 4; ++k) corners[i][k].clear();
       }
@@ -185,7 +185,7 @@ struct Sampler {
 
 // -- results --------------------------------------------------------------------------------------------------------
 
-// A block's outputs in shared memory, laid out so that they leave in the order of the layout asked for.
+// A block's outputs in shared memory, laid out so that they can be written in the order of the result's layout.
 template <class T, class Shape>
 struct Results {
   static constexpr int kByPixel = Shape::kChannels + 8, kByChannel = Shape::kPixels + 8;
@@ -211,7 +211,7 @@ struct Results {
     memory[channels_last ? pixel * kByPixel + channel : channel * kByChannel + pixel] = narrow<T>(sum);
   }
 
-  // After all threads have put theirs.
+  // Called after all threads have called `put`.
   GLIP_DEVICE void write(const Place& place, int thread) const {
     const GlipDeformLevel& level = *place.level;
     T* y = static_cast<T*>(level.y);
@@ -253,7 +253,7 @@ struct Results {
 
 // -- tensor cores ---------------------------------------------------------------------------------------------------
 
-// A step's weights on their way to shared memory: `begin` asks for them, `end` is called a step later at the latest.
+// A step's weights on their way to shared memory: `begin` starts reading them, `end` is called within the same step.
 template <class T, class Shape>
 struct WeightCopy {
   static constexpr int kPitch = Shape::kChannels + 8;  // rows 16 bytes apart in banks: no conflicts for ldmatrix
@@ -414,7 +414,7 @@ struct TensorBlock {
 #if GLIP_ARCH >= 800
       await_copies<kStages - 2>();
 #endif
-      // This step's samples and weights are in place, and nobody reads the slices of the step before any more.
+      // Now this step's samples and weights are complete, and no thread reads those of the step before any longer.
       block_sync();
       const int ahead = step + kStages - 1;
       T* to = weights + ahead % kStages * kWeightElements;
@@ -429,7 +429,7 @@ struct TensorBlock {
 #if GLIP_ARCH >= 800
     await_copies<0>();
 #endif
-    block_sync();  // the results take the place of everything else
+    block_sync();  // the results overwrite everything else
 
     Results<T, Shape> results(memory, launch, first_channel);
     auto* patch = reinterpret_cast<float*>(memory + Results<T, Shape>::kBytes) + warp * 256;
@@ -451,8 +451,9 @@ struct TensorBlock {
 
 // -- no tensor cores ------------------------------------------------------------------------------------------------
 
-// Eight pixels by four channels a thread, on the ordinary units: fp32 data everywhere, the others where tensor cores
-// do not take them. fp16 on 6.0 multiplies in pairs and sums one step (16 products) in fp16, steps in fp32.
+// Eight pixels by four channels a thread, without tensor cores: for fp32 data everywhere, for other types where tensor
+// cores do not multiply them. fp16 data on 6.0 are multiplied in pairs; one step (16 products) is summed in fp16, the
+// steps in fp32.
 template <class T, bool kPairs>
 struct ScalarBlock {
   using Size = Shape<64, 64, 16, 128>;
@@ -515,7 +516,7 @@ struct ScalarBlock {
     results.write(place, thread);
   }
 
-  // A sample as the product wants it: as it is, or in both halves of a word.
+  // A sample as the product needs it: as it is, or in both halves of a word.
   GLIP_DEVICE static unsigned twice_or_whole(float value) {
     if constexpr (kPairs) return pack<T>(value, value);
     else return as_bits(value);
@@ -569,7 +570,7 @@ struct ScalarBlock {
 
 // -- preparation ----------------------------------------------------------------------------------------------------
 
-// (out, in, kernel height, kernel width) weights to packed ones, element `at`.
+// Computes element `at` of packed weights from (out, in, kernel height, kernel width) weights.
 template <class T>
 GLIP_DEVICE void pack_weight(const T* weight, T* packed, int taps, int in_channels, int out_channels, long long at) {
   const int padded_in = round_up(in_channels, kChannelStep), padded_out = round_up(out_channels, kOutputStep);
@@ -582,7 +583,7 @@ GLIP_DEVICE void pack_weight(const T* weight, T* packed, int taps, int in_channe
   packed[at] = value;
 }
 
-// One 32x32 patch of one image from (channels, pixels) to (pixels, padded channels), 256 threads.
+// Transposes one 32x32 patch of an image from (channels, pixels) to (pixels, padded channels), with 256 threads.
 template <class T>
 GLIP_DEVICE void transpose_patch(const T* from, T* to, int pixels, int channels, int padded, int first_pixel,
                                  int first_channel, T* patch, int thread) {
@@ -623,7 +624,7 @@ GLIP_DEVICE void run_block(const Launch& launch, uint4* memory) {
 }
 }  // namespace glip
 
-// Every entry point exists for every architecture; where it makes no sense it is empty and never launched.
+// Every entry point exists for every architecture; where it has no use it is empty and never launched.
 #define GLIP_KERNEL(name, threads, blocks, wanted, ...)                                                         \
   extern "C" __global__ void __launch_bounds__(threads, blocks) glip_deform_##name(const glip::Launch launch) { \
     extern __shared__ uint4 memory[];                                                                           \

@@ -1,4 +1,4 @@
-// Which element a deformable convolution reads, and with what weight: the arithmetic that CUDA and host builds share.
+// Which elements a deformable convolution reads, and with which weights: the arithmetic of CUDA and host builds.
 //
 // Compiled by nvcc, NVRTC and any C++17 compiler, so that tests on a CPU cover what runs on a GPU.
 #pragma once
@@ -14,11 +14,11 @@
 
 namespace glip {
 
-// Input channels are walked in steps of this many; packed weights are padded to it.
+// Input channels are processed in steps of this many; packed weights are padded to a multiple of it.
 constexpr int kChannelStep = 32;
-// Packed weights' output channels are padded to this.
+// Output channels of packed weights are padded to a multiple of this.
 constexpr int kOutputStep = 64;
-// Elements a thread reads at once; channels-last pixels are padded to it.
+// Elements a thread reads at once; channels-last pixels are padded to a multiple of it.
 constexpr int kVector = 8;
 
 constexpr GLIP_BOTH int round_up(int value, int step) { return (value + step - 1) / step * step; }
@@ -27,15 +27,15 @@ constexpr GLIP_BOTH int ceil_div(int value, int step) { return (value + step - 1
 // Stages of weights in shared memory: asynchronous copies (8.0) look two steps ahead, others one.
 constexpr GLIP_BOTH int weight_stages(int capability) { return capability >= 80 ? 3 : 2; }
 
-// Everything a kernel is told, by value.
+// The argument of a kernel, passed by value.
 struct Launch {
   GlipDeformLevel levels[GLIP_DEFORM_MAX_LEVELS];  // x channels last, no batch stride left at 0
   const void* weight;
   const void* bias;
-  int first_tile[GLIP_DEFORM_MAX_LEVELS + 1];  // tiles of all levels are numbered through
+  int first_tile[GLIP_DEFORM_MAX_LEVELS + 1];  // tiles are numbered across all levels
   int num_levels;
   int batch;
-  int in_channels;   // elements from one pixel of x to the next
+  int in_channels;  // elements from one pixel of x to the next
   int out_channels;
   int taps;
   int kernel_width;
@@ -56,7 +56,7 @@ GLIP_BOTH int level_of(const Launch& launch, int tile) {
   return level;
 }
 
-// An output pixel, numbered through a level's whole batch, by image and place.
+// An output pixel: its image, and its place in it. Pixels are numbered across a level's whole batch.
 struct OutPixel {
   int image;
   int index;  // within the image, row-major
@@ -74,13 +74,13 @@ GLIP_BOTH OutPixel out_pixel(const GlipDeformLevel& level, int pixel) {
   return place;
 }
 
-// First element of packed weights for one tap and input channel; output channels follow.
+// Index of the first packed weight of a tap and an input channel; the output channels follow.
 GLIP_BOTH long long packed_weight_index(int tap, int channel, int padded_in, int padded_out) {
   return static_cast<long long>(tap * padded_in + channel) * padded_out;
 }
 
-// The four pixels around a position and their bilinear weights. Corners outside the map have weight 0 and the place
-// of a pixel inside, so that they may be read.
+// The four pixels around a position and their bilinear weights. A corner outside the map has weight 0 and the place of
+// a pixel inside, so that reading it is allowed.
 struct Corners {
   float weight[4];  // top left, top right, bottom left, bottom right
   int first;        // row-major place of the top left one
@@ -88,7 +88,7 @@ struct Corners {
   int down;         // likewise for rows
 };
 
-// Zero unless -1 < coordinate < size, as DCNv2 has it; a coordinate that is no number reads nothing either.
+// All weights are zero unless -1 < coordinate < size, as in DCNv2; so they are for a coordinate that is not a number.
 GLIP_BOTH Corners corners_at(float y, float x, int height, int width, float modulation) {
   Corners result = {{0.0f, 0.0f, 0.0f, 0.0f}, 0, 0, 0};
   if (!(y > -1.0f && y < static_cast<float>(height) && x > -1.0f && x < static_cast<float>(width))) return result;
@@ -108,8 +108,8 @@ GLIP_BOTH Corners corners_at(float y, float x, int height, int width, float modu
   return result;
 }
 
-// What one tap of one output pixel reads. `read(buffer, index)` gives an offset or mask as float. The maps are indexed
-// with the output's size whatever their own: GLIP's flat read.
+// What one tap of one output pixel reads. `read(buffer, index)` returns an offset or a mask as float. The maps are
+// indexed by the output's size, whatever their own size: GLIP's flat read.
 template <class Read>
 GLIP_BOTH Corners tap_corners(const Launch& launch, const GlipDeformLevel& level, const OutPixel& pixel, int tap,
                               Read read) {

@@ -1,4 +1,4 @@
-// From a problem to the launch that solves it: checks, sizes, and the choice of a tile. Host only, no CUDA.
+// From a problem to the launch that computes it: checks, sizes, and the choice of a tile. Host only, without CUDA.
 #pragma once
 
 #include <cstddef>
@@ -8,14 +8,14 @@
 
 namespace glip {
 
-// The kernels there are. A block computes `pixels` x `channels` outputs.
+// The kernels. A block computes `pixels` x `channels` outputs.
 struct TileShape {
-  const char* suffix;  // of the kernel's name, after glip_deform_f16_ and the like
+  const char* suffix;  // of the kernel's name, after glip_deform_f16_ for instance
   int pixels;
   int channels;
-  int depth;  // input channels of one tap a step takes
+  int depth;  // input channels of one tap in a step
   int threads;
-  double efficiency;  // of a full processor against the widest tile, an estimate
+  double efficiency;  // of a fully occupied multiprocessor, relative to the widest tile; an estimate
 };
 
 constexpr TileShape kTensorTiles[] = {
@@ -24,7 +24,7 @@ constexpr TileShape kScalarTile = {"scalar", 64, 64, 16, 128, 1.0};
 
 inline int element_size(int data_type) { return data_type == GLIP_DEFORM_F32 ? 4 : 2; }
 
-// What is wrong with a problem, or null. Pointers are not looked at.
+// Returns what is wrong with a problem, or null; pointers are not checked.
 inline const char* problem_error(const GlipDeformProblem& p) {
   if (p.batch < 1 || p.in_channels < 1 || p.out_channels < 1) return "batch and channels are at least 1";
   if (p.kernel_height < 1 || p.kernel_width < 1 || p.kernel_height * p.kernel_width > GLIP_DEFORM_MAX_TAPS)
@@ -54,7 +54,7 @@ inline std::size_t packed_weight_elements(const GlipDeformProblem& p) {
          round_up(p.out_channels, kOutputStep);
 }
 
-// Elements of one level of x, channels last, its images back to back; starts on a multiple of 128 elements.
+// Elements of one level of x, channels last, its images contiguous; rounded up to a multiple of 128.
 inline std::size_t transposed_elements(const GlipDeformProblem& p, const GlipDeformLevel& level) {
   const std::size_t elements =
       std::size_t(p.batch) * level.height * level.width * round_up(p.in_channels, kVector);
@@ -68,7 +68,7 @@ inline std::size_t workspace_bytes(const GlipDeformProblem& p) {
   return elements * element_size(p.data_type);
 }
 
-// Fills in batch strides left at 0. The strides of x are those of the caller's layout.
+// Returns a level with the batch strides that were left at 0; the stride of x is that of the caller's layout.
 inline GlipDeformLevel with_strides(const GlipDeformProblem& p, GlipDeformLevel level) {
   const long long in = static_cast<long long>(level.height) * level.width;
   const long long out = static_cast<long long>(level.out_height) * level.out_width;
@@ -80,7 +80,7 @@ inline GlipDeformLevel with_strides(const GlipDeformProblem& p, GlipDeformLevel 
   return level;
 }
 
-// The launch of a checked problem in tiles of so many pixels. x of NCHW problems is looked for in `workspace`.
+// Returns the launch of a valid problem in tiles of `tile_pixels`. For NCHW problems, x is expected in `workspace`.
 inline Launch make_launch(const GlipDeformProblem& p, int tile_pixels, void* workspace) {
   Launch launch{};
   launch.weight = p.weight;
@@ -113,12 +113,12 @@ inline Launch make_launch(const GlipDeformProblem& p, int tile_pixels, void* wor
   return launch;
 }
 
-// Whether the tensor cores of a compute capability (80 for 8.0) take a data type; fp32 stays fp32.
+// Whether tensor cores of a compute capability (80 for 8.0) multiply a data type; fp32 is never reduced to TF32.
 inline bool has_tensor_cores(int data_type, int capability) {
   return data_type == GLIP_DEFORM_F16 ? capability >= 70 : data_type == GLIP_DEFORM_BF16 && capability >= 80;
 }
 
-// Dynamic shared memory of a block; the kernels lay it out by the same numbers.
+// Bytes of dynamic shared memory of a block; the kernels lay it out by the same numbers.
 inline int shared_bytes(const TileShape& tile, int data_type, int capability) {
   const int table = GLIP_DEFORM_MAX_TAPS * tile.pixels * 24;
   const int size = element_size(data_type);
@@ -127,19 +127,19 @@ inline int shared_bytes(const TileShape& tile, int data_type, int capability) {
   int work = 2 * tile.depth * (tile.pixels + 4) * 4 + 2 * tile.depth * tile.channels * 4;
   if (has_tensor_cores(data_type, capability)) {
     work = 2 * tile.pixels * (tile.depth + 8) * 2 + weight_stages(capability) * tile.depth * (tile.channels + 8) * 2;
-    finish += tile.threads / 32 * 1024;  // opaque fragments (7.0) go through a patch of a warp's own
+    finish += tile.threads / 32 * 1024;  // opaque fragments (7.0) are written through a patch of each warp
   }
   return table + work > finish ? table + work : finish;
 }
 
-// The tile with the least estimated time. A block is taken to have a processor to itself: what counts is how many
-// rounds the blocks need, and what a block costs.
+// Returns the tile with the least estimated time: the number of rounds in which the multiprocessors, one block each,
+// compute all blocks, times the cost of a block.
 inline const TileShape& choose_tile(const GlipDeformProblem& p, int capability, int processors) {
   if (!has_tensor_cores(p.data_type, capability)) return kScalarTile;
   const TileShape* best = nullptr;
   double best_cost = 0;
   for (const TileShape& tile : kTensorTiles) {
-    // Without asynchronous copies its registers would not do; before 8.0 neither would shared memory.
+    // Before 8.0 there are no asynchronous copies, without which the wide tile has too few registers.
     if (capability < 80 && tile.pixels > 64) continue;
     const long long blocks =
         static_cast<long long>(make_launch(p, tile.pixels, nullptr).first_tile[p.num_levels]) *

@@ -1,7 +1,7 @@
-// What the kernels ask of a GPU, instruction by instruction: conversions, asynchronous copies, matrix fragments.
+// The GPU instructions that the kernels use: conversions, asynchronous copies, matrix fragments.
 //
-// In PTX rather than through CUDA's headers, so that NVRTC needs none of them. host/emulate.h has the same functions
-// for a CPU; keep the two alike.
+// Written in PTX instead of through CUDA's headers, so that NVRTC needs none of them. host/emulate.h has the same
+// functions for a CPU; keep the two equal.
 #pragma once
 
 #define GLIP_DEVICE __device__ __forceinline__
@@ -85,7 +85,7 @@ GLIP_DEVICE float high_half(unsigned packed) {
   return widen(T{static_cast<unsigned short>(packed >> 16)});
 }
 
-// Two fp16 products and sums at once; sm_60's way to twice the rate of fp32.
+// Two fp16 products and sums at once, at twice the rate of fp32 on 6.0.
 GLIP_DEVICE unsigned fma_half2(unsigned a, unsigned b, unsigned c) {
   unsigned result;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
@@ -111,14 +111,14 @@ GLIP_DEVICE unsigned shared_address(const void* pointer) {
 }
 
 #if GLIP_ARCH >= 800
-// 16 bytes from global to shared memory, or zeros.
+// Copies 16 bytes from global to shared memory, or writes zeros.
 GLIP_DEVICE void copy16_async(void* to, const void* from, bool inside) {
   const int bytes = inside ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                : "memory");
 }
 GLIP_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most so many groups of copies, the youngest, are under way.
+// Waits until at most the kUnderWay latest groups of copies are incomplete.
 template <int kUnderWay>
 GLIP_DEVICE void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kUnderWay) : "memory");
@@ -154,7 +154,7 @@ GLIP_DEVICE void multiply_16x8x16<Half>(float (&c)[4], const unsigned (&a)[4], u
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
-  // 7.5 takes half as deep a product; the fragments are those of the two halves.
+  // The instruction of 7.5 is half as deep; its fragments are the two halves of those of 8.0.
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(b0));
@@ -173,7 +173,7 @@ GLIP_DEVICE void multiply_16x8x16<Bfloat>(float (&c)[4], const unsigned (&a)[4],
 }
 #endif
 #elif GLIP_ARCH >= 700
-// 16x16x16 in fragments whose layout only the hardware knows. All matrices row-major; strides in elements.
+// 16x16x16 products with fragments of an unspecified layout. All matrices are row-major; strides are in elements.
 GLIP_DEVICE void load_a_16x16(unsigned (&r)[8], const void* at, int stride) {
   asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), "=r"(r[6]), "=r"(r[7])

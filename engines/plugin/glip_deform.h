@@ -1,9 +1,10 @@
 /* Modulated deformable convolution (DCNv2) for several feature maps at once: the C interface of the CUDA kernels.
  *
- * Free of CUDA and TensorRT headers; also compiled by NVRTC, hence no standard headers either.
+ * Needs no CUDA or TensorRT headers, and no standard headers either, because NVRTC compiles it too.
  *
- * A problem is one set of weights and up to eight levels (feature maps) it is applied to. Nothing here allocates
- * device memory or synchronises: the caller gives workspace and stream, and every call may be captured in a CUDA graph.
+ * A problem is one set of weights and the one to eight levels (feature maps) that it is applied to. Nothing here
+ * allocates device memory or synchronizes: the caller provides workspace and stream, and every call may be captured in
+ * a CUDA graph.
  */
 #ifndef GLIP_DEFORM_H
 #define GLIP_DEFORM_H
@@ -24,10 +25,10 @@ extern "C" {
 enum { GLIP_DEFORM_F32 = 0, GLIP_DEFORM_F16 = 1, GLIP_DEFORM_BF16 = 2 };
 enum { GLIP_DEFORM_NCHW = 0, GLIP_DEFORM_NHWC = 1 };
 
-/* One feature map. Batch strides count elements from one image to the next; 0 stands for "images lie back to back".
+/* One feature map. Batch strides count elements from one image to the next; 0 means that images are contiguous.
  *
- * GLIP reads some offset maps flat: the map belongs to a larger level, and its buffer is indexed with the output's
- * size. Give the larger map's pointers and its batch strides (18 or 9 times its own height and width) for that. */
+ * GLIP reads some offset maps flat: the map belongs to a larger level, and its buffer is indexed by the output's size.
+ * For that, pass the larger map's pointers and its batch strides (18 or 9 times its own height and width). */
 typedef struct GlipDeformLevel {
   const void* x;      /* (batch, in_channels, height, width) or channels last */
   const void* offset; /* (batch, 2 * taps, out_height, out_width); channels 2k, 2k + 1 are dy, dx of tap k */
@@ -57,7 +58,7 @@ typedef struct GlipDeformProblem {
   int dilation_width;
   int data_type;     /* of x, weight, bias and y: GLIP_DEFORM_F32, _F16 or _BF16 */
   int position_type; /* of offset and mask: GLIP_DEFORM_F32, or data_type */
-  int x_layout;      /* GLIP_DEFORM_NHWC takes in_channels that are a multiple of 8 */
+  int x_layout;      /* GLIP_DEFORM_NHWC needs in_channels that are a multiple of 8 */
   int y_layout;
   int num_levels;
   GlipDeformLevel levels[GLIP_DEFORM_MAX_LEVELS];
@@ -65,26 +66,26 @@ typedef struct GlipDeformProblem {
   const void* bias;   /* (out_channels,) or null */
 } GlipDeformProblem;
 
-#if !defined(__CUDACC_RTC__) /* NVRTC knows device functions only */
+#if !defined(__CUDACC_RTC__) /* NVRTC compiles device functions only */
 
-/* What is wrong with a problem, in one line, or null. Pointers are not looked at. */
+/* Returns what is wrong with a problem, in one line, or null. Pointers are not checked. */
 GLIP_DEFORM_API const char* glip_deform_problem_error(const GlipDeformProblem* problem);
 
-/* Bytes of packed weights. */
+/* Returns the size of packed weights in bytes. */
 GLIP_DEFORM_API unsigned long long glip_deform_packed_weight_bytes(const GlipDeformProblem* problem);
 
-/* Writes (out_channels, in_channels, kernel_height, kernel_width) device weights as the kernels read them: tap by tap,
- * input channels inside, output channels innermost, both padded with zeros. Once per set of weights is enough.
+/* Writes (out_channels, in_channels, kernel_height, kernel_width) device weights as the kernels read them: (taps, input
+ * channels, output channels), both kinds of channels padded with zeros. Needed once for a set of weights.
  * Returns 0, or a CUDA error number. */
 GLIP_DEFORM_API int glip_deform_pack_weights(const GlipDeformProblem* problem, const void* weight, void* packed,
                                              void* stream);
 
-/* Bytes of workspace glip_deform_launch needs: 0 unless x is GLIP_DEFORM_NCHW, which is transposed there. */
+/* Returns the bytes of workspace that glip_deform_launch needs: 0 unless x is GLIP_DEFORM_NCHW, which it transposes. */
 GLIP_DEFORM_API unsigned long long glip_deform_workspace_bytes(const GlipDeformProblem* problem);
 
-/* Enqueues the convolution of all levels. Buffers must be 16-byte aligned and, like the workspace, live until the
- * stream has passed. Returns 0, a CUDA error number, or -1 for a problem glip_deform_problem_error explains, too small
- * a workspace or a misaligned buffer. */
+/* Enqueues the convolution of all levels. Buffers must be 16-byte aligned and, like the workspace, stay valid until the
+ * stream has executed it. Returns 0, a CUDA error number, or -1 for a problem that glip_deform_problem_error explains,
+ * too small a workspace or a misaligned buffer. */
 GLIP_DEFORM_API int glip_deform_launch(const GlipDeformProblem* problem, void* workspace,
                                        unsigned long long workspace_bytes, void* stream);
 

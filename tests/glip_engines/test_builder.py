@@ -1,4 +1,4 @@
-"""Real engines of a tiny GLIP, built without a GPU, and what happens when a build cannot be."""
+"""Real engines of a tiny GLIP, built by TensorRT-RTX without a GPU, and builds that fail."""
 
 from __future__ import annotations
 
@@ -11,34 +11,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from engine_needs import needs, needs_rtx, slow
 from glip_engines.builder import build_engines
 from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
-from glip_engines.flavours import Flavour, choose_flavour, installed
-from glip_engines.options import BuildOptions, Range, parse_range, parse_size
+from glip_engines.flavours import Flavour
+from glip_engines.options import BuildOptions, Range
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
 
 from glip_deploy.bundle.engines import EngineRecord, Machine
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import BundleError, EngineError, OptionError, OutputError
 from glip_deploy.files import sha256_of
 
-needs_rtx = pytest.mark.skipif(
-    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
-)
-slow = [pytest.mark.slow, pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="minutes: GLIP_SLOW=1 runs it")]
-
-
-def no_plugin() -> str:
-    """Why the plugin cannot be compiled here, or nothing."""
-    try:
-        find_nvcc(), find_tensorrt_headers(), find_host_compiler()
-    except GlipError as error:
-        return str(error)
-    return ""
-
-
-needs_plugin = pytest.mark.skipif(bool(no_plugin()), reason=no_plugin() or "it can be")
+needs_plugin = needs(find_nvcc, find_tensorrt_headers, find_host_compiler)
 AS_PLUGIN = {"precision": "fp16", "form": "plugin"}
 
 SMALL = {"height": Range.fixed(128), "width": Range.fixed(160), "tokens": (Range.fixed(16),)}
@@ -47,7 +33,7 @@ OPEN = {"height": Range(64, 128, 256), "width": Range(64, 160, 256)}
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin_cache(tmp_path_factory):
-    """Plugins compiled once for all tests, not taken from this user's cache."""
+    """Compile plugins once for all tests; the user's own cache stays out of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugins")))
         yield
@@ -55,7 +41,7 @@ def plugin_cache(tmp_path_factory):
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path):
-    """A bundle of one's own."""
+    """Return a copy of the bundle that a test may change."""
     shutil.copytree(tiny_bundle, tmp_path / "glip")
     return tmp_path / "glip"
 
@@ -159,7 +145,7 @@ def only_text(tiny_bundle, tmp_path_factory):
 @needs_rtx
 def test_engines_are_replaced_only_when_asked(only_text):
     first = build(only_text, precision="fp16", name="mine")
-    with pytest.raises(GlipError, match="exist; add --overwrite, or another --name"):
+    with pytest.raises(OutputError, match="exist; add --overwrite, or another --name"):
         build(only_text, precision="fp16", name="mine")
     kept = first.record.engines["text.plan"]
     second = build(only_text, precision="fp32", name="mine", overwrite=True)
@@ -170,12 +156,12 @@ def test_engines_are_replaced_only_when_asked(only_text):
 
 @needs_rtx
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
-def test_a_manifest_that_says_otherwise_is_an_error(bundle, side):
+def test_a_manifest_that_disagrees_with_the_graphs(bundle, side):
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["io"]["text"][side][0]["dtype"] = "int32"
     name = manifest["io"]["text"][side][0]["name"]
     (bundle / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(GlipError, match=rf"the text engine has {name} .* where the manifest says {name} int32"):
+    with pytest.raises(BundleError, match=rf"the text engine has {name} .* where the manifest says {name} int32"):
         build(bundle)
     assert not (bundle / "engines").exists()
 
@@ -184,7 +170,7 @@ def test_a_manifest_that_says_otherwise_is_an_error(bundle, side):
 def test_an_unwritable_bundle(bundle, monkeypatch):
     """As root every folder is writable, so a file stands where the folder should be."""
     (bundle / "engines").write_text("in the way")
-    with pytest.raises(GlipError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         build(bundle)
     assert (bundle / "engines").read_text() == "in the way"
 
@@ -198,7 +184,7 @@ def text_job(bundle, tmp_path, least=1, best=16, most=32):
 
 
 @needs_rtx
-def test_what_the_parser_refuses_is_named(tmp_path):
+def test_a_node_the_parser_refuses(tmp_path):
     value = ir.Value(name="x", shape=ir.Shape([1, 4]), type=ir.TensorType(ir.DataType.FLOAT))
     output = ir.Value(name="y", shape=ir.Shape([1, 4]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.Node("glip", "Nonsense", [value], outputs=[output], name="/head/odd")
@@ -209,7 +195,7 @@ def test_what_the_parser_refuses_is_named(tmp_path):
     settings = Settings(Flavour.RTX, "fp32", "SM80")
     with Worker(settings) as worker:
         job = GraphJob(str(tmp_path / "odd.onnx"), str(tmp_path / "odd.plan"), ({"x": ((1, 4),) * 3},))
-        with pytest.raises(GlipError, match=r"refuses odd\.onnx: node /head/odd \(Nonsense\): ") as caught:
+        with pytest.raises(EngineError, match=r"refuses odd\.onnx: node /head/odd \(Nonsense\): ") as caught:
             worker.build(job, lambda fraction, phase: None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "odd.plan").exists()
@@ -219,17 +205,17 @@ def test_what_the_parser_refuses_is_named(tmp_path):
 def test_a_profile_the_builder_refuses(tiny_bundle, tmp_path):
     with (
         Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker,
-        pytest.raises(GlipError, match=r"tensorrt-rtx .*text") as caught,
+        pytest.raises(EngineError, match=r"tensorrt-rtx .*text") as caught,
     ):
         worker.build(text_job(tiny_bundle, tmp_path, least=32, best=16, most=8), lambda fraction, phase: None)
     assert "\n" not in str(caught.value)
 
 
 @needs_rtx
-def test_a_worker_that_dies_says_so(tiny_bundle, tmp_path):
+def test_a_worker_that_dies(tiny_bundle, tmp_path):
     with Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker:
         os.kill(worker._child.pid, signal.SIGABRT)
-        with pytest.raises(GlipError, match=r"tensorrt-rtx ended the build \(SIGABRT\).*; try other shapes"):
+        with pytest.raises(EngineError, match=r"tensorrt-rtx ended the build \(SIGABRT\).*; try other shapes"):
             worker.build(text_job(tiny_bundle, tmp_path), lambda fraction, phase: None)
 
 
@@ -269,69 +255,25 @@ def test_the_unnumbered_library_is_offered_to_the_parser_of_plugins(tmp_path):
 # -- options --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1", Range(1, 1, 1)), ("1:8:80", Range(1, 8, 80))])
-def test_ranges(text, expected):
-    assert parse_range(text, "--x") == expected
-    assert parse_range(str(expected), "--x") == expected
-
-
-@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "-1", "0", "3:2:1", "1:9:8", "1.5", "99999999999"])
-def test_bad_ranges(text):
-    with pytest.raises(GlipError, match=r"^--x is .*(MIN:BEST:MAX|smallest is 1)"):
-        parse_range(text, "--x")
-
-
-def test_sizes():
-    assert parse_size("800x1344", "--size") == (800, 1344)
-
-
-@pytest.mark.parametrize("text", ["", "800", "800x", "0x32", "801x1344", "800x1333", "16x32", "8224x32", "-32x32"])
-def test_bad_sizes(text):
-    with pytest.raises(GlipError, match=r"^--size is .*(HEIGHTxWIDTH|multiples of 32 from 32 to 8192; \d+ is next to)"):
-        parse_size(text, "--size")
-
-
-def test_flavours_that_are_not_here(monkeypatch):
-    monkeypatch.setattr("glip_engines.flavours.installed", lambda flavour: False)
-    with pytest.raises(GlipError, match=r"neither tensorrt nor tensorrt-rtx is installed; pip install"):
-        choose_flavour(None)
-    with pytest.raises(GlipError, match=r"tensorrt is not installed; pip install 'glip-deploy\[tensorrt\]'"):
-        choose_flavour("tensorrt")
-    with pytest.raises(GlipError, match=r'flavour is "onnx"; legal is tensorrt or tensorrt-rtx'):
-        choose_flavour("onnx")
-
-
-def test_type_stubs_are_no_tensorrt(tmp_path, monkeypatch):
-    """The package tensorrt-stubs leaves a folder that imports as an empty package."""
-    (tmp_path / "tensorrt").mkdir()
-    (tmp_path / "tensorrt" / "__init__.pyi").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    if not installed(Flavour.TENSORRT):
-        return
-    import tensorrt
-
-    assert tensorrt.__file__ is not None
-
-
 @needs_rtx
 def test_a_bundle_in_half_is_not_built_in_single(bundle):
     manifest = json.loads((bundle / MANIFEST).read_text())
     manifest["precision"] = "fp16"
     (bundle / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(GlipError, match=r"was exported in fp16 and cannot be built in fp32; .*export again"):
+    with pytest.raises(OptionError, match=r"was exported in fp16 and cannot be built in fp32; .*export again"):
         build(bundle, precision="fp32")
 
 
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_turing_is_for_fp16(bundle, precision):
-    with pytest.raises(GlipError, match=rf"builds for SM75 in fp16 only, not in {precision}; use --precision fp16"):
+    with pytest.raises(OptionError, match=rf"builds for SM75 in fp16 only, not in {precision}; use --precision fp16"):
         build(bundle, arch="sm75", precision=precision)
 
 
 @needs_rtx
 def test_starting_and_refusing_is_quick(bundle):
     started = time.process_time()
-    with pytest.raises(GlipError, match="SM75, SM80"):
+    with pytest.raises(OptionError, match="SM75, SM80"):
         build(bundle, arch="SM90")
     assert time.process_time() - started < 5

@@ -1,4 +1,4 @@
-"""glip-build as users meet it: one clear line for every mistake, nothing left behind, engines on disk."""
+"""`glip-build` as a command: one line for every mistake, nothing left behind, engines on disk."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ import time
 from pathlib import Path
 
 import pytest
+from engine_needs import needs_rtx
 from glip_engines.cli import main
-from glip_engines.flavours import Flavour, installed
 
-needs_rtx = pytest.mark.skipif(
-    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
-)
 RTX = ["--flavour", "tensorrt-rtx", "--arch", "SM80"]
 SMALL = ["--size", "128x160", "--tokens", "16"]
 
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path):
-    """A bundle of one's own."""
+    """Return a copy of the bundle that a test may change."""
     shutil.copytree(tiny_bundle, tmp_path / "glip")
     return tmp_path / "glip"
 
 
 @pytest.fixture
 def text_bundle(bundle):
-    """Its image graph is its text graph: engines in a second."""
+    """Return the bundle with its text graph in place of its image graph: engines take a second."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["io"]["image"] = manifest["io"]["text"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))

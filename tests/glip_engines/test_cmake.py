@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from engine_needs import skip_without, slow
 from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
-
-from glip_deploy.errors import GlipError
 
 # The development extra brings one, which need not be on the PATH.
 CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -21,10 +20,7 @@ ENGINES = Path(__file__).resolve().parents[2] / "engines"
 def cmake():
     if CMAKE is None:
         pytest.skip("there is no cmake; pip install cmake")
-    try:
-        find_host_compiler()
-    except GlipError as error:
-        pytest.skip(str(error))
+    skip_without(find_host_compiler)
 
 
 def configure(folder, *options):
@@ -48,25 +44,11 @@ def test_without_nvcc_the_host_library_is_built(tmp_path, monkeypatch):
     assert ctypes.CDLL(str(tmp_path / "build" / "libglip_deform_host.so")).glip_deform_host_run
 
 
-# None: those CMakeLists.txt names, 7.5 to 12.0; one by one they are compiled in every run by test_deform_compile.
-@pytest.mark.parametrize(
-    "arches",
-    [
-        "80-real",
-        pytest.param(
-            None,
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="minutes: GLIP_SLOW=1 runs it"),
-            ],
-        ),
-    ],
-)
+# None: all that CMakeLists.txt lists; test_compile.py compiles them one by one in every run.
+@pytest.mark.parametrize("arches", ["80-real", pytest.param(None, marks=slow)])
 def test_with_nvcc_and_headers_all_three_are_built(tmp_path, arches):
-    try:
-        nvcc, headers = find_nvcc(), find_tensorrt_headers()
-    except GlipError as error:
-        pytest.skip(str(error))
+    skip_without(find_nvcc, find_tensorrt_headers)
+    nvcc, headers = find_nvcc(), find_tensorrt_headers()
     only = [] if arches is None else [f"-DCMAKE_CUDA_ARCHITECTURES={arches}"]
     said = configure(
         tmp_path,

@@ -1,6 +1,6 @@
-"""The CUDA kernels' own source, run on this CPU thread by thread (`engines/plugin/host/emulate.h`).
+"""The source of the CUDA kernels, run on a CPU thread by thread (`engines/plugin/host/emulate.h`).
 
-Fragments, shared memory, pipelines and edges are the real ones; only the instructions' meaning comes from PTX's manual.
+Fragments, shared memory, pipelines and edges are those of the kernels; what instructions do is taken from PTX's manual.
 """
 
 from __future__ import annotations
@@ -10,24 +10,14 @@ import ctypes
 import numpy as np
 import pytest
 import torch
+from engine_needs import needs
 from glip_engines.compile import build_host_library
 from glip_engines.compilers import find_host_compiler
 from glip_engines.deform_abi import DataType, Layout, Level, Shape, problem
 from glip_export.model.deform import deform_conv2d, flat_read
 from parity_data import load_golden
 
-from glip_deploy.errors import GlipError
-
-
-def _no_compiler() -> str:
-    try:
-        find_host_compiler()
-    except GlipError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_no_compiler()), reason=_no_compiler() or "there is a compiler")
+pytestmark = needs(find_host_compiler)
 
 CASES = {case["name"]: case for case in load_golden("unit_dcn.npz")[1]}
 FEW = ("same_odd", "stride2_odd", "flat_up_batch2", "flat_up_one")
@@ -199,7 +189,7 @@ def test_levels_of_any_size_in_one_launch(libraries, capability, data, tile, cha
 @pytest.mark.parametrize(
     ("channels", "layout"), [((3, 5), Layout.NCHW), ((20, 24), Layout.NCHW), ((24, 20), Layout.NHWC)]
 )
-def test_channels_that_fill_no_vector(libraries, channels, layout):
+def test_channels_that_are_no_multiple_of_a_vector(libraries, channels, layout):
     levels = random_levels([(7, 9)], channels[0], 2, 2)
     weights = random_weights(channels[1], channels[0])
     for capability, data in ((800, DataType.F16), (600, DataType.F32)):
@@ -209,7 +199,7 @@ def test_channels_that_fill_no_vector(libraries, channels, layout):
 
 
 @pytest.mark.parametrize("data", [DataType.F16, DataType.BF16])
-def test_positions_of_the_data_s_type(libraries, data):
+def test_positions_of_the_data_type(libraries, data):
     levels = random_levels([(6, 7)], 8, 1, 1)
     weights = random_weights(8, 8)
     results, expected = emulate(libraries(800), levels, *weights, data=data, tile=SMALL, position=data)

@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
+from engine_needs import needs
 from glip_engines.compile import build_host_library
 from glip_engines.compilers import find_host_compiler
 from glip_engines.deform_abi import DataType, Layout, Level, ProblemStruct, Shape, problem
@@ -16,20 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_data import load_golden
 
-from glip_deploy.errors import GlipError
-
 DCN_CASES = [case["name"] for case in load_golden("unit_dcn.npz")[1]]
 
 
-def _no_compiler() -> str:
-    try:
-        find_host_compiler()
-    except GlipError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_no_compiler()), reason=_no_compiler() or "there is a compiler")
+pytestmark = needs(find_host_compiler)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +88,7 @@ def relative_error(ours, golden):
 
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("name", DCN_CASES)
-def test_goldens_flat_maps_read_as_they_lie(library, name, layout):
+def test_goldens_flat_maps_read_in_place(library, name, layout):
     case, x, offset, mask, weight, bias, out = golden_case(name)
     strides = (offset[0].size, mask[0].size)
     level = (x, offset, mask, out.shape[2:])
@@ -167,7 +158,7 @@ def _double_with_single_positions(x, offset, mask, weight, bias, stride):
     return deform_conv2d(x, exact, mask, weight, bias, stride).numpy()
 
 
-def test_positions_that_are_no_numbers_read_nothing(library):
+def test_positions_that_are_not_numbers(library):
     x = np.ones((1, 8, 3, 3), np.float32)
     offset, mask = np.full((1, 18, 3, 3), np.nan, np.float32), np.ones((1, 9, 3, 3), np.float32)
     offset[:, ::2] = np.inf
@@ -211,7 +202,7 @@ def test_without_mask_and_bias(library):
         ({"num_levels": 9}, "1 to 8 levels"),
     ],
 )
-def test_what_is_wrong_is_said(library, change, message):
+def test_invalid_problems(library, change, message):
     given = problem(Shape(16, 16), [Level(0, 0, 0, 0, (4, 4), (4, 4))])
     assert library.glip_deform_host_problem_error(ctypes.byref(given)) is None
     for name, value in change.items():
@@ -237,7 +228,7 @@ def test_a_large_level_gets_the_wide_tile_and_a_small_one_many_blocks(library):
     assert chosen((100, 168), 75)[1][3] <= 64 * 1024
 
 
-def test_structures_are_the_header_s(library):
+def test_structures_match_the_header(library):
     given = problem(Shape(8, 8), [Level(0, 0, 0, 0, (4, 4), (4, 4))])
     assert library.glip_deform_host_launch_argument(ctypes.byref(given), 32, None, None) % 8 == 0
     assert ctypes.sizeof(ProblemStruct) == 16 * 4 + 8 * (8 * 8 + 4 * 4) + 2 * 8

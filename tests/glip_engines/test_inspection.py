@@ -1,4 +1,4 @@
-"""A network that is not what the graph says stops the build in one line, before it takes a minute."""
+"""A network that differs from its graph stops the build in one line, before the minutes that it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import onnx_ir as ir
 import pytest
-from glip_engines.flavours import Dialect, Flavour, installed
+from engine_needs import needs_rtx
+from glip_engines.flavours import Dialect, Flavour
 from glip_engines.inspection import Expected, check_network
 from glip_engines.rewriting import rewrite, rewrite_file
 from glip_engines.trt import GraphJob, Settings
@@ -73,7 +74,7 @@ EXPECTED = Expected(
 )
 
 
-def test_a_network_as_the_graph_says():
+def test_a_network_that_matches_its_graph():
     check(fakes(), EXPECTED)
     check(fakes(plugin=FakeLayer("PLUGIN_V2", ("HALF", "HALF", "FLOAT"))), EXPECTED)
     check(fakes(plugin=FakeLayer("PLUGIN_V3", ("HALF", "HALF", "FLOAT", None))), EXPECTED)
@@ -116,7 +117,7 @@ def test_differences(changes, message):
     assert "\n" not in str(caught.value)
 
 
-def test_types_say_nothing_where_typing_is_weak():
+def test_types_are_not_compared_where_typing_is_weak():
     """The builder of TensorRT 8.6 chooses types; which it may choose is pinned, layer by layer."""
     check(fakes(softmax=FakeLayer("SOFTMAX"), norm=FakeLayer("NORMALIZATION", ("HALF",))), EXPECTED, typed=False)
     with pytest.raises(EngineError, match="NEAREST"):
@@ -161,9 +162,7 @@ def set_attribute(operator, name, value):
     return change
 
 
-@pytest.mark.skipif(
-    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
-)
+@needs_rtx
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -193,9 +192,7 @@ def test_a_real_parser_that_understood_something_else(tiny_bundle, tmp_path, cha
     assert not (tmp_path / "image.plan").exists()
 
 
-@pytest.mark.skipif(
-    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
-)
+@needs_rtx
 @pytest.mark.parametrize("mode", [None, "linear", "bilinear"])
 def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
     """In a graph of opset 20; without a mode, as graphs are written, every parser reads its default, bilinear."""

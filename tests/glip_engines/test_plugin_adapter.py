@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from engine_needs import skip_without
 from glip_engines.compile import plugin_sources
 from glip_engines.compilers import cuda_headers, find_host_compiler, find_tensorrt_headers
 from glip_engines.flavours import Dialect, Flavour
@@ -17,19 +18,15 @@ from glip_engines.rewriting import rewrite
 from glip_engines.rewriting.deformable import PLUGIN_OPERATOR, pack_weights
 from glip_export.model.deform import deform_conv2d
 
-from glip_deploy.errors import MissingPackage
-
 FLOAT, HALF, BF16, LINEAR, HWC8 = 0, 1, 7, 0, 2
 SAME = {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    try:
-        command = [find_host_compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
-        includes = [find_tensorrt_headers(), cuda_headers()]
-    except MissingPackage as missing:
-        pytest.skip(str(missing))
+    skip_without(find_host_compiler, find_tensorrt_headers, cuda_headers)
+    command = [find_host_compiler(), "-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
+    includes = [find_tensorrt_headers(), cuda_headers()]
     library = tmp_path_factory.mktemp("harness") / "libharness.so"
     source = Path(__file__).with_name("plugin_harness.cpp")
     command += [f"-I{plugin_sources()}", *(word for folder in includes for word in ("-isystem", str(folder)))]
@@ -92,7 +89,7 @@ def case(channels=40, out=24, size=(7, 9), stride=1, batch=2):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("inputs", [3, 4, 5])
-def test_what_it_computes(harness, stride, inputs):
+def test_results(harness, stride, inputs):
     x, weight, offset, bias, mask = case(stride=stride)
     plugin = Plugin(harness, **SAME, out_channels=24, strides=(stride, stride))
     given = [x, pack_weights(weight), offset, bias, mask][:inputs]
@@ -175,7 +172,7 @@ def test_equal_layers_share_their_timings(harness):
     assert len({timing_id(), *(timing_id(**other) for other in others)}) == 5
 
 
-def test_a_logger_finder_is_never_asked(harness, capfd):
+def test_a_logger_finder_is_never_called(harness, capfd):
     """Its table of functions moved in TensorRT 11, so a call that is right in 10 jumps to something else there."""
     harness.setLoggerFinder(ctypes.c_void_p(ctypes.addressof(ctypes.create_string_buffer(b"\xff" * 64))))
     assert Plugin(harness, **SAME, out_channels=0).pointer.value is None

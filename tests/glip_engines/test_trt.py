@@ -113,7 +113,7 @@ def build(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("version", "flags"), [("8.6.1", 1 << 0), ("10.3.0", 1 << 1), ("11.1.0", 0)])
-def test_networks_are_strongly_typed_where_they_can_be(build, version, flags):
+def test_networks_are_strongly_typed_where_possible(build, version, flags):
     log = build(version)
     assert ("network", flags) in log
     assert (("set", "FP16") in log) == (("set", "OBEY_PRECISION_CONSTRAINTS") in log) == (version == "8.6.1")

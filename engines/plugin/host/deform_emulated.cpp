@@ -1,5 +1,5 @@
-// The CUDA kernels themselves on a CPU, thread by thread, for tests. Compiled once per GLIP_DEFORM_EMULATED: 600, 610,
-// 700, 750, 800 stand for the compute capabilities whose code differs.
+// The source of the CUDA kernels on a CPU, thread by thread, for tests. Compiled once for each GLIP_DEFORM_EMULATED:
+// 600, 610, 700, 750 and 800 stand for the compute capabilities whose code differs.
 #include "../deform_kernel.cuh"
 #include "../deform_plan.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 using glip::emulation::Block;
 
-constexpr int kGuard = 4096;  // bytes behind a block's shared memory that must stay as they are
+constexpr int kGuard = 4096;  // bytes after a block's shared memory that must not be written
 constexpr unsigned char kFill = 0xff;  // not a number in every data type
 
 template <class T>
@@ -34,7 +34,7 @@ void run_preparation(Block& block, const GlipDeformProblem& p, const void* weigh
   }
 }
 
-// Returns whether every block kept to its shared memory.
+// Returns whether every block stayed within its shared memory.
 template <class Kernel, class T>
 bool run_kernel(Block& block, GlipDeformProblem p, const void* weight, const glip::TileShape& tile) {
   std::vector<glip::uint4> packed(glip::packed_weight_elements(p) * sizeof(T) / 16);
@@ -65,8 +65,8 @@ bool run_tensor(Block& block, const GlipDeformProblem& p, const void* weight, in
 
 }  // namespace
 
-// As glip_deform_pack_weights and glip_deform_launch together. `tile` is 0 to 2 (wide, medium, small) for tensor cores,
-// anything for the others. Returns 0; -1 for a problem that is not one; -2 if a block left its shared memory.
+// What glip_deform_pack_weights and glip_deform_launch do together. `tile` is 0 to 2 (wide, medium, small) for tensor
+// cores and has no effect otherwise. Returns 0, -1 for an invalid problem, or -2 if a block left its shared memory.
 extern "C" GLIP_DEFORM_API int glip_deform_emulate(const GlipDeformProblem* problem, const void* weight, int tile,
                                                    int backwards, int eager_copies) {
   const GlipDeformProblem& p = *problem;
@@ -81,7 +81,8 @@ extern "C" GLIP_DEFORM_API int glip_deform_emulate(const GlipDeformProblem* prob
 #if GLIP_ARCH >= 700
     kept = run_tensor<glip::Half>(block, p, weight, tile);
 #else
-    kept = run_kernel<glip::ScalarBlock<glip::Half, glip::kPairsOfHalf>, glip::Half>(block, p, weight, glip::kScalarTile);
+    using Kernel = glip::ScalarBlock<glip::Half, glip::kPairsOfHalf>;
+    kept = run_kernel<Kernel, glip::Half>(block, p, weight, glip::kScalarTile);
 #endif
   } else {
 #if GLIP_ARCH >= 800

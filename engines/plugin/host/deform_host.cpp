@@ -1,6 +1,6 @@
-// The deformable convolution in plain C++, fp32, on top of the kernels' own index and blending arithmetic.
+// The deformable convolution in plain C++ and fp32, with the index and blending arithmetic of the kernels.
 //
-// For tests, not for speed: buffers are the host's, and the interface is that of the CUDA library with other names.
+// For tests, not for speed. Buffers are in host memory; the interface is that of the CUDA library under other names.
 #include <vector>
 
 #include "../deform_plan.h"
@@ -61,13 +61,13 @@ GLIP_DEFORM_API void glip_deform_host_pack_weights(const GlipDeformProblem* prob
       }
 }
 
-// Tile by tile, as blocks of the CUDA kernels would, in tiles of `tile_pixels`.
-// Returns 0, or -1 for a problem glip_deform_host_problem_error explains or one that is not fp32.
+// Computes tile by tile, `tile_pixels` each, as the blocks of the CUDA kernels do.
+// Returns 0, or -1 for a problem that glip_deform_host_problem_error explains, or that is not fp32.
 GLIP_DEFORM_API int glip_deform_host_run(const GlipDeformProblem* problem, int tile_pixels) {
   const GlipDeformProblem& p = *problem;
   if (glip::problem_error(p) || p.data_type != GLIP_DEFORM_F32 || tile_pixels < 1) return -1;
   glip::Launch launch = glip::make_launch(p, tile_pixels, nullptr);
-  launch.in_channels = p.in_channels;  // read where it lies, whatever the layout
+  launch.in_channels = p.in_channels;  // x is read in place, whatever its layout
   for (int i = 0; i < p.num_levels; ++i) {
     launch.levels[i].x = p.levels[i].x;
     launch.levels[i].x_batch_stride = glip::with_strides(p, p.levels[i]).x_batch_stride;
@@ -90,7 +90,8 @@ GLIP_DEFORM_API int glip_deform_host_run(const GlipDeformProblem* problem, int t
   return 0;
 }
 
-// The tile the CUDA library would choose: its pixels, channels, threads and bytes of shared memory.
+// Returns the name of the tile that the CUDA library would choose; writes its pixels, channels, threads and bytes of
+// shared memory.
 GLIP_DEFORM_API const char* glip_deform_host_tile(const GlipDeformProblem* problem, int capability, int processors,
                                                   int sizes[4]) {
   const glip::TileShape& tile = glip::choose_tile(*problem, capability, processors);
@@ -101,7 +102,7 @@ GLIP_DEFORM_API const char* glip_deform_host_tile(const GlipDeformProblem* probl
   return tile.suffix;
 }
 
-// The argument of a kernel: what a caller that launches cubins itself passes by value. Returns its size.
+// Writes the argument of a kernel, which a caller that launches cubins itself passes by value, and returns its size.
 GLIP_DEFORM_API int glip_deform_host_launch_argument(const GlipDeformProblem* problem, int tile_pixels,
                                                      void* workspace, void* argument) {
   if (argument) *static_cast<glip::Launch*>(argument) = glip::make_launch(*problem, tile_pixels, workspace);

@@ -1,8 +1,8 @@
-// A CPU in the place of a GPU: the functions of deform_ptx.cuh for blocks whose threads are fibers.
+// A CPU in place of a GPU: the functions of deform_ptx.cuh for blocks whose threads are fibers.
 //
-// It lets tests run the very source of the kernels where there is no GPU. What it proves: indices, layouts, fragments
-// as PTX documents them, the order of barriers. What it cannot: speed, and races that this order of threads hides;
-// tests run threads in both directions, and asynchronous copies both as early and as late as a GPU may do them.
+// Tests run the source of the kernels on it. That shows that indices, layouts, fragments as PTX documents them, and the
+// order of barriers are right. It shows neither speed nor races that this order of threads hides; tests therefore run
+// threads in both directions, and asynchronous copies both as early and as late as a GPU may perform them.
 #pragma once
 
 #include <ucontext.h>
@@ -43,7 +43,7 @@ struct Barrier {
   int generation = 0;
 };
 
-// What a lane shows the others of its warp in a collective operation.
+// What a lane contributes to a collective operation of its warp.
 struct Lane {
   unsigned words[8];
   float floats[8];
@@ -61,7 +61,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   bool done = false;
   unsigned collectives = 0;
-  std::deque<std::vector<Copy>> groups;  // of copies committed, oldest first
+  std::deque<std::vector<Copy>> groups;  // committed copies, oldest first
   std::vector<Copy> open;
 };
 
@@ -115,7 +115,7 @@ struct Block {
     }
   }
 
-  // Runs `given(thread)` in so many threads, to the end.
+  // Runs `given(thread)` in `count` threads, to the end.
   void run(int count, std::function<void(int)> given) {
     constexpr std::size_t kStack = 256 << 10;
     body = std::move(given);
@@ -140,8 +140,8 @@ struct Block {
     swapcontext(&caller, &fibers[current].context);
   }
 
-  // Shows the warp what this lane has, and returns what all have. Two sides in turn: a lane is past a collective only
-  // when all have entered the next, so the side before may be written again.
+  // Contributes to a collective operation, and returns what all lanes contributed. Two buffers alternate: a lane begins
+  // operation n + 2, which overwrites the buffer of n, when all have begun n + 1 and so have done with n.
   const Lane* exchange(const Lane& mine) {
     auto& side = lanes[fiber().collectives++ % 2];
     side[current] = mine;
@@ -215,7 +215,7 @@ inline float high_half(unsigned packed) {
 }
 
 inline unsigned fma_half2(unsigned a, unsigned b, unsigned c) {
-  // Products of halves are exact in double, and so is rounding once.
+  // Products of halves are exact in double precision, so that there is one rounding, as in hardware.
   const auto one = [](float x, float y, float z) {
     return static_cast<float>(static_cast<_Float16>(static_cast<double>(x) * y + z));
   };
@@ -227,7 +227,7 @@ inline void block_sync() { emulation::block().wait(emulation::block().barrier, e
 inline void warp_sync() { emulation::block().exchange({}); }
 
 inline uint4 load16(const void* from) {
-  if (reinterpret_cast<std::uintptr_t>(from) % 16) std::abort();  // a GPU would refuse
+  if (reinterpret_cast<std::uintptr_t>(from) % 16) std::abort();  // a GPU would report an error
   uint4 result;
   std::memcpy(&result, from, 16);
   return result;
@@ -261,7 +261,7 @@ inline unsigned short element(const Lane* lanes, int matrix, int row, int column
   return value;
 }
 
-// Row `lane / 4` of each 8x8 matrix is spread over four lanes, two neighbours each; transposed, its column.
+// Row `lane / 4` of each 8x8 matrix (transposed, its column) is spread over four lanes, two elements each.
 inline void load(unsigned (&r)[4], const void* row, bool transposed) {
   if (reinterpret_cast<std::uintptr_t>(row) % 16) std::abort();
   Lane mine{};
@@ -272,7 +272,7 @@ inline void load(unsigned (&r)[4], const void* row, bool transposed) {
     r[m] = transposed ? element(all, m, minor, major) | element(all, m, minor + 1, major) << 16
                       : element(all, m, major, minor) | element(all, m, major, minor + 1) << 16;
   }
-  block().exchange({});  // nobody may overwrite what others still read
+  block().exchange({});  // a barrier: no lane may overwrite what others still read
 }
 
 template <class T>
@@ -304,7 +304,7 @@ inline void multiply_16x8x16(float (&c)[4], const unsigned (&a)[4], unsigned b0,
 
 namespace emulation {
 
-// An invented layout: eight neighbouring elements a lane, as the real one is nobody's business either.
+// A layout of our own, eight consecutive elements a lane: that of the hardware is unspecified.
 inline void load_tile(unsigned (&r)[8], const void* at, int stride) {
   for (int i = 0; i < 4; ++i) {
     const int element = 8 * lane() + 2 * i;

@@ -1,41 +1,31 @@
-"""The kernels compile for every GPU they promise, the plugin against TensorRT's headers; what is missing is said."""
+"""The kernels and the plugin are compiled for the GPUs they are written for, and kept in the user's cache."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from engine_needs import missing, needs, skip_without
 from glip_engines import compile as deform
 from glip_engines import compilers
 from glip_engines.compile import ARCHITECTURES, build_cubin, build_library
 from glip_engines.compilers import Nvcc, cuda_headers, find_host_compiler, find_nvcc, find_nvrtc, find_tensorrt_headers
 from glip_engines.deform_abi import DataType, Layout, Level, Shape, problem
-from glip_engines.flavours import Dialect, Flavour, installed
-from glip_engines.rewriting.deformable import pack_weights
+from glip_engines.flavours import Dialect, Flavour
 
-from glip_deploy.errors import EngineError, GlipError, MissingPackage, OutputError
+from glip_deploy.errors import EngineError, MissingPackage, OutputError
 from glip_deploy.files import sha256_of
+
+needs_host_compiler = needs(find_host_compiler)
 
 KERNELS = [
     *(f"glip_deform_{data}_{tile}" for data in ("f16", "bf16") for tile in ("wide", "medium", "small", "scalar")),
     "glip_deform_f32_scalar",
     *(f"glip_deform_{job}_{data}" for job in ("pack", "transpose") for data in ("f32", "f16", "bf16")),
 ]
-
-
-def missing(*finders):
-    """Why a test cannot run here, or nothing."""
-    for finder in finders:
-        try:
-            finder()
-        except GlipError as error:
-            return str(error)
-    return ""
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +41,7 @@ def compiler_for(arch):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile_without_spilling_registers(arch, monkeypatch):
     """For every GPU in the list; ptxas says of each kernel how many bytes it spills."""
-    reason = missing(compiler_for(arch))
-    if reason:
-        pytest.skip(reason)
+    skip_without(compiler_for(arch))
     reports = []
     if compiler_for(arch) is find_nvcc:
         run = compilers.subprocess.run
@@ -107,9 +95,7 @@ def test_a_gpu_the_kernels_are_not_written_for(arch):
 
 
 def test_ptx_for_a_gpu_that_is_not_listed():
-    reason = missing(find_nvcc, find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_nvcc, find_host_compiler)
     library = build_library([88]).read_bytes()
     assert b"sm_80" not in library and b"sm_86" not in library
     assert ctypes.CDLL(str(build_library([88]))).glip_deform_launch
@@ -117,9 +103,7 @@ def test_ptx_for_a_gpu_that_is_not_listed():
 
 def test_kernels_compile_where_there_is_no_nvcc(monkeypatch):
     """NVRTC has no header but ours."""
-    reason = missing(lambda: find_nvrtc(80))
-    if reason:
-        pytest.skip(reason)
+    skip_without(lambda: find_nvrtc(80))
 
     def no_nvcc():
         raise MissingPackage("hidden")
@@ -129,29 +113,20 @@ def test_kernels_compile_where_there_is_no_nvcc(monkeypatch):
 
 
 def test_library_exports_the_interface_and_nothing_else():
-    reason = missing(find_nvcc, find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_nvcc, find_host_compiler)
     library = ctypes.CDLL(str(build_library([80])))
     for name in ("problem_error", "packed_weight_bytes", "pack_weights", "workspace_bytes", "launch"):
         assert getattr(library, f"glip_deform_{name}")
     assert not hasattr(library, "cudaMalloc")
 
 
-def test_a_second_build_is_the_first_one(cache):
-    reason = missing(find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+def test_a_second_build_reuses_the_first(cache):
+    skip_without(find_host_compiler)
     first = deform.build_host_library()
     stamp = first.stat().st_mtime_ns
     assert deform.build_host_library() == first
     assert first.stat().st_mtime_ns == stamp
     assert sorted(path.name for path in cache.iterdir()) == [first.name, f"{first.name}.sha256"]
-
-
-needs_host_compiler = pytest.mark.skipif(
-    bool(missing(find_host_compiler)), reason=missing(find_host_compiler) or "there is a compiler"
-)
 
 
 @needs_host_compiler
@@ -195,9 +170,7 @@ def test_a_cache_folder_that_everyone_may_write_to_is_refused(cache):
 
 
 def test_the_cache_folder_is_private(cache):
-    reason = missing(find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_host_compiler)
     deform.build_host_library()
     assert cache.stat().st_mode & 0o777 == 0o700
 
@@ -215,18 +188,14 @@ def test_the_sources_come_from_the_package_or_from_the_checkout(tmp_path, monkey
     assert deform.plugin_sources() == package / "plugin"
 
 
-def test_other_options_are_another_file():
-    reason = missing(find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+def test_other_options_make_another_file():
+    skip_without(find_host_compiler)
     assert deform.build_host_library() != deform.build_host_library(defines=["UNUSED=1"])
 
 
 def test_a_failed_build_leaves_nothing(cache, monkeypatch):
-    reason = missing(find_host_compiler)
-    if reason:
-        pytest.skip(reason)
-    with pytest.raises(GlipError, match="refuses the plugin's sources") as caught:
+    skip_without(find_host_compiler)
+    with pytest.raises(EngineError, match="refuses the plugin's sources") as caught:
         deform.build_host_library("host/deform_emulated.cpp", ["GLIP_DEFORM_EMULATED=nonsense("])
     assert "\n" not in str(caught.value)
     assert list(cache.iterdir()) == []
@@ -240,56 +209,16 @@ def test_without_a_home_the_cache_must_be_named(monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    reason = missing(find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_host_compiler)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cannot be written .*set GLIP_DEPLOY_CACHE"):
         deform.build_host_library()
 
 
-def hide_compilers(monkeypatch, tmp_path):
-    monkeypatch.setattr(compilers, "_package_folders", lambda: iter([]))
-    monkeypatch.setattr(compilers, "_SYSTEM_CUDA", tmp_path / "none")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("CUDA_HOME", "CUDA_PATH", "CXX"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def test_missing_compilers_say_what_to_install(monkeypatch, tmp_path):
-    hide_compilers(monkeypatch, tmp_path)
-    with pytest.raises(GlipError, match="pip install nvidia-cuda-nvcc"):
-        find_nvcc()
-    with pytest.raises(GlipError, match=r"apt-get install g\+\+"):
-        find_host_compiler()
-
-
-@pytest.mark.parametrize(("arch", "package"), [(60, "nvidia-cuda-nvrtc-cu12"), (90, "nvidia-cuda-nvrtc$")])
-def test_missing_nvrtc_names_the_package_that_has_it(monkeypatch, tmp_path, arch, package):
-    hide_compilers(monkeypatch, tmp_path)
-
-    def no_library(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(compilers.ctypes, "CDLL", no_library)
-    with pytest.raises(GlipError, match=package):
-        find_nvrtc(arch)
-
-
-def test_cuda_home_comes_first(monkeypatch, tmp_path):
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.1'\n")
-    nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert find_nvcc() == Nvcc(nvcc, "12.4")
-    assert find_nvcc().oldest < 60
-
-
 def test_architectures_nvcc_does_not_know(monkeypatch):
     monkeypatch.setattr(deform, "find_nvcc", lambda: Nvcc(Path("nvcc"), "13.0"))
-    with pytest.raises(GlipError, match=r"compute capability 7\.5 and up, not 6\.0"):
+    with pytest.raises(EngineError, match=r"compute capability 7\.5 and up, not 6\.0"):
         build_library([60, 80])
 
 
@@ -321,147 +250,10 @@ def test_the_adapter_is_that_of_the_tensorrt_it_is_for(monkeypatch, tmp_path, ve
     assert str(tmp_path / headers / "kernel_lens" / "include" / "tensorrt") in command
 
 
-def test_headers_of_another_tensorrt_do_not_do(monkeypatch, tmp_path):
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include" / "NvInfer.h").touch()
-    (tmp_path / "include" / "NvInferVersion.h").write_text("#define TRT_MAJOR_ENTERPRISE 10\n")
-    monkeypatch.setenv("TENSORRT_HOME", str(tmp_path))
-    assert find_tensorrt_headers() == tmp_path / "include"
-    with pytest.raises(MissingPackage, match=r"NvInfer.h of TensorRT 8.6 is not .*point \$TENSORRT_HOME"):
-        find_tensorrt_headers(of_8=True)
-
-
-def test_importing_starts_no_compiler():
-    code = "import glip_engines.compile, sys; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
-    environment = {**os.environ, "PATH": ""}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
-
-
-# -- TensorRT -------------------------------------------------------------------------------------------------------
-
-GOOD = {"kernel_shape": [3, 3], "out_channels": 24, "pads": [1, 1, 1, 1], "strides": [1, 1]}
-
-
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory):
-    """The IPluginV3 library, for one architecture."""
-    reason = missing(find_nvcc, find_tensorrt_headers, find_host_compiler)
-    if reason:
-        pytest.skip(reason)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugin")))
-        return build_library([80], tensorrt=Dialect(Flavour.RTX, "1.7", 80))
-
-
-def test_plugin_exports_what_tensorrt_looks_for(plugin):
-    library = ctypes.CDLL(str(plugin))
-    for name in ("getCreators", "setLoggerFinder", "glip_deform_launch"):
-        assert getattr(library, name)
-    count = ctypes.c_int32()
-    library.getCreators.restype = ctypes.POINTER(ctypes.c_void_p)
-    assert library.getCreators(ctypes.byref(count))[0]
-    assert count.value == 1
-
-
-FOUND = {"plugin_namespace": "glip", "plugin_version": "2"}
-
-
-def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, inputs="xwobm", domain="glip"):
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper, save
-
-    kind, array = {"fp16": (TensorProto.FLOAT16, np.float16), "fp32": (TensorProto.FLOAT, np.float32)}[data]
-    node = helper.make_node(
-        "ModulatedDeformConv", list(inputs), ["y0"], domain=domain, name="dcn", **FOUND, **attributes
-    )
-    sides = ["height", "width"]
-    values = [
-        helper.make_tensor_value_info(name, of, [1, size, *sides])
-        for name, of, size in (
-            ("x0", kind, channels[0]),
-            ("o", TensorProto.FLOAT, offsets),
-            ("m", TensorProto.FLOAT, 9),
-            ("y", kind, channels[1]),
-        )
-    ]
-    weights = [
-        numpy_helper.from_array(pack_weights(np.ones((channels[1], channels[0], 3, 3), array)), "w"),
-        numpy_helper.from_array(np.ones(channels[1], array), "b"),
-    ]
-    around = [helper.make_node("Relu", ["x0"], ["x"]), node, helper.make_node("Relu", ["y0"], ["y"])]
-    used = [value for value in values[:3] if value.name == "x0" or value.name in inputs]
-    graph = helper.make_graph(around, "one", used, values[3:], [w for w in weights if w.name in inputs])
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 2)]
-    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    return {
-        value.name: tuple(
-            (1, value.type.tensor_type.shape.dim[1].dim_value, *hw) for hw in ((8, 8), (20, 24), (99, 99))
-        )
-        for value in used
-    }
-
-
-def build_engine(plugin, folder, **node):
-    from glip_engines.trt import GraphJob, Settings
-    from glip_engines.worker import Worker
-
-    if not installed(Flavour.RTX):
-        pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")
-    profile = one_node(folder / "one.onnx", node.pop("attributes", GOOD), **node)
-    with Worker(Settings(Flavour.RTX, node.get("data", "fp16"), "SM80")) as worker:
-        worker.load_plugin(plugin)
-        job = GraphJob(str(folder / "one.onnx"), str(folder / "one.plan"), (profile,))
-        return worker.build(job, lambda fraction, phase: None)
-
-
-@pytest.mark.parametrize(
-    "node",
-    [
-        {},
-        {"data": "fp32"},
-        {"attributes": {"kernel_shape": [3, 3], "out_channels": 24}},
-        {"inputs": "xwo"},
-        {"inputs": "xwob"},
-        {"channels": (12, 10), "attributes": {**GOOD, "out_channels": 10}},
-        {"domain": ""},  # TensorRT 8.6 and 10.0 to 10.9 look a plugin up by its attributes
-        {"attributes": {**GOOD, "strides": [2, 2], "dilations": [1, 1], "group": 1, "offset_group": 1}},
-    ],
-    ids=str,
-)
-def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
-    built = build_engine(plugin, tmp_path, **node)
-    assert built.outputs[0].shape == (1, node.get("channels", (32, 24))[1], -1, -1)
-    assert built.outputs[0].dtype == {"fp32": "float32"}.get(node.get("data"), "float16")
-    assert b"ModulatedDeformConv" in (tmp_path / "one.plan").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "node",
-    [
-        {"attributes": {**GOOD, "group": 2}},
-        {"attributes": {**GOOD, "offset_group": 2}},
-        {"attributes": {**GOOD, "kernel_shape": [5, 5]}},
-        {"attributes": {**GOOD, "kernel_shape": [1, 3]}},
-        {"attributes": {**GOOD, "out_channels": 65}},
-        {"attributes": {"kernel_shape": [3, 3]}},
-        {"attributes": {"out_channels": 24}},
-        {"attributes": {**GOOD, "strides": [0, 1]}},
-        {"attributes": {**GOOD, "pads": [1, 1, -1, 1]}},
-        {"offsets": 20},
-    ],
-    ids=str,
-)
-def test_tensorrt_refuses_what_the_plugin_has_not(plugin, tmp_path, node):
-    with pytest.raises(GlipError):
-        build_engine(plugin, tmp_path, **node)
-
-
 @pytest.fixture(scope="module")
 def without_a_gpu(tmp_path_factory):
     """The library linked to a CUDA runtime that only counts what it is asked for."""
-    reason = missing(find_nvcc, find_host_compiler)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_nvcc, find_host_compiler)
     folder = tmp_path_factory.mktemp("fake")
     fake = Path(__file__).with_name("fake_cudart.cpp")
     flags = ["-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "-arch=sm_80"]
@@ -485,9 +277,7 @@ def test_shared_memory_is_asked_for_at_every_launch(without_a_gpu):
 @pytest.mark.parametrize("adapter", ["adapter_v2.cpp", "adapter_v3.cpp"])
 def test_adapters_compile_against_the_headers_at_hand(adapter):
     """adapter_v2.cpp is for TensorRT 8.6, whose headers no registry has; 10.14 still declares its interface."""
-    reason = missing(find_host_compiler, find_tensorrt_headers, cuda_headers)
-    if reason:
-        pytest.skip(reason)
+    skip_without(find_host_compiler, find_tensorrt_headers, cuda_headers)
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations"]
     flags += [word for folder in (find_tensorrt_headers(), cuda_headers()) for word in ("-isystem", str(folder))]
     compilers.run([find_host_compiler(), *flags, str(deform.plugin_sources() / adapter)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from glip_engines.flavours import Dialect, Flavour, installed
+from engine_needs import needs_rtx
+from glip_engines.flavours import Dialect, Flavour
 from glip_engines.rewriting.deformable import (
     PLUGIN_DOMAIN,
     PLUGIN_OPERATOR,
@@ -25,12 +26,9 @@ from parity_data import load_golden
 
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import Stage
-from glip_deploy.errors import EngineError, GlipError
+from glip_deploy.errors import BundleError, EngineError
 
 DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
-needs_rtx = pytest.mark.skipif(
-    not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
-)
 OLD, NEW = Dialect(Flavour.TENSORRT, "8.6.1", 70), Dialect(Flavour.TENSORRT, "10.9.0", 80)
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -168,12 +166,12 @@ def test_a_node_in_half_precision_samples_in_single():
 @pytest.mark.parametrize("attribute", ["group", "offset_group"])
 @pytest.mark.parametrize("rewrite", [use_plugin, use_native_ops])
 def test_groups_are_refused(rewrite, attribute):
-    with pytest.raises(GlipError, match=rf"DeformConv /deform: {attribute} is 2, .* 1 only; export"):
+    with pytest.raises(BundleError, match=rf"DeformConv /deform: {attribute} is 2, .* 1 only; export"):
         rewrite(one_node(**{attribute: 2}))
 
 
 def test_the_kernel_must_be_known():
-    with pytest.raises(GlipError, match="kernel_shape"):
+    with pytest.raises(BundleError, match="kernel_shape"):
         use_native_ops(one_node(known_kernel=False))
 
 
@@ -357,7 +355,7 @@ def test_products_over_all_locations_are_summed_in_fp32(image_graph, precision):
     assert_same_candidates(run(model, feeds), run(original, feeds), 4e-3)
 
 
-def test_what_sums_in_fp16_lose_over_all_locations():
+def test_error_of_fp16_sums_over_all_locations():
     """Why `accumulate_in_single` is needed: terms are smaller than half a unit in the last place of the sum so far."""
     rng = np.random.default_rng(0)
     locations = 100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11
@@ -375,7 +373,7 @@ def test_what_sums_in_fp16_lose_over_all_locations():
 
 @needs_rtx
 @pytest.mark.parametrize("cast", [True, False])
-def test_the_casts_ask_for_sums_in_fp32_not_for_products_of_fp32_numbers(tmp_path, cast):
+def test_casts_make_a_product_of_fp16_numbers_with_fp32_sums(tmp_path, cast):
     """TensorRT-RTX has no products of fp32 numbers on Turing, so what it builds there is one of fp16 numbers."""
     kind = HALF if cast else FLOAT
     a, b, y = (ir.Value(name=n, shape=ir.Shape(["m", 4096]), type=ir.TensorType(kind)) for n in ("a", "b", "y"))
@@ -402,9 +400,9 @@ def test_the_casts_ask_for_sums_in_fp32_not_for_products_of_fp32_numbers(tmp_pat
                 worker.build(job, lambda fraction, phase: None)
 
 
-def test_turing_knows_linear_layers_only():
+def test_a_gemm_that_is_not_a_linear_layer():
     values = [ir.Value(name=n, shape=ir.Shape([4, 4]), type=ir.TensorType(FLOAT)) for n in ("a", "b", "y")]
     node = ir.Node("", "Gemm", values[:2], [ir.AttrFloat32("alpha", 2.0)], outputs=[values[2]], name="/odd")
     graph = ir.Graph(values[:2], values[2:], nodes=[node], opset_imports={"": 20}, name="g")
-    with pytest.raises(GlipError, match="Gemm /odd is no linear layer"):
+    with pytest.raises(BundleError, match="Gemm /odd is no linear layer"):
         products_as_sums(ir.Model(graph, ir_version=9))
