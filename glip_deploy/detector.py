@@ -122,7 +122,9 @@ class Detector:
 
         Args:
             path: directory that `glip-export` wrote.
-            backend: "onnxruntime", or "tensorrt" for engines that `glip-build` made (TensorRT or TensorRT-RTX).
+            backend: "onnxruntime" on the CPU; "onnxruntime-cuda", "onnxruntime-tensorrt" or
+                "onnxruntime-nv-tensorrt-rtx" on a GPU; or "tensorrt" for engines that `glip-build` made (TensorRT or
+                TensorRT-RTX).
             engines: their folder or its name in the bundle; None takes the first that fit this machine.
             shortest_side: pixels; frames are resized to it before the network.
             longest_side: pixels; the other side's limit, None for no limit (as in the official demo).

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from glip_deploy.backends.base import Backend
     from glip_deploy.bundle.manifest import Bundle
 
-__all__ = ["BACKENDS", "open_backend"]
+__all__ = ["BACKENDS", "PROVIDERS", "open_backend"]
 
-BACKENDS = ("onnxruntime", "tensorrt")
+PROVIDERS = {
+    "onnxruntime": ("CPUExecutionProvider",),
+    "onnxruntime-cuda": ("CUDAExecutionProvider",),
+    "onnxruntime-tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+    "onnxruntime-nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider",),
+}
+"""ONNX Runtime's execution providers by backend: what the first does not take is the next one's, and last the CPU's."""
+BACKENDS = (*PROVIDERS, "tensorrt")
 
 
 def open_backend(name: str, bundle: Bundle, threads: int | None, engines: Path | None = None) -> Backend:
@@ -29,10 +36,10 @@ def open_backend(name: str, bundle: Bundle, threads: int | None, engines: Path |
     Raises:
         GlipError: unknown engine, one that is not installed, or a graph that it cannot load.
     """
-    if name == "onnxruntime":
+    if name in PROVIDERS:
         from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend.open(bundle, threads)
+        return OnnxRuntimeBackend.open(bundle, threads, PROVIDERS[name])
     if name == "tensorrt":
         from glip_deploy.backends.tensorrt import TensorRTBackend
 

@@ -1,10 +1,11 @@
-"""ONNX Runtime: on the CPU the default that works everywhere; glip-bench also measures its GPU providers.
+"""ONNX Runtime: on the CPU the default that works everywhere; its GPU providers where they are installed.
 
 `open_session` is how every part of the toolkit opens a graph, so that all report a bad one alike.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,81 @@ if TYPE_CHECKING:
 
     from glip_deploy.bundle.manifest import Bundle
 
-__all__ = ["CPU", "OnnxRuntimeBackend", "open_session"]
+__all__ = ["CPU", "OnnxRuntimeBackend", "open_session", "provider_absence"]
 
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 25)
 """First version whose CPU provider runs the standard DeformConv."""
+_RTX = "NvTensorRTRTXExecutionProvider"
+_GPU_BUILD = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu>=1.25'"
+_INSTALL = {"CUDAExecutionProvider": _GPU_BUILD, "TensorrtExecutionProvider": f"{_GPU_BUILD} tensorrt-cu12"}
+"""What brings a provider that is built into ONNX Runtime."""
+
+
+def provider_absence(provider: str) -> str | None:
+    """Say in a line why an execution provider is not here, and what to install; return None where it is."""
+    try:
+        _check_provider(provider)
+    except (MissingPackage, BackendError) as error:
+        return str(error)
+    return None
+
+
+def _check_provider(provider: str) -> None:
+    """Raise unless an execution provider is here.
+
+    Raises:
+        MissingPackage: ONNX Runtime, or the provider, is not installed.
+        BackendError: ONNX Runtime is too old, or the provider cannot be loaded or finds no GPU.
+    """
+    onnxruntime = _module()
+    if provider in onnxruntime.get_available_providers():
+        return
+    if provider == _RTX:
+        _rtx_devices()
+    else:
+        raise MissingPackage(f"ONNX Runtime {onnxruntime.__version__} has no {provider} here; {_INSTALL[provider]}")
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingPackage("ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'") from None
+    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < OLDEST:
+        raise BackendError(
+            f"ONNX Runtime {onnxruntime.__version__} has no deformable convolution on the CPU;"
+            " pip install -U 'onnxruntime>=1.25'"
+        )
+    return onnxruntime
+
+
+@functools.cache
+def _rtx_devices() -> list[Any]:
+    """Register the TensorRT-RTX provider, which is a package of its own, and return its GPUs; once in a process.
+
+    Raises:
+        MissingPackage: it is not installed.
+        BackendError: it cannot be loaded, or finds no GPU.
+    """
+    import onnxruntime
+
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx as library
+    except ImportError:
+        raise MissingPackage(
+            f"ONNX Runtime {onnxruntime.__version__} has no {_RTX} here; pip install onnxruntime-ep-nv-tensorrt-rtx"
+            " (onnxruntime-ep-nv-tensorrt-rtx-cu12 for CUDA 12)"
+        ) from None
+    name = library.get_ep_name()
+    try:
+        onnxruntime.register_execution_provider_library(name, library.get_library_path())
+    except Exception as error:  # the library's own exception types are not public
+        raise BackendError(f"{_RTX} cannot be loaded: {_first_line(error)}; use backend onnxruntime") from None
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+    if not devices:
+        raise BackendError(f"{_RTX} finds no RTX GPU here; use backend onnxruntime")
+    return devices
 
 
 def open_session(
@@ -47,18 +118,12 @@ def open_session(
             to `<name>.data` beside it.
 
     Raises:
-        MissingPackage: ONNX Runtime is not installed.
+        MissingPackage: ONNX Runtime, or its first provider, is not installed.
         BackendError: it is too old, cannot load the graph, or does without the first provider.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingPackage("ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'") from None
-    if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < OLDEST:
-        raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} has no deformable convolution on the CPU;"
-            " pip install -U 'onnxruntime>=1.25'"
-        )
+    first = providers[0]
+    _check_provider(first)
+    onnxruntime = _module()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -72,14 +137,21 @@ def open_session(
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", folded.with_suffix(".data").name
         )
+    kinds, advice = list(dict.fromkeys((*providers, CPU))), "export the bundle again"
+    if first != CPU:
+        advice = f"check that the libraries {first} needs can be found, or use backend onnxruntime"
+    if first not in onnxruntime.get_available_providers():  # a package of its own, which is asked for by device
+        options.add_provider_for_devices(_rtx_devices()[:1], {})
+        kinds = []
     model = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=list(dict.fromkeys((*providers, CPU))))
+        # Its own fallback prints to standard output and goes on without the provider; here that is an error.
+        session = onnxruntime.InferenceSession(model, options, providers=kinds, enable_fallback=0)
     except Exception as error:  # the library's own exception types are not public
         name = "a graph in memory" if isinstance(graph, bytes) else graph
-        raise BackendError(f"ONNX Runtime cannot load {name}: {_first_line(error)}; export the bundle again") from None
-    if providers[0] not in session.get_providers():
-        raise BackendError(f"ONNX Runtime fell back from {providers[0]}; check that CUDA's libraries can be found")
+        raise BackendError(f"ONNX Runtime cannot load {name}: {_first_line(error)}; {advice}") from None
+    if first not in session.get_providers():
+        raise BackendError(f"ONNX Runtime fell back from {first} to the CPU; {advice}")
     return session
 
 

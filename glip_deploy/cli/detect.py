@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from glip_deploy.backends import BACKENDS
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -109,7 +110,7 @@ def detect(
     resize: Annotated[Resize, option("HOW", "exact, as GLIP was evaluated; fast changes results a little.", HOW)] = (
         Resize.EXACT
     ),
-    backend: Annotated[str, option("NAME", "onnxruntime or tensorrt.", HOW)] = "onnxruntime",
+    backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
     engines: Annotated[
         str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
     ] = None,

@@ -34,6 +34,7 @@ class SubjectName(StrEnum):
     ONNXRUNTIME_CPU = "onnxruntime-cpu"
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
     ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
+    ONNXRUNTIME_NV_TENSORRT_RTX = "onnxruntime-nv-tensorrt-rtx"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     DETR_R50 = "detr-r50"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
 from glip_bench.subjects.profile import profile_image_branch
+from glip_deploy.backends import PROVIDERS, open_backend
+from glip_deploy.backends.onnxruntime import provider_absence
 from glip_deploy.detector import Detector, EncodedPrompt, FrameStep
 from glip_deploy.errors import GlipError
 
@@ -25,29 +27,18 @@ if TYPE_CHECKING:
 
 __all__ = ["BundleSubject", "bundle_absence", "open_bundle_subject"]
 
-PROVIDERS = {
-    SubjectName.ONNXRUNTIME_CPU: ("CPUExecutionProvider",),
-    SubjectName.ONNXRUNTIME_CUDA: ("CUDAExecutionProvider",),
-    # TensorRT leaves what it does not take to CUDA.
-    SubjectName.ONNXRUNTIME_TENSORRT: ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+BACKENDS = {
+    SubjectName.ONNXRUNTIME_CPU: "onnxruntime",
+    SubjectName.ONNXRUNTIME_CUDA: "onnxruntime-cuda",
+    SubjectName.ONNXRUNTIME_TENSORRT: "onnxruntime-tensorrt",
+    SubjectName.ONNXRUNTIME_NV_TENSORRT_RTX: "onnxruntime-nv-tensorrt-rtx",
 }
 PACKAGES = {SubjectName.TENSORRT: "tensorrt", SubjectName.TENSORRT_RTX: "tensorrt_rtx"}
 
 
 def bundle_absence(name: SubjectName, bundle: Path) -> str | None:
     """Say why a bundle cannot run here as the subject `name`; return None where it can. No graph is loaded."""
-    return _engine_absence(name, bundle) if name in PACKAGES else _provider_absence(name)
-
-
-def _provider_absence(name: SubjectName) -> str | None:
-    try:
-        import onnxruntime
-    except ImportError:
-        return "ONNX Runtime is not installed; pip install 'onnxruntime>=1.25'"
-    provider = PROVIDERS[name][0]
-    if provider in onnxruntime.get_available_providers():
-        return None
-    return f"onnxruntime has no {provider} here; it comes with onnxruntime-gpu"
+    return _engine_absence(name, bundle) if name in PACKAGES else provider_absence(PROVIDERS[BACKENDS[name]][0])
 
 
 def _engine_absence(name: SubjectName, bundle: Path) -> str | None:
@@ -76,8 +67,6 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
     Raises:
         GlipError: a graph or engine cannot be loaded, or ONNX Runtime fell back to another provider.
     """
-    from glip_deploy.backends import open_backend
-    from glip_deploy.backends.onnxruntime import OnnxRuntimeBackend
     from glip_deploy.bundle.engines import read_records
 
     backend: Backend
@@ -86,7 +75,7 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
         folder, record = next((folder, record) for folder, record in found if record.flavour == name)
         backend, precision = open_backend("tensorrt", bundle, options.threads, folder), record.precision
     else:
-        backend = OnnxRuntimeBackend.open(bundle, options.threads, PROVIDERS[name])
+        backend = open_backend(BACKENDS[name], bundle, options.threads)
         precision = str(bundle.manifest.get("precision", "fp32"))
     return BundleSubject(name, options, Detector(bundle, backend), precision)
 

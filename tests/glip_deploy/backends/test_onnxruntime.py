@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import types
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from simulated_tensorrt import SimulatedDeviceArray
 from tiny_glip import HIDDEN
 
 from glip_deploy import Bundle
-from glip_deploy.backends import BACKENDS, open_backend
-from glip_deploy.backends.onnxruntime import open_session
+from glip_deploy.backends import BACKENDS, PROVIDERS, open_backend
+from glip_deploy.backends.onnxruntime import CPU, _rtx_devices, open_session
 from glip_deploy.bundle.contract import text_inputs
 from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
 from glip_deploy.frames.device import device_canvas
@@ -80,16 +80,123 @@ def test_a_graph_it_cannot_load(tiny_bundle, tmp_path, content):
     assert "cannot load a graph in memory" in error_of(open_session, content, kind=BackendError)
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_is_not_there(tiny_bundle):
-    def open_it():
-        open_session(tiny_bundle / "text.onnx", providers=["CUDAExecutionProvider"])
+GPU_BACKENDS = [name for name in PROVIDERS if name != "onnxruntime"]
+RTX = "NvTensorRTRTXExecutionProvider"
 
+
+@dataclass
+class FakeOnnxRuntime:
+    """ONNX Runtime with these providers; a session keeps those of `kept`, and all it was given without."""
+
+    available: tuple[str, ...] = (CPU,)
+    kept: tuple[str, ...] | None = None
+    refuses: Exception | None = None
+    sessions: list[dict[str, object]] = field(default_factory=list)
+    __version__: str = "1.32.0"
+
+    def get_available_providers(self):
+        return list(self.available)
+
+    def register_execution_provider_library(self, name, path):
+        if self.refuses is not None:
+            raise self.refuses
+
+    def get_ep_devices(self):
+        return [types.SimpleNamespace(ep_name=name) for name in (CPU, *(self.kept or ()))]
+
+    def SessionOptions(self):  # noqa: N802  # ONNX Runtime's name
+        options = types.SimpleNamespace(devices=[])
+        options.add_provider_for_devices = lambda devices, settings: options.devices.extend(devices)
+        return options
+
+    def InferenceSession(self, model, options, **settings):  # noqa: N802
+        self.sessions.append(settings)
+        if self.refuses is not None:
+            raise self.refuses
+        given = settings["providers"] or [*(device.ep_name for device in options.devices), CPU]
+        kept = given if self.kept is None else [name for name in given if name in self.kept or name == CPU]
+        return types.SimpleNamespace(get_providers=lambda: kept)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    def install(**settings):
+        module = FakeOnnxRuntime(**settings)
+        monkeypatch.setitem(sys.modules, "onnxruntime", module)
+        return module
+
+    _rtx_devices.cache_clear()
+    yield install
+    _rtx_devices.cache_clear()
+
+
+@pytest.fixture
+def rtx_package(monkeypatch):
+    package = types.SimpleNamespace(get_ep_name=lambda: RTX, get_library_path=lambda: "library")
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", package)
+
+
+@pytest.mark.parametrize(
+    ("name", "install"),
+    [
+        ("onnxruntime-cuda", "pip install 'onnxruntime-gpu>=1.25'"),
+        ("onnxruntime-tensorrt", "pip install 'onnxruntime-gpu>=1.25' tensorrt-cu12"),
+        ("onnxruntime-nv-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
+    ],
+)
+def test_a_provider_that_is_not_installed(bundle, fake, monkeypatch, name, install):
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    module = fake()
+    message = error_of(open_backend, name, bundle, None, kind=MissingPackage)
+    assert f"has no {PROVIDERS[name][0]} here" in message and install in message
+    assert module.sessions == []
+
+
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_a_provider_that_is_there(bundle, fake, name):
+    wanted = PROVIDERS[name]
+    module = fake(available=(*wanted, CPU))
+    open_backend(name, bundle, None)
+    assert module.sessions == [{"providers": [*wanted, CPU], "enable_fallback": 0}]
+
+
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_a_provider_that_onnxruntime_drops_without_a_word(bundle, fake, name):
+    fake(available=(*PROVIDERS[name], CPU), kept=())
+    message = error_of(open_backend, name, bundle, None, kind=BackendError)
+    assert f"fell back from {PROVIDERS[name][0]} to the CPU" in message and "use backend onnxruntime" in message
+
+
+@pytest.mark.parametrize("name", GPU_BACKENDS)
+def test_a_provider_that_cannot_start_does_not_blame_the_bundle(bundle, fake, name):
+    fake(available=(*PROVIDERS[name], CPU), refuses=RuntimeError("libcudnn.so.9: not found\nand more"))
+    message = error_of(open_backend, name, bundle, None, kind=BackendError)
+    assert "libcudnn.so.9: not found;" in message and "export the bundle again" not in message
+
+
+def test_the_rtx_provider_comes_as_a_package_and_is_asked_for_by_device(bundle, fake, rtx_package):
+    module = fake(kept=(RTX,))
+    for _ in range(2):
+        open_backend("onnxruntime-nv-tensorrt-rtx", bundle, None)
+    assert module.sessions == [{"providers": [], "enable_fallback": 0}] * 2
+
+
+def test_the_rtx_provider_without_a_gpu_or_a_driver(bundle, fake, rtx_package):
+    fake()
+    message = error_of(open_backend, "onnxruntime-nv-tensorrt-rtx", bundle, None, kind=BackendError)
+    assert f"{RTX} finds no RTX GPU here; use backend onnxruntime" in message
+    fake(refuses=RuntimeError("libcuda.so.1: cannot open"))
+    message = error_of(open_backend, "onnxruntime-nv-tensorrt-rtx", bundle, None, kind=BackendError)
+    assert f"{RTX} cannot be loaded: libcuda.so.1: cannot open; use" in message
+
+
+def test_the_installed_onnxruntime_refuses_a_provider_it_does_not_have(bundle):
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("ONNX Runtime has its CUDA provider here")
-    assert "fell back from CUDAExecutionProvider" in error_of(open_it, kind=BackendError)
+    message = error_of(open_backend, "onnxruntime-cuda", bundle, None, kind=MissingPackage)
+    assert "has no CUDAExecutionProvider here" in message
 
 
 def test_a_session_may_be_profiled_and_its_folded_graph_kept(tiny_bundle, tmp_path):
