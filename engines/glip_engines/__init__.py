@@ -10,6 +10,7 @@
     inspection.py   what a parser understood, compared with the graph
 
     flavours.py     TensorRT or TensorRT-RTX: which is installed, and for which GPU it builds
+    support.py      which version of TensorRT supports which GPU
     trt.py          the one module that calls TensorRT (messages.py, progress.py)
     worker.py       a process of its own for it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_deploy.bundle.engines import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
-from glip_deploy.errors import BundleError, OutputError
+from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.compile import build_library, code_for
 from glip_engines.flavours import Flavour, choose_flavour, target_of
@@ -71,6 +72,8 @@ def build_engines(
     flavour = choose_flavour(options.flavour)
     bundle = Bundle.open(bundle_path)
     plan = Plan.of(bundle, options, flavour)
+    if plan.form == "plugin" and sys.platform == "win32":
+        raise EngineError("--form plugin needs Linux, whose shared library the plugin is; use --form native")
     if plan.form == "plugin" and plan.plugin is None:
         code_for(target_of(flavour, options.arch))  # refused before TensorRT is loaded
     settings = Settings(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -105,7 +106,7 @@ def current_gpu() -> Gpu | None:
     """Ask the driver for the first visible GPU; return None without a driver or a GPU."""
     name, device, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         calls = (
             cuda.cuInit(0),
             cuda.cuDeviceGet(ctypes.byref(device), 0),

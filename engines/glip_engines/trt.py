@@ -28,6 +28,7 @@ from glip_engines.inspection import Expected, check_network
 from glip_engines.messages import one_line
 from glip_engines.progress import make_monitor
 from glip_engines.rewriting.deformable import PLUGIN_DOMAIN, PLUGIN_OPERATOR, PLUGIN_VERSION
+from glip_engines.support import check_pair
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -84,7 +85,7 @@ class Toolkit:
     Raises:
         MissingPackage: the flavour is not installed, or cannot be loaded.
         OptionError: a target or a precision that this version does not have.
-        EngineError: no GPU where one is needed.
+        EngineError: no GPU where one is needed, or one that this version does not support.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -101,6 +102,8 @@ class Toolkit:
         self._flags = module.BuilderFlag.__members__
         self.gpu, compute_capability = self._target(flavour, settings.arch)
         self.dialect = Dialect(flavour, version, compute_capability)
+        if self.gpu is not None:
+            check_pair(self.dialect, self.gpu.name)
         if settings.precision == "bf16" and self.dialect.is_8:
             raise OptionError(f"{self._name} has no bf16; use --precision fp16")
         if self.dialect.multiplies_half_only and settings.precision != "fp16":

@@ -151,7 +151,7 @@ class Worker:
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
         what = f": {lines[-1][:300]}" if lines else ""
-        advice = "; the machine may be out of memory" if status == -signal.SIGKILL else ""
+        advice = "; the machine may be out of memory" if how == "SIGKILL" else ""
         return f"{self._settings.flavour} ended the build ({how}){what}{advice}; try other shapes or another precision"
 
     def _end(self) -> None:

@@ -94,7 +94,7 @@ class FakeTensorRT:
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    monkeypatch.setattr(module_under_test, "current_gpu", lambda: Gpu("Some GPU", 70))
+    monkeypatch.setattr(module_under_test, "current_gpu", lambda: Gpu("Some GPU", 80))
     monkeypatch.setattr("glip_engines.flavours.installed", lambda flavour: True)
 
     def run(version, precision="fp16", layers=(), **settings):
@@ -161,6 +161,15 @@ def test_8_6_has_no_bf16(build):
 def test_the_full_tensorrt_builds_for_its_own_gpu(build):
     with pytest.raises(OptionError, match="builds for the GPU of its machine; leave out --arch"):
         build("10.3.0", arch="SM80")
+
+
+@pytest.mark.parametrize(("version", "compute_capability"), [("10.5.0", 70), ("8.6.1", 120)])
+def test_a_gpu_that_this_version_does_not_support(build, monkeypatch, version, compute_capability):
+    monkeypatch.setattr(module_under_test, "current_gpu", lambda: Gpu("Some GPU", compute_capability))
+    with pytest.raises(
+        EngineError, match=rf"tensorrt {version} is too (new|old) for Some GPU \(SM{compute_capability}\)"
+    ):
+        build(version)
 
 
 def test_profiles_and_limits(build):
