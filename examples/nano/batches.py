@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from glip_deploy.prompts.tokens import Prompt, parse_prompt
 from nano.losses import Anchors, assign, make_anchors
 from nano.model import SIDE
 from nano.scenes import Scene, SceneStyle, caption_of, make_scene
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["Batch", "Batches", "token_map"]
 
@@ -80,7 +84,8 @@ class Batches(Dataset[Batch]):
         self.anchors: dict[tuple[int, int], Anchors] = {}
 
     @cached_property
-    def tokenizer(self):  # noqa: ANN201 -- typed by the package that is imported late
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the vocabulary; made in each worker process, because it does not travel between them."""
         return build_tokenizer(self.vocabulary)
 
     def __getitem__(self, number: int) -> Batch:
@@ -88,12 +93,12 @@ class Batches(Dataset[Batch]):
         size = self.sizes[int(rng.integers(len(self.sizes)))]
         crowded = number < self.crowded_until
         captioned = not crowded and rng.random() < self.caption_share
-        # A class list for the whole batch: encoding it once makes long lists affordable.
+        # One class list for the whole batch: it is encoded once, which makes long lists affordable.
         classes = [str(name) for name in rng.permutation(self.names)[: int(rng.integers(*CLASSES))]]
         scenes, prompts = [], []
         for i in range(self.batch_size):
             seed = (self.seed, number, i)
-            # About a third of what a picture shows is not asked for: it must be told from what is.
+            # About a third of what a picture shows is not asked for, and must be told apart from what is.
             unasked = [str(name) for name in rng.permutation(self.names)[: len(classes) // 2]]
             pool = self.names if captioned or crowded else [*classes, *unasked]
             wanted = int(rng.integers(*(CROWDED if crowded else THINGS)))
@@ -101,8 +106,8 @@ class Batches(Dataset[Batch]):
             scene = make_scene(seed, _repeated(rng, pool, wanted), size, style=style)
             scenes.append(scene)
             if captioned:
-                told = caption_of(scene, seed)
-                prompts.append(parse_prompt(told[0] if told else classes[:3], self.tokenizer))
+                described = caption_of(scene, seed)
+                prompts.append(parse_prompt(described[0] if described else classes[:3], self.tokenizer))
         if not captioned:
             prompts = [parse_prompt(classes, self.tokenizer)]
         return self._collate(scenes, prompts, size)
@@ -153,7 +158,7 @@ def token_map(scene: Scene, prompt: Prompt) -> Tensor:
 
 
 def _repeated(rng: np.random.Generator, pool: Sequence[str], wanted: int) -> list[str]:
-    """That many names, some of them more than once."""
+    """Return `wanted` names, some of them more than once."""
     out: list[str] = []
     while len(out) < wanted:
         out += [str(rng.choice(pool))] * int(rng.choice([1, 1, 1, 1, 2, 3]))

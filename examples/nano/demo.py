@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from glip_deploy import Detections, Detector, GlipError, load_image
+from glip_deploy import Detections, Detector, load_image
+from glip_deploy.cli.app import run_main
 
 MEDIA = Path(__file__).with_name("media")
 SIDE = 224  # the shortest side it was trained with
@@ -45,7 +47,7 @@ def detect_on_video(detector: Detector, source: Path, output: Path, threshold: f
     """Change what is looked for in the middle of the video: only the embedding changes."""
     from glip_deploy.video.base import Frame
     from glip_deploy.video.open import open_source
-    from glip_deploy.video.pipeline import run
+    from glip_deploy.video.pipeline import run as run_pipeline
     from glip_deploy.video.video_out import VideoSink
 
     early, late = (detector.encode(classes) for classes in VIDEO_PROMPTS)
@@ -57,7 +59,7 @@ def detect_on_video(detector: Detector, source: Path, output: Path, threshold: f
 
     with open_source(str(source)) as frames:
         half = (frames.frame_count or 0) // 2
-        summary = run(
+        summary = run_pipeline(
             detector,
             frames,
             lambda frame: early if frame.index < half else late,
@@ -69,21 +71,23 @@ def detect_on_video(detector: Detector, source: Path, output: Path, threshold: f
     print("  " + ", ".join(f"{name}: {times}" for name, times in counts.items()))
 
 
-def main() -> int:
+def run(bundle: Path, output: Path, threshold: float) -> int:
+    """Detect on the picture and the video that come with the example."""
+    output.mkdir(parents=True, exist_ok=True)
+    with Detector.open(bundle, shortest_side=SIDE, cache_dir=None) as detector:
+        detect_on_picture(detector, MEDIA / "scene.jpg", output / "nano_scene.png", threshold)
+        detect_on_video(detector, MEDIA / "moving.mp4", output / "nano_moving.mp4", threshold)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("output", type=Path, help="folder for the annotated files")
     parser.add_argument("--threshold", type=float, default=0.6)
-    args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with Detector.open(args.bundle, shortest_side=SIDE, cache_dir=None) as detector:
-            detect_on_picture(detector, MEDIA / "scene.jpg", args.output / "nano_scene.png", args.threshold)
-            detect_on_video(detector, MEDIA / "moving.mp4", args.output / "nano_moving.mp4", args.threshold)
-    except GlipError as error:
-        print(f"demo.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    args = parser.parse_args(argv)
+    return run_main(lambda: run(args.bundle, args.output, args.threshold), "demo.py", extra="video")
 
 
 if __name__ == "__main__":

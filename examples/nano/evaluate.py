@@ -3,10 +3,10 @@ r"""Measure GLIP-nano on fresh scenes: AP of trained and of held-out objects, re
     python examples/nano/evaluate.py examples/nano/glip_nano.pth build/demo/glip_nano --rounded fp16 --scenes 60 \
         --output examples/nano/results.json
 
-A `.pth` runs in torch, a folder is a bundle and runs through `glip_deploy.Detector`; with `--rounded fp16` every bundle
-also runs with each half-precision value rounded. Scenes, photographs under them
-and captions are none that training has seen. Every scene is asked twice: with a short prompt, the names that occur and
-as many others; and for all names of its set, in prompts of at most 30 names. The best 100 detections count, as in COCO.
+A `.pth` runs in torch, a folder is a bundle and runs in ONNX Runtime, both behind `glip_deploy.Detector`. With
+`--rounded fp16` every bundle also runs with each half-precision value rounded. Scenes, photographs under them and
+captions are none that training has seen. Every scene is asked twice: with a short prompt, the names that occur and as
+many others; and for all names of its set, in prompts of at most 30 names. The best 100 detections count, as in COCO.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
-from glip_deploy.errors import GlipError
+from glip_deploy import Detector
+from glip_deploy.cli.app import run_main
+from glip_deploy.cli.console import say
+from glip_deploy.files import not_written, write_atomically
+from glip_deploy.frames.geometry import ceil_div
+from glip_deploy.results.boxes import pairwise_iou
 
 if TYPE_CHECKING:
+    from nano.average_precision import Found, Precision
     from nano.scenes import Scene
     from nano.subjects import Subject
 
@@ -37,7 +43,9 @@ FRESH = 1_000_000
 NAMES_A_PROMPT = 30
 BEST = 100
 SIZES = ((224, 224), (224, 288), (288, 224))
+"""(height, width) of the scenes, in pixels, in turn."""
 THINGS = (5, 11)
+"""Least number of things in a scene, and one more than the largest."""
 
 
 @dataclass(frozen=True)
@@ -73,35 +81,32 @@ def fresh_scenes(names: Sequence[str], count: int, salt: int) -> Iterator[Scene]
 
 def prompts_of(names: Sequence[str], at_most: int = NAMES_A_PROMPT) -> list[list[str]]:
     """Cut a list of names into prompts of nearly equal length."""
-    count = -(-len(names) // at_most)
-    return [[str(name) for name in part] for part in np.array_split(np.array(names), count)]
+    parts = np.array_split(np.array(names), ceil_div(len(names), at_most))
+    return [[str(name) for name in part] for part in parts]
 
 
-def detect_all(subject: Subject, image: NDArray[np.uint8], prompts: Sequence[list[str]]):  # noqa: ANN201
-    """Return the best 100 detections over all prompts, as `Found`."""
+def detect_all(subject: Subject, image: NDArray[np.uint8], prompts: Sequence[list[str]]) -> Found:
+    """Return the best 100 detections over all prompts."""
     from nano.average_precision import Found
 
-    boxes, scores, names = [np.zeros((0, 4))], [np.zeros(0)], []
-    for prompt in prompts:
-        found = subject.detect(image, prompt)
-        boxes.append(found.boxes.astype(float))
-        scores.append(found.scores.astype(float))
-        names += list(found.phrases)
-    every = np.concatenate(scores)
-    best = np.argsort(-every, kind="stable")[:BEST]
-    return Found(np.concatenate(boxes)[best], tuple(names[i] for i in best), every[best])
+    found = [subject.detect(image, prompt, 0.0, color="rgb") for prompt in prompts]
+    names = [name for one in found for name in one.phrases]
+    scores = np.concatenate([one.scores for one in found]).astype(np.float64)
+    boxes = np.concatenate([one.boxes for one in found]).astype(np.float64)
+    best = np.argsort(-scores, kind="stable")[:BEST]
+    return Found(boxes[best], tuple(names[i] for i in best), scores[best])
 
 
 def short_prompt(names: Sequence[str], scene: Scene, number: int) -> list[str]:
-    """The names that occur in a scene, and as many that do not, in alphabetical order."""
+    """Return the names that occur in a scene, and as many that do not, in alphabetical order."""
     present = {thing.name for thing in scene.things}
     others = [str(n) for n in np.random.default_rng([FRESH, number]).permutation(names) if n not in present]
     return sorted({*present, *others[: len(present)]})
 
 
-def evaluate_objects(  # noqa: ANN201
+def evaluate_objects(
     subject: Subject, names: Sequence[str], count: int, salt: int, at_most: int = NAMES_A_PROMPT, *, short: bool = False
-):
+) -> tuple[Precision, Precision]:
     """Return (precision, precision under shuffled names) on `count` scenes.
 
     Args:
@@ -128,30 +133,29 @@ def evaluate_objects(  # noqa: ANN201
 
 def evaluate_captions(subject: Subject, names: Sequence[str], count: int) -> tuple[float, int]:
     """Return (recall@1, phrases): how often a phrase's best box overlaps one of its objects by half or more."""
-    from nano.average_precision import overlaps
     from nano.scenes import caption_of
 
     hits = total = 0
     for i, scene in enumerate(fresh_scenes(names, count, salt=3)):
-        told = caption_of(scene, (FRESH, i))
-        if told is None:
+        described = caption_of(scene, (FRESH, i))
+        if described is None:
             continue
-        caption, phrases = told
-        found = subject.detect(scene.image, caption)
+        caption, phrases = described
+        found = subject.detect(scene.image, caption, 0.0, color="rgb")
         for label, name in enumerate(phrases):
             total += 1
             mine = np.flatnonzero(found.labels == label)
             true = np.array([thing.box for thing in scene.things if thing.name == name], float)
-            if len(mine) and overlaps(found.boxes[mine[:1]].astype(float), true).max() >= 0.5:
+            if len(mine) and pairwise_iou(found.boxes[mine[:1]], true).max() >= 0.5:
                 hits += 1
     return 100 * hits / max(1, total), total
 
 
 def evaluate(subject: Subject, label: str, scenes: int) -> Report:
-    """Measure everything."""
-    from nano.objects import split_catalogue
+    """Measure everything on so many scenes of each kind."""
+    from nano.objects import split_catalog
 
-    split = split_catalogue()
+    split = split_catalog()
     trained, _ = evaluate_objects(subject, split.trained, scenes, salt=1)
     trained_short, _ = evaluate_objects(subject, split.trained, scenes, salt=1, short=True)
     held_out, chance = evaluate_objects(subject, split.held_out, scenes, salt=2)
@@ -190,42 +194,44 @@ def table(reports: Sequence[Report]) -> str:
     return "\n".join(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        from nano.model import SIDE
-        from nano.subjects import BundleSubject, TorchSubject, rounded_copy
+def subjects_of(paths: Sequence[Path], rounded: str | None, scratch: Path) -> Iterator[tuple[str, Detector]]:
+    """Yield (label, detector) for every checkpoint and bundle, and for the rounded copies of bundles."""
+    from nano.model import SIDE
+    from nano.subjects import checkpoint_detector, rounded_copy
 
-        reports = []
-        with tempfile.TemporaryDirectory() as scratch:
-            subjects: list[tuple[str, Subject]] = []
-            for i, path in enumerate(args.subjects):
-                if not path.is_dir():
-                    subjects.append((f"torch, {path.name}", TorchSubject.open(path, SIDE)))
-                    continue
-                subjects.append((f"ONNX Runtime, {path.name}", BundleSubject(path, SIDE)))
-                if args.rounded:
-                    copy = rounded_copy(path, args.rounded, Path(scratch) / str(i))
-                    label = f"ONNX Runtime, {path.name}, every value rounded to {args.rounded}"
-                    subjects.append((label, BundleSubject(copy, SIDE)))
-            for label, subject in subjects:
+    for i, path in enumerate(paths):
+        if not path.is_dir():
+            yield f"torch, {path.name}", checkpoint_detector(path, SIDE)
+            continue
+        yield f"ONNX Runtime, {path.name}", Detector.open(path, shortest_side=SIDE, cache_dir=None)
+        if rounded:
+            copy = rounded_copy(path, rounded, scratch / str(i))
+            label = f"ONNX Runtime, {path.name}, every value rounded to {rounded}"
+            yield label, Detector.open(copy, shortest_side=SIDE, cache_dir=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write."""
+    reports = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for label, subject in subjects_of(args.subjects, args.rounded, Path(scratch)):
+            with subject:
                 reports.append(evaluate(subject, label, args.scenes))
-                print(f"{label}: done", file=sys.stderr)
-    except GlipError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(
-            f"evaluate.py: error: {error.name or error} is not installed; "
-            "pip install -e '.[export]' -r examples/nano/requirements.txt",
-            file=sys.stderr,
-        )
-        return 1
+            say(f"{label}: done")
     print(table(reports))
     if args.output:
         content = {"machine": platform.processor() or platform.machine(), "reports": [asdict(r) for r in reports]}
-        args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        try:
+            write_atomically(args.output, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise not_written(args.output, error) from None
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
+    args = _parser().parse_args(argv)
+    return run_main(lambda: run(args), "evaluate.py", extra="export,bench")
 
 
 def _parser() -> argparse.ArgumentParser:

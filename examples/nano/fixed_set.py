@@ -1,4 +1,4 @@
-"""Make the small labelled set that the tests run GLIP-nano on (the result is in tests/data/nano).
+"""Make the small labeled set that the tests run GLIP-nano on (the result is in tests/data/nano).
 
     python examples/nano/fixed_set.py
 
@@ -11,57 +11,61 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.cli.app import run_main
+from glip_deploy.files import write_atomically
 
 FIXED_SET = Path(__file__).resolve().parents[2] / "tests" / "data" / "nano"
 SEED = 2_000_000  # neither training nor evaluate.py uses it
 SIZES = ((224, 224), (224, 288), (288, 224))
 
 
-def main() -> int:
+def make(output: Path, count: int) -> int:
+    """Write `count` scenes of each kind and their labels to a folder."""
+    from PIL import Image
+
+    from nano.objects import split_catalog
+    from nano.scenes import make_scene
+
+    split = split_catalog()
+    output.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for kind, names in (("trained", split.trained), ("held_out", split.held_out)):
+        for i in range(count):
+            seed = (SEED, int(kind == "trained"), i)
+            rng = np.random.default_rng(seed)
+            shuffled = [str(name) for name in rng.permutation(names)]
+            scene = make_scene(seed, shuffled[: int(rng.integers(5, 9))], SIZES[i % len(SIZES)], fresh=True)
+            present = [thing.name for thing in scene.things]
+            others = [name for name in reversed(shuffled) if name not in present][: len(present)]
+            file = f"{kind}_{i:02}.jpg"
+            Image.fromarray(scene.image).save(output / file, quality=92)
+            entries.append(
+                {
+                    "file": file,
+                    "kind": kind,
+                    "prompt": sorted({*present, *others}),
+                    "things": [{"name": thing.name, "box": list(thing.box)} for thing in scene.things],
+                }
+            )
+    write_atomically(output / "scenes.json", json.dumps(entries, indent=1) + "\n")
+    print(output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIXED_SET)
     parser.add_argument("--scenes", type=int, default=16, help="of each kind")
-    args = parser.parse_args()
-    try:
-        from PIL import Image
-
-        from nano.objects import split_catalogue
-        from nano.scenes import make_scene
-
-        split = split_catalogue()
-        args.output.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for kind, names in (("trained", split.trained), ("held_out", split.held_out)):
-            for i in range(args.scenes):
-                seed = (SEED, int(kind == "trained"), i)
-                rng = np.random.default_rng(seed)
-                shuffled = [str(name) for name in rng.permutation(names)]
-                scene = make_scene(seed, shuffled[: int(rng.integers(5, 9))], SIZES[i % len(SIZES)], fresh=True)
-                present = [thing.name for thing in scene.things]
-                others = [name for name in reversed(shuffled) if name not in present][: len(present)]
-                file = f"{kind}_{i:02}.jpg"
-                Image.fromarray(scene.image).save(args.output / file, quality=92)
-                entries.append(
-                    {
-                        "file": file,
-                        "kind": kind,
-                        "prompt": sorted({*present, *others}),
-                        "things": [{"name": thing.name, "box": list(thing.box)} for thing in scene.things],
-                    }
-                )
-        (args.output / "scenes.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    except GlipError as error:
-        print(f"fixed_set.py: error: {error}", file=sys.stderr)
-        return 1
-    print(args.output)
-    return 0
+    args = parser.parse_args(argv)
+    return run_main(lambda: make(args.output, args.scenes), "fixed_set.py", extra="export")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from glip_export.model.head import ANCHOR_CELLS, HeadOutputs, decode
 from torch import Tensor
 from torch.nn import functional as F
 
+from glip_deploy.frames.geometry import ceil_div
+from glip_deploy.results.boxes import pairwise_iou
+
 __all__ = [
     "Anchors",
     "Losses",
@@ -46,7 +49,7 @@ class Anchors:
     """Locations per level."""
 
     @property
-    def centres(self) -> Tensor:
+    def centers(self) -> Tensor:
         """(N, 2) x and y."""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
@@ -55,7 +58,7 @@ def make_anchors(height: int, width: int, strides: Sequence[int]) -> Anchors:
     """Return the anchors of a canvas; a level has ceil(size / stride) locations a side (its convolutions pad)."""
     columns, rows, steps, counts = [], [], [], []
     for stride in strides:
-        h, w = -(-height // stride), -(-width // stride)
+        h, w = ceil_div(height, stride), ceil_div(width, stride)
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         columns.append(x.flatten().float())
         rows.append(y.flatten().float())
@@ -68,20 +71,11 @@ def make_anchors(height: int, width: int, strides: Sequence[int]) -> Anchors:
     return Anchors(boxes, x, y, stride_of, tuple(counts))
 
 
-def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return (A, B) overlaps of (A, 4) and (B, 4) boxes."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])
-    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = (high - low + 1).clamp(min=0).prod(-1)
-    area_a, area_b = (a[:, 2:] - a[:, :2] + 1).prod(-1), (b[:, 2:] - b[:, :2] + 1).prod(-1)
-    return common / (area_a[:, None] + area_b[None] - common)
-
-
 def assign(anchors: Anchors, boxes: Tensor) -> Tensor:
-    """Match anchors to objects (ATSS).
+    """Match anchors to objects (ATSS), on the CPU.
 
-    Of every level the 9 anchors nearest to an object's centre are candidates; those whose overlap reaches the
-    candidates' mean plus standard deviation, and whose centre is inside the object, are positive. An anchor wanted
+    Of every level the 9 anchors nearest to an object's center are candidates; those whose overlap reaches the
+    candidates' mean plus standard deviation, and whose center is inside the object, are positive. An anchor wanted
     twice takes the object it overlaps most.
 
     Args:
@@ -94,8 +88,8 @@ def assign(anchors: Anchors, boxes: Tensor) -> Tensor:
     total = anchors.boxes.shape[0]
     if not len(boxes):
         return torch.full((total,), -1, dtype=torch.int64)
-    overlap = pairwise_iou(anchors.boxes, boxes)
-    distance = torch.cdist(anchors.centres, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    overlap = torch.from_numpy(pairwise_iou(anchors.boxes.numpy(), boxes.numpy())).float()
+    distance = torch.cdist(anchors.centers, (boxes[:, :2] + boxes[:, 2:]) / 2)
     picked, start = [], 0
     for count in anchors.counts:
         nearest = distance[start : start + count].topk(min(CANDIDATES_PER_LEVEL, count), dim=0, largest=False).indices
@@ -104,7 +98,7 @@ def assign(anchors: Anchors, boxes: Tensor) -> Tensor:
     candidates = torch.cat(picked)  # (K, G)
     overlaps = overlap.gather(0, candidates)
     good = overlaps >= overlaps.mean(0) + overlaps.std(0)
-    x, y = anchors.centres[candidates].unbind(-1)
+    x, y = anchors.centers[candidates].unbind(-1)
     inside = torch.stack((x - boxes[:, 0], y - boxes[:, 1], boxes[:, 2] - x, boxes[:, 3] - y)).amin(0) > 0.01
     score = torch.full_like(overlap, -1.0)
     score.scatter_(0, candidates, torch.where(good & inside, overlaps, torch.full_like(overlaps, -1.0)))
@@ -113,7 +107,9 @@ def assign(anchors: Anchors, boxes: Tensor) -> Tensor:
 
 
 def token_focal(logits: Tensor, targets: Tensor, mask: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sum of the sigmoid focal loss over locations and real tokens (official `token_sigmoid_binary_focal_loss`).
+    """Return the sum of the sigmoid focal loss over locations and real tokens.
+
+    Official: `token_sigmoid_binary_focal_loss`.
 
     Args:
         logits: (B, T, N) alignment of tokens and locations.
@@ -130,24 +126,24 @@ def token_focal(logits: Tensor, targets: Tensor, mask: Tensor, alpha: float = 0.
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Return (P,) generalised overlaps, -1 to 1, of paired (P, 4) boxes (Rezatofighi et al., CVPR 2019)."""
+    """Return (P,) generalized overlaps, -1 to 1, of paired (P, 4) boxes (Rezatofighi et al., CVPR 2019)."""
     common = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2]) + 1).clamp(min=0).prod(-1)
     union = (a[:, 2:] - a[:, :2] + 1).clamp(min=0).prod(-1) + (b[:, 2:] - b[:, :2] + 1).clamp(min=0).prod(-1) - common
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2]) + 1).clamp(min=0).prod(-1)
     return common / union.clamp(min=1e-7) - (hull - union) / hull.clamp(min=1e-7)
 
 
-def centerness_target(centres: Tensor, boxes: Tensor) -> Tensor:
+def centerness_target(centers: Tensor, boxes: Tensor) -> Tensor:
     """Return (P,) in 0..1, how central a location is in its object (FCOS, Tian et al., ICCV 2019)."""
-    left, right = centres[:, 0] - boxes[:, 0], boxes[:, 2] - centres[:, 0]
-    top, bottom = centres[:, 1] - boxes[:, 1], boxes[:, 3] - centres[:, 1]
+    left, right = centers[:, 0] - boxes[:, 0], boxes[:, 2] - centers[:, 0]
+    top, bottom = centers[:, 1] - boxes[:, 1], boxes[:, 3] - centers[:, 1]
     x = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=1e-6)
     y = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=1e-6)
     return (x * y).clamp(min=0).sqrt()
 
 
 def phrase_contrast(outputs: HeadOutputs, matched: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross-entropy over a prompt's classes at the positive locations.
+    """Return the mean cross-entropy over a prompt's classes at the positive locations.
 
     Not in GLIP: the focal loss alone needs long to tell names apart, and a run of an hour does not have long. It
     reads the same logits, so nothing of it is left in the model.
@@ -178,7 +174,7 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The sum, which training minimizes."""
         return self.token + self.box + self.centerness
 
 
@@ -214,7 +210,7 @@ def detection_losses(
     token = token_focal(logits, targets, mask.to(logits.dtype)) / count
 
     true = boxes[image, owner]
-    nearness = centerness_target(anchors.centres[location], true)
+    nearness = centerness_target(anchors.centers[location], true)
     predicted = torch.cat(
         [
             decode(deltas[image[at], location[at]], anchors.columns[location[at]], anchors.rows[location[at]], stride)
@@ -225,5 +221,5 @@ def detection_losses(
     # `decode` takes one stride at a time, so its rows come level by level.
     order = torch.cat([(anchors.strides[location] == stride).nonzero()[:, 0] for stride in config.strides])
     box = ((1 - giou(predicted, true[order])) * nearness[order]).sum() / nearness.sum().clamp(min=1e-6)
-    centre = F.binary_cross_entropy_with_logits(centerness[image, location], nearness, reduction="sum") / count
-    return Losses(token, BOX_WEIGHT * box, centre)
+    center = F.binary_cross_entropy_with_logits(centerness[image, location], nearness, reduction="sum") / count
+    return Losses(token, BOX_WEIGHT * box, center)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from glip_deploy.errors import GlipError
+from glip_deploy.cli.app import run_main
 
 MEDIA = Path(__file__).with_name("media")
 PICTURE_NAMES = (
@@ -34,7 +35,7 @@ FRAMES_PER_SECOND = 15
 
 @dataclass(frozen=True)
 class Moving:
-    """A pictogram on its way: position in pixels, velocity in pixels per second, tilt in degrees."""
+    """A moving pictogram: position in pixels, velocity in pixels per second, tilt in degrees."""
 
     picture: Image.Image
     start: tuple[float, float]
@@ -91,30 +92,32 @@ def moving_frames(seed: int, seconds: float) -> list[NDArray[np.uint8]]:
     return frames
 
 
-def main() -> int:
+def make(output: Path, seconds: float, seed: int) -> int:
+    """Write the picture and the video to a folder."""
+    from glip_deploy.results.detections import Detections
+    from glip_deploy.video.base import Frame
+    from glip_deploy.video.video_out import VideoSink
+    from nano.scenes import SceneStyle, make_scene
+
+    output.mkdir(parents=True, exist_ok=True)
+    style = SceneStyle(smallest=80, largest=160, turned=0.0, overlap=0.12)
+    scene = make_scene((seed,), PICTURE_NAMES, PICTURE_SIZE, fresh=True, style=style)
+    Image.fromarray(scene.image).save(output / "scene.jpg", quality=90)
+    with VideoSink(output / "moving.mp4", fps=FRAMES_PER_SECOND) as sink:
+        for i, frame in enumerate(moving_frames(seed, seconds)):
+            sink.write(Frame(frame, "moving", i), Detections.empty())
+    print(output)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=MEDIA)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=20)
-    args = parser.parse_args()
-    try:
-        from glip_deploy.results.detections import Detections
-        from glip_deploy.video.base import Frame
-        from glip_deploy.video.video_out import VideoSink
-        from nano.scenes import SceneStyle, make_scene
-
-        args.output.mkdir(parents=True, exist_ok=True)
-        style = SceneStyle(smallest=80, largest=160, turned=0.0, overlap=0.12)
-        scene = make_scene((args.seed,), PICTURE_NAMES, PICTURE_SIZE, fresh=True, style=style)
-        Image.fromarray(scene.image).save(args.output / "scene.jpg", quality=90)
-        with VideoSink(args.output / "moving.mp4", fps=FRAMES_PER_SECOND) as sink:
-            for i, frame in enumerate(moving_frames(args.seed, args.seconds)):
-                sink.write(Frame(frame, "moving", i), Detections.empty())
-    except GlipError as error:
-        print(f"media.py: error: {error}", file=sys.stderr)
-        return 1
-    print(args.output)
-    return 0
+    args = parser.parse_args(argv)
+    return run_main(lambda: make(args.output, args.seconds, args.seed), "media.py", extra="video")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from glip_export.model.glip import Glip
 from torch import Tensor
 from torch.nn import functional as F
 
-from glip_deploy.errors import GlipError
+from glip_deploy.files import not_written, write_atomically
 from nano.text import POSITIONS, cut_vocabulary, pretrained_text_encoder
 
 __all__ = [
@@ -61,7 +59,7 @@ def build_nano(seed: int) -> tuple[Glip, tuple[str, ...]]:
     """Return a model to train, with random weights but for the pretrained, frozen text encoder; and its vocabulary.
 
     Raises:
-        GlipError: the package with the text encoder is missing.
+        MissingPackage: the package with the text encoder is missing.
     """
     vocabulary = cut_vocabulary()
     torch.manual_seed(seed)
@@ -74,14 +72,15 @@ def build_nano(seed: int) -> tuple[Glip, tuple[str, ...]]:
         for module in model.modules():
             if isinstance(module, dyhead.DyConv):
                 # Offsets start at zero and all taps alike: a plain 3x3 convolution (as in Deformable ConvNets v2).
-                module.offset.weight.zero_()
-                module.offset.bias.zero_()
+                for parameter in module.offset.parameters():
+                    parameter.zero_()
             if isinstance(module, BertLayer) and module.clamped:
                 # The head's own BERT layers start close to doing nothing, so words keep their pretrained meaning.
                 module.attention.output.dense.weight.mul_(0.1)
                 module.output.dense.weight.mul_(0.1)
         for layer in (head.bbox_pred, head.centerness):
             torch.nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
             torch.nn.init.zeros_(layer.bias)
         for name, parameter in model.backbone.named_parameters():
             if name.endswith("relative_position_bias_table"):
@@ -114,30 +113,18 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], vocabulary: tuple[s
 
 
 def write_whole(path: Path, content: Any) -> None:
-    """`torch.save` that leaves either the whole new file or the old one.
+    """Save as `torch.save` does; the file is either the whole new one or the old one.
 
     Raises:
-        GlipError: the disk is full or the folder cannot be written.
+        OutputError: the disk is full or the folder cannot be written.
     """
     buffer = io.BytesIO()  # torch.save turns a full disk into a RuntimeError without a reason; a plain write does not
     torch.save(content, buffer)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, buffer.getvalue(), sync=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise GlipError(
-                f"the disk is full: {path} needs {buffer.tell() / 1e6:.0f} MB and keeps its old content; "
-                "free some space and run the same command again"
-            ) from None
-        raise GlipError(f"{path} cannot be written ({error.strerror}); give another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from None
 
 
 def sampled_deform(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""The catalogue: names, their pictograms, and which of them are held out of training.
+"""The catalog: names, their pictograms, and which of them are held out of training.
 
 Pictograms are glyphs of the Noto Color Emoji font (SIL Open Font License 1.1); names are their Unicode CLDR short
 names (Unicode License v3), made plainer where a person would say something else ("ladybug" for "lady beetle").
@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage, OptionError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
-__all__ = ["CATALOGUE", "PictogramObject", "Split", "pictogram", "split_catalogue"]
+__all__ = ["CATALOG", "PictogramObject", "Split", "pictogram", "split_catalog"]
 
 FONT_PATHS = (
     Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"),  # Debian, Ubuntu
@@ -155,7 +155,7 @@ class PictogramObject:
 
 @dataclass(frozen=True)
 class Split:
-    """Names in catalogue order."""
+    """Names in catalog order."""
 
     trained: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -173,39 +173,39 @@ def _parse() -> dict[str, PictogramObject]:
     return found
 
 
-CATALOGUE: dict[str, PictogramObject] = _parse()
+CATALOG: dict[str, PictogramObject] = _parse()
 """Every object by its name."""
 
 
 @cache
-def split_catalogue(seed: int = SPLIT_SEED) -> Split:
+def split_catalog(seed: int = SPLIT_SEED) -> Split:
     """Hold out the same share of every category, so an unseen name has seen relatives."""
     rng = random.Random(seed)
     held: set[str] = set()
     for category in _BY_CATEGORY:
-        names = [thing.name for thing in CATALOGUE.values() if thing.category == category]
+        names = [thing.name for thing in CATALOG.values() if thing.category == category]
         held.update(rng.sample(names, max(1, round(HELD_OUT_SHARE * len(names)))))
     return Split(
-        trained=tuple(name for name, thing in CATALOGUE.items() if thing.category != EXTRA and name not in held),
-        held_out=tuple(name for name in CATALOGUE if name in held),
-        extra=tuple(name for name, thing in CATALOGUE.items() if thing.category == EXTRA),
+        trained=tuple(name for name, thing in CATALOG.items() if thing.category != EXTRA and name not in held),
+        held_out=tuple(name for name in CATALOG if name in held),
+        extra=tuple(name for name, thing in CATALOG.items() if thing.category == EXTRA),
     )
 
 
 @cache
-def _font() -> object:
+def _font() -> ImageFont.FreeTypeFont:
     from PIL import ImageFont
 
     path = next((path for path in FONT_PATHS if path.is_file()), None)
     if path is None:
-        raise GlipError(
+        raise MissingPackage(
             "the Noto Color Emoji font is not installed; apt-get install fonts-noto-color-emoji, "
             "or copy NotoColorEmoji.ttf to ~/.local/share/fonts"
         )
     try:
         return ImageFont.truetype(str(path), GLYPH_SIZE)
     except OSError as error:
-        raise GlipError(
+        raise MissingPackage(
             f"font {path} has no {GLYPH_SIZE}-pixel bitmaps ({error}); apt-get install fonts-noto-color-emoji "
             "gives the edition that has them"
         ) from None
@@ -216,18 +216,19 @@ def pictogram(name: str) -> Image.Image:
     """Return the RGBA picture of an object, cropped to what is not transparent (about 128 pixels wide).
 
     Raises:
-        GlipError: no such object, or the font is missing or of another kind.
+        OptionError: no such object.
+        MissingPackage: the font is missing or of another kind.
     """
     from PIL import Image, ImageDraw
 
-    if name not in CATALOGUE:
-        raise GlipError(f"no object is called {name!r}; the names are in examples/nano/objects.py")
+    if name not in CATALOG:
+        raise OptionError(f"no object is called {name!r}; the names are in examples/nano/objects.py")
     canvas = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
-    ImageDraw.Draw(canvas).text((20, 20), CATALOGUE[name].glyph, font=_font(), embedded_color=True)
+    ImageDraw.Draw(canvas).text((20, 20), CATALOG[name].glyph, font=_font(), embedded_color=True)
     # Half transparent pixels and fainter are the edge's blur, no part of the object.
     box = canvas.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
     if box is None:
-        raise GlipError(
+        raise MissingPackage(
             f"the font has no glyph for {name!r}; apt-get install fonts-noto-color-emoji for a newer edition"
         )
     return canvas.crop(box)

@@ -1,4 +1,4 @@
-"""Scenes: pictograms on photographs, with exact boxes; and captions that say what is where.
+"""Scenes of pictograms on photographs, with exact boxes; and captions that describe them.
 
 Every scene is a function of its seed: same seed, same packages, same picture.
 """
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import MissingPackage
 from glip_deploy.prompts.syntax import Caption
 from nano.objects import pictogram
 
 __all__ = ["Placed", "Scene", "SceneStyle", "caption_of", "make_scene", "photographs"]
 
-# (package, file inside it); licences in README.md. None of them shows an object of the catalogue.
+# (package, file inside it); licenses in README.md. None of them shows an object of the catalog.
 TRAINING_PHOTOGRAPHS = (
     ("skimage", "data/brick.png"),
     ("skimage", "data/grass.png"),
@@ -43,7 +43,7 @@ FRESH_PHOTOGRAPHS = (
 )
 PIP_NAME = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 LARGEST_PHOTOGRAPH = 640
-VISIBLE_SHARE = 0.4  # a thing more hidden than this is not labelled, and is not left in the scene either
+VISIBLE_SHARE = 0.4  # a thing more hidden than this is not labeled, and is not left in the scene either
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def photographs(fresh: bool) -> tuple[Image.Image, ...]:
     """Return the backgrounds, for training or, never seen in training, for evaluation.
 
     Raises:
-        GlipError: a package is missing.
+        MissingPackage: a package is missing.
     """
     found = []
     for package, file in FRESH_PHOTOGRAPHS if fresh else TRAINING_PHOTOGRAPHS:
         spec = find_spec(package)  # only located: importing these packages takes seconds
         path = Path(next(iter(spec.submodule_search_locations or ()))) / file if spec else None
         if path is None or not path.is_file():
-            raise GlipError(
+            raise MissingPackage(
                 f"photograph {package}/{file} is missing; pip install {PIP_NAME.get(package, package)} "
                 "(versions: examples/nano/requirements.txt)"
             )
@@ -142,18 +142,18 @@ def make_scene(
 
 
 def _extent(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """First and last column and row that hold a True: x0, y0, x1, y1, inclusive."""
+    """Return the first and last column and row that hold a True: x0, y0, x1, y1, inclusive."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int], pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """A crop of a photograph, or now and then a plain gradient."""
+    """Return a crop of a photograph, or in one of ten cases a plain gradient."""
     height, width = size
     if rng.random() < 0.1:
         corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
         return np.asarray(Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR))
-    picture = pictures[rng.integers(len(pictures))]
+    picture = pictures[int(rng.integers(len(pictures)))]
     share = rng.uniform(0.35, 1.0)
     scale = share * min(picture.width / width, picture.height / height)
     w, h = int(width * scale), int(height * scale)
@@ -187,8 +187,9 @@ def _sprite(rng: np.random.Generator, name: str, style: SceneStyle) -> tuple[NDA
     pixels = np.asarray(picture, np.float32)
     x0, y0, x1, y1 = _extent(pixels[..., 3] > 8)
     pixels = pixels[y0 : y1 + 1, x0 : x1 + 1]
-    colour = pixels[..., :3] * rng.uniform(0.6, 1.2) + rng.uniform(-15, 15)
-    return np.clip(colour, 0, 255), pixels[..., 3] / 255
+    color: NDArray[np.float32] = np.clip(pixels[..., :3] * rng.uniform(0.6, 1.2) + rng.uniform(-15, 15), 0, 255)
+    opacity_map: NDArray[np.float32] = pixels[..., 3] / np.float32(255)
+    return color, opacity_map
 
 
 def _free_place(
@@ -211,7 +212,7 @@ def _free_place(
 
 
 def _finish(rng: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The camera: exposure, noise, focus."""
+    """Add what a camera does: exposure, noise, focus."""
     canvas = canvas * rng.uniform(0.8, 1.15)
     if rng.random() < 0.4:
         canvas = canvas + rng.normal(0, rng.uniform(1, 8), canvas.shape).astype(np.float32)
@@ -226,7 +227,7 @@ IRREGULAR = {"tooth": "teeth", "mouse face": "mouse faces", "knife": "knives", "
 
 
 def plural(name: str) -> str:
-    """The English plural of a name of the catalogue, good enough to read."""
+    """Return the English plural of a name of the catalog, good enough to read."""
     stem, _, last = name.rpartition(" ")
     if last in IRREGULAR:
         last = IRREGULAR[last]
@@ -244,7 +245,7 @@ _ALREADY_PLURAL |= {"pancakes", "fries", "dice"}
 
 
 def noun_phrase(name: str, count: int) -> str:
-    """ "a dog", "an owl", "two dogs", "grapes"."""
+    """Return a name with its number: "a dog", "an owl", "two dogs", "grapes"."""
     if count > 1:
         return f"{COUNTS[count] if count < len(COUNTS) else 'many'} {plural(name)}"
     if name.rpartition(" ")[2] in _ALREADY_PLURAL or name in ("bacon", "french fries"):
@@ -253,7 +254,7 @@ def noun_phrase(name: str, count: int) -> str:
 
 
 def caption_of(scene: Scene, seed: Sequence[int], most: int = 4) -> tuple[Caption, tuple[str, ...]] | None:
-    """Say what is in a scene: "a photo of a red apple left of two dogs and a drum".
+    """Describe a scene in words: "a photo of a red apple left of two dogs and a drum".
 
     Relations are true of every pair they join. Only some of the things need be named.
 
@@ -277,11 +278,12 @@ def caption_of(scene: Scene, seed: Sequence[int], most: int = 4) -> tuple[Captio
 
 
 def _relation(rng: np.random.Generator, scene: Scene, first: str, second: str) -> str:
-    def centres(name: str) -> NDArray[np.float64]:
+    def centers(name: str) -> NDArray[np.float64]:
         boxes = np.array([thing.box for thing in scene.things if thing.name == name], float)
-        return (boxes[:, :2] + boxes[:, 2:]) / 2
+        middle: NDArray[np.float64] = (boxes[:, :2] + boxes[:, 2:]) / 2
+        return middle
 
-    a, b = centres(first), centres(second)
+    a, b = centers(first), centers(second)
     true = [
         word
         for word, holds in (

@@ -1,7 +1,10 @@
-"""What can be evaluated: a checkpoint in torch, or an exported bundle. Both answer the same question."""
+"""What is evaluated: a detector on a checkpoint in torch, or on an exported bundle; and bundles that round."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -9,113 +12,98 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glip_deploy.frames.canvas import make_canvas
-from glip_deploy.prompts.syntax import PromptText
-from glip_deploy.prompts.tokens import Prompt, parse_prompt
-from glip_deploy.results.detections import Detections
-from glip_deploy.results.postprocess import select
+from glip_deploy import Bundle, Detector
+from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs
+from glip_deploy.bundle.manifest import MANIFEST, TOKENIZER
+from glip_deploy.files import sha256_of
 
 if TYPE_CHECKING:
-    import torch
     from glip_export.model.glip import Glip
     from glip_export.precision import Island
 
-__all__ = ["BundleSubject", "Subject", "TorchSubject", "rounded_copy"]
+    from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.results.detections import Detections
 
-LONGEST_SIDE = 1333
+__all__ = ["Subject", "TorchBackend", "checkpoint_detector", "rounded_copy", "torch_detector"]
 
 
 class Subject(Protocol):
-    """Detects what a prompt names."""
+    """Detects what a prompt names, as a `Detector` does."""
 
-    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
-        """Return every detection, at most 100, of an RGB picture."""
+    def detect(self, frame: NDArray[np.uint8], prompt: PromptText, threshold: float = 0.5, *, color: str) -> Detections:
+        """Return the detections of a picture; see `Detector.detect`."""
         ...
 
 
-class TorchSubject:
-    """A checkpoint run by torch, with the pre- and postprocessing of the runtime."""
+class TorchBackend:
+    """A `glip_deploy.backends.base.Backend` on a model in torch, on the CPU."""
 
-    def __init__(self, model: Glip, vocabulary: tuple[str, ...] | None, shortest_side: int) -> None:
-        from glip_export.tokenizer import build_tokenizer
+    def __init__(self, model: Glip) -> None:
+        self.model = model.eval()
 
-        self.model, self.shortest_side = model.eval(), shortest_side
-        self.tokenizer = build_tokenizer(vocabulary)
-        self._encoded: dict[str, tuple[Prompt, torch.Tensor]] = {}
-
-    @classmethod
-    def open(cls, checkpoint: Path, shortest_side: int) -> TorchSubject:
-        """Read a `.pth`."""
-        from glip_export.checkpoints import load_checkpoint
-
-        loaded = load_checkpoint(checkpoint)
-        return cls(loaded.model, loaded.vocabulary, shortest_side)
-
-    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
-        """See `Subject`."""
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Backend.encode_text`."""
         import torch
 
-        config = self.model.config
+        ids = torch.tensor(input_ids)[None]
         with torch.inference_mode():
-            parsed, embedding = self._encode(prompt)
-            frame = make_canvas([image], color="rgb", shortest_side=self.shortest_side, longest_side=LONGEST_SIDE)
-            found = self.model(
-                torch.from_numpy(frame.frames),
-                torch.from_numpy(frame.image_sizes),
-                embedding,
-                torch.ones(embedding.shape[:2], dtype=torch.int64),
-                torch.from_numpy(parsed.class_map.copy())[None],
-            )
-        return select(
-            found.boxes[0].numpy(),
-            found.scores[0].numpy(),
-            found.labels[0].numpy(),
-            thresholds=np.zeros(len(parsed), np.float32),
-            phrases=parsed.phrases,
-            image_size=(int(frame.image_sizes[0, 0]), int(frame.image_sizes[0, 1])),
-            original_size=image.shape[:2],
-            nms_threshold=config.head.nms_iou,
-            max_detections=config.head.max_detections,
-        )
+            embedding: NDArray[np.float32] = self.model.encode_text(ids, torch.ones_like(ids))[0].numpy()
+        return embedding
 
-    def _encode(self, text: PromptText) -> tuple[Prompt, torch.Tensor]:
+    def detect(self, inputs: ImageInputs) -> Candidates:
+        """See `Backend.detect`."""
         import torch
 
-        parsed = parse_prompt(text, self.tokenizer)
-        if parsed.key not in self._encoded:
-            ids = torch.from_numpy(parsed.input_ids.copy())[None]
-            self._encoded[parsed.key] = parsed, self.model.encode_text(ids, torch.ones_like(ids))
-        return self._encoded[parsed.key]
+        with torch.inference_mode():
+            found = self.model(*(torch.tensor(array) for array in inputs.feed().values()))
+        return Candidates(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy())
+
+    def clone(self) -> TorchBackend:
+        """See `Backend.clone`."""
+        return self
+
+    def close(self) -> None:
+        """See `Backend.close`."""
 
 
-class BundleSubject:
-    """An exported bundle run by `glip_deploy.Detector`."""
+def torch_detector(model: Glip, vocabulary: Sequence[str] | None, shortest_side: int) -> Detector:
+    """Return a detector that runs a model in torch; all else is as with a bundle.
 
-    def __init__(self, bundle: Path, shortest_side: int) -> None:
-        from glip_deploy import Detector
+    Args:
+        model: on the CPU.
+        vocabulary: of its checkpoint; None for that of bert-base-uncased.
+        shortest_side: pixels; pictures are resized to it.
+    """
+    from glip_export.tokenizer import build_tokenizer
 
-        self.detector = Detector.open(bundle, shortest_side=shortest_side, longest_side=LONGEST_SIDE, cache_dir=None)
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer(vocabulary).save(str(Path(folder) / TOKENIZER))
+        bundle = Bundle(Path(folder), model.config.variant, {}, {"config": model.config.to_dict()})
+        return Detector(bundle, TorchBackend(model), shortest_side=shortest_side)
 
-    def detect(self, image: NDArray[np.uint8], prompt: PromptText) -> Detections:
-        """See `Subject`."""
-        return self.detector.detect(image, prompt, threshold=0.0, color="rgb")
+
+def checkpoint_detector(checkpoint: Path, shortest_side: int) -> Detector:
+    """Return a detector that runs a `.pth` in torch."""
+    from glip_export.checkpoints import load_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    return torch_detector(loaded.model, loaded.vocabulary, shortest_side)
 
 
 def rounded_copy(bundle: Path, precision: str, target: Path, islands: Sequence[Island] | None = None) -> Path:
     """Copy an fp32 bundle and let its graphs round every half-precision value.
 
-    ONNX Runtime's CPU keeps more than half precision where it can; this shows what an engine would give at worst. The
-    copy is for measuring only: it runs no faster. `islands` are all of `glip_export.precision.ISLANDS` unless told.
-    """
-    import json
-    import shutil
+    ONNX Runtime's CPU provider keeps more than half precision where it can; this shows what an engine would give at
+    worst. The copy is for measuring only: it runs no faster.
 
+    Args:
+        bundle: the bundle.
+        precision: "fp16" or "bf16".
+        target: folder to make.
+        islands: parts that stay in fp32; None for `glip_export.precision.ISLANDS`.
+    """
     import onnx_ir
     from glip_export.precision import ISLANDS, to_precision
-
-    from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH
-    from glip_deploy.bundle.manifest import MANIFEST, TOKENIZER
-    from glip_deploy.files import sha256_of
 
     target.mkdir(parents=True)
     shutil.copy(bundle / TOKENIZER, target)

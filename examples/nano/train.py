@@ -2,7 +2,7 @@
 
     python examples/nano/train.py --minutes 90
 
-Run the same command again to go on after an interruption, a full disk or the end of the minutes; the result is the
+Run the same command again to continue after an interruption, a full disk or the end of the minutes; the result is the
 same as without it. Uses a GPU where torch finds one.
 """
 
@@ -12,30 +12,21 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from glip_deploy.errors import GlipError
+from glip_deploy.cli.app import run_main
 
 DEFAULT_WORK = Path("build/nano")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
     args = _parser().parse_args(argv)
-    try:
-        return _train(args)
-    except GlipError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(
-            f"train.py: error: {error.name or error} is not installed; "
-            "pip install -e '.[export]' -r examples/nano/requirements.txt",
-            file=sys.stderr,
-        )
-        return 1
+    return run_main(lambda: _train(args), "train.py", extra="export")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -46,7 +37,7 @@ def _train(args: argparse.Namespace) -> int:
     from nano.scenes import photographs
     from nano.training import Plan, Trainer, load_for_start, write_record
 
-    pictogram("red apple"), photographs(fresh=False)  # complain about what is missing before the long part
+    pictogram("red apple"), photographs(fresh=False)  # what is missing is reported before the long part
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     device = torch.device("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     default = Plan()
@@ -63,7 +54,7 @@ def _train(args: argparse.Namespace) -> int:
     trainer = Trainer(plan, device)
     if state.is_file():
         trainer.load(state)
-        print(f"going on at step {trainer.step} of {plan.total}", flush=True)
+        print(f"continuing at step {trainer.step} of {plan.total}", flush=True)
     elif args.init:
         load_for_start(trainer.model, args.init)
     started = time.monotonic()

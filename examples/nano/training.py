@@ -1,6 +1,6 @@
 """The training loop: two stages, one schedule, resumable after any step.
 
-Stage 1 teaches the backbone what things look like, ten times cheaper than detection does: features at the centres of
+Stage 1 teaches the backbone what things look like, ten times cheaper than detection does: features at the centers of
 the objects are classified against the (frozen) text embeddings of all names, as ImageNet does it for the real GLIP.
 Stage 2 is GLIP's own training, token focal, GIoU and centerness losses, with two helpers that tell names apart sooner:
 stage 1's task, and a choice among the prompt's classes (`phrase_contrast`).
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from glip_export.model.glip import Glip
@@ -24,12 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import CheckpointError, OptionError
+from glip_deploy.files import write_atomically
 from glip_deploy.prompts.tokens import parse_prompt
 from nano.batches import Batch, Batches
 from nano.losses import Anchors, detection_losses, make_anchors, phrase_contrast
 from nano.model import build_nano, write_whole
-from nano.objects import split_catalogue
+from nano.objects import split_catalog
 
 __all__ = ["Plan", "Trainer"]
 
@@ -49,7 +51,7 @@ PYRAMID_LEVELS = 3  # P3 to P5 are taught in stage 1; P6 and P7 see hardly any o
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the weights, machine and thread count aside."""
+    """Everything that decides the weights, apart from machine and number of threads."""
 
     seed: int = 0
     backbone_steps: int = 2000
@@ -78,23 +80,23 @@ class Plan:
 
 
 def semantic_axes(texts: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Return (weight (channels, D), bias) of the linear map of normalised text onto its main directions.
+    """Return (weight (channels, D), bias) of the linear map of normalized text onto its main directions.
 
     Principal components, half whitened: the first text classifier thus already tells apart what the pretrained
     encoder tells apart, and treats alike what it holds alike.
     """
     unit = F.normalize(texts.float(), dim=-1)
-    centre = unit.mean(0)
-    _, spread, directions = torch.linalg.svd(unit - centre, full_matrices=False)
+    center = unit.mean(0)
+    _, spread, directions = torch.linalg.svd(unit - center, full_matrices=False)
     weight = directions[:channels] * (spread[:1] / spread[:channels]).sqrt()[:, None]
-    return weight, -weight @ centre
+    return weight, -weight @ center
 
 
 class NameClassifier(nn.Module):
-    """Stage 1's task: whose centre is this? Not part of the model.
+    """The task of stage 1: to name the object whose center a location is. Not part of the model.
 
     Part of every target goes to names of similar meaning, so that what is alike in words comes to lie close in the
-    features; that is what a name never seen has to go by.
+    features, which is all that can help with a name never seen.
     """
 
     def __init__(self, channels: int, names: Tensor) -> None:
@@ -121,15 +123,16 @@ class NameClassifier(nn.Module):
         height, width = batch.size
         real = batch.names >= 0
         scale = torch.tensor([2 / width, 2 / height], device=batch.boxes.device)
-        centres = ((batch.boxes[..., :2] + batch.boxes[..., 2:] + 1) / 2 * scale - 1)[:, :, None]
+        centers = ((batch.boxes[..., :2] + batch.boxes[..., 2:] + 1) / 2 * scale - 1)[:, :, None]
         weights = F.normalize(self.text(F.normalize(names, dim=-1)), dim=-1)
         targets = self.targets[batch.names[real]]
         loss = names.new_zeros(())
         for level in maps[:PYRAMID_LEVELS]:
-            seen = F.grid_sample(level.float(), centres, align_corners=False)[..., 0].transpose(1, 2)[real]
+            seen = F.grid_sample(level.float(), centers, align_corners=False)[..., 0].transpose(1, 2)[real]
             scores = F.normalize(self.norm(seen), dim=-1) @ weights.T / TEMPERATURE
             loss = loss + F.cross_entropy(scores, targets)
-        return loss / PYRAMID_LEVELS - torch.special.entr(targets).sum(-1).mean()
+        least: Tensor = torch.special.entr(targets).sum(-1).mean()
+        return loss / PYRAMID_LEVELS - least
 
 
 class Trainer:
@@ -139,7 +142,7 @@ class Trainer:
         self.plan, self.device = plan, device
         self.model, self.vocabulary = build_nano(plan.seed)
         self.model.to(device)
-        split = split_catalogue()
+        split = split_catalog()
         self.names = split.trained + split.extra
         self.text = self._encode_names()
         self.batches = batches or Batches(
@@ -157,7 +160,7 @@ class Trainer:
         return {key: value for key, value in self.model.named_parameters() if value.requires_grad}
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon (Jordan et al., 2024) for the matrices inside, AdamW for the rest.
+        """Return Muon (Jordan et al., 2024) for the matrices inside, and AdamW for the rest.
 
         Muon learns as much from half the scenes here, for a sixth more time a step.
         """
@@ -168,13 +171,10 @@ class Trainer:
         # Norms, biases, gains and the position tables are not pulled to zero.
         decayed = [p for _, p in others if p.ndim > 2]
         free = [p for _, p in others if p.ndim <= 2]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         return [
             torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(
-                [{"params": decayed}, {"params": free, "weight_decay": 0.0}],
-                betas=(0.9, 0.98),
-                weight_decay=WEIGHT_DECAY,
-            ),
+            torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
         ]
 
     def _encode_names(self) -> Tensor:
@@ -198,12 +198,12 @@ class Trainer:
         return torch.stack(rows)
 
     def _noisy(self, text: Tensor) -> Tensor:
-        """Blur the meaning of tokens a little; the noise is a function of the step."""
+        """Add a little noise to the meaning of tokens; it is a function of the step."""
         noise = torch.randn(text.shape, generator=torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
         return text + TEXT_NOISE * text.std(dim=-1, keepdim=True) * noise.to(text.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Return what the current stage minimises, and its parts for the log."""
+        """Return what the current stage minimizes, and its parts for the log."""
         config = self.model.config
         mean = torch.tensor(config.input.pixel_mean, device=self.device)
         std = torch.tensor(config.input.pixel_std, device=self.device)
@@ -236,20 +236,20 @@ class Trainer:
             "choice": contrast.item(),
             "token": parts.token.item(),
             "box": parts.box.item(),
-            "centre": parts.centerness.item(),
+            "center": parts.centerness.item(),
         }
         return parts.total + CONTRAST_WEIGHT * contrast + NAMES_WEIGHT * names, shown
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One update of the weights and of their moving average."""
+        """Update the weights and their moving average once; return the parts of the loss."""
         loss, shown = self.loss(batch)
         if not math.isfinite(loss.item()):
-            raise GlipError(f"the loss became {loss.item()} at step {self.step}; resume with a lower --rate")
+            raise OptionError(f"the loss became {loss.item()} at step {self.step}; resume with a lower --rate")
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = self.plan.learning_rate(self.step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in self._trained().values() if p.grad is not None], CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -282,16 +282,17 @@ class Trainer:
         )
 
     def load(self, path: Path) -> None:
-        """Go on where `save` was called.
+        """Continue where `save` was called.
 
         Raises:
-            GlipError: damaged, or of another seed or batch size.
+            CheckpointError: it is damaged.
+            OptionError: it is of another seed or batch size.
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             for key in ("seed", "batch"):
                 if state["plan"][key] != getattr(self.plan, key):
-                    raise GlipError(
+                    raise OptionError(
                         f"{path} was trained with {key} {state['plan'][key]}, not {getattr(self.plan, key)}; "
                         "use the same, or another --work folder"
                     )
@@ -303,7 +304,7 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
         except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise GlipError(f"{path} is damaged ({reason[:100]}); delete it to start again") from None
+            raise CheckpointError(f"{path} is damaged ({reason[:100]}); delete it to start again") from None
 
     def run(
         self,
@@ -323,7 +324,7 @@ class Trainer:
             workers: processes that make scenes.
             state: where to save every `save_every` seconds and at the end.
             save_every: seconds.
-            log: gets a line now and then.
+            log: called with a line of progress every 50 steps.
 
         Returns:
             "finished", "time is up" or "interrupted".
@@ -379,7 +380,7 @@ class Trainer:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches the whole group; only the loop answers it."""
+    """Leave Ctrl-C, which reaches all processes of the group, to the training loop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -403,18 +404,18 @@ def load_for_start(model: Glip, path: Path) -> None:
     """Start from the weights of a finished checkpoint of the same architecture.
 
     Raises:
-        GlipError: not such a checkpoint.
+        CheckpointError: not such a checkpoint.
     """
     from glip_export.checkpoints import load_checkpoint
 
     loaded = load_checkpoint(path)
     if loaded.config != model.config:
-        raise GlipError(f"{path} has another architecture than GLIP-nano; --init takes a glip_nano.pth")
+        raise CheckpointError(f"{path} has another architecture than GLIP-nano; --init takes a glip_nano.pth")
     model.load_state_dict(loaded.model.state_dict())
 
 
 def write_record(path: Path, trainer: Trainer, device: str) -> None:
-    """Write what was done, as JSON."""
+    """Write the plan and what was done of it, as JSON."""
     record = {
         "plan": asdict(trainer.plan),
         "steps_done": trainer.step,
@@ -425,4 +426,4 @@ def write_record(path: Path, trainer: Trainer, device: str) -> None:
         "trained_objects": len(trainer.names),
         "vocabulary": len(trainer.vocabulary),
     }
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(record, indent=1) + "\n")

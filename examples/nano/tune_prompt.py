@@ -1,9 +1,9 @@
-"""Prompt tuning: teach a frozen GLIP-nano new objects from a few labelled scenes, through the prompt alone.
+"""Prompt tuning: teach a frozen GLIP-nano new objects from a few labeled scenes, through the prompt alone.
 
     python examples/nano/tune_prompt.py examples/nano/glip_nano.pth --output build/nano/glip_nano_tuned.pth
 
-As in the GLIP paper (section 4.3): every weight stays, only an offset on the text embedding of one fixed prompt is
-learnt. It is saved in the official form, `rpn.tunable_linear.weight`, one row per token, so `glip-export` takes the
+As in the GLIP paper (section 4.3), every weight stays; only an offset on the text embedding of one fixed prompt is
+learned. It is saved in the official form, `rpn.tunable_linear.weight`, one row per token, so `glip-export` takes the
 result like any prompt-tuned checkpoint. The image branch is unchanged: a bundle that is already deployed takes the
 tuned embedding as it is (`--bundle` measures that). The prompt lists all held-out objects.
 """
@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,14 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from numpy.typing import NDArray
 
-from glip_deploy.errors import GlipError
+from glip_deploy import Detector
+from glip_deploy.cli.app import run_main
+from glip_deploy.cli.console import say
+from glip_deploy.detector import EncodedPrompt
+from glip_deploy.errors import CheckpointError
+from glip_deploy.files import not_written, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +40,10 @@ if TYPE_CHECKING:
     from glip_deploy.results.detections import Detections
     from nano.average_precision import Precision
     from nano.scenes import Scene
+    from nano.subjects import Subject
 
 SHOTS_SALT = 77
+"""Part of the seed of the labeled scenes."""
 ROWS = 256
 """The official size: one row for every position of the longest prompt."""
 
@@ -43,8 +52,8 @@ ROWS = 256
 class TuningReport:
     """AP of the held-out objects, all in one prompt, before and after."""
 
-    labelled_scenes: int
-    labelled_objects: int
+    labeled_scenes: int
+    labeled_objects: int
     epochs: int
     seconds: float
     before_ap: float
@@ -58,27 +67,26 @@ class TuningReport:
 class TunedBundle:
     """A bundle exported before the tuning, given the tuned embedding: nothing is exported again."""
 
-    def __init__(self, bundle: Path, rows: np.ndarray, shortest_side: int) -> None:
-        from nano.subjects import BundleSubject
+    def __init__(self, bundle: Path, rows: NDArray[np.float32], shortest_side: int) -> None:
+        self.detector = Detector.open(bundle, shortest_side=shortest_side, cache_dir=None)
+        self.rows = rows
 
-        self.detector, self.rows = BundleSubject(bundle, shortest_side).detector, rows
-
-    def detect(self, image: np.ndarray, prompt: PromptText) -> Detections:
+    def detect(self, frame: NDArray[np.uint8], prompt: PromptText, threshold: float = 0.5, *, color: str) -> Detections:
         """See `nano.subjects.Subject`."""
-        from glip_deploy.detector import EncodedPrompt
-
         plain = self.detector.encode(prompt)
         tuned = EncodedPrompt(plain.prompt, plain.embedding + self.rows[: len(plain.embedding)])
-        return self.detector.detect(image, tuned, threshold=0.0, color="rgb")
+        return self.detector.detect(frame, tuned, threshold, color=color)
 
 
-def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: list[str], epochs: int, rate: float):  # noqa: ANN201
-    """Return the learnt rows, (256, D); the model is left as it was.
+def tune(
+    model: Glip, vocabulary: Sequence[str], scenes: Sequence[Scene], names: list[str], epochs: int, rate: float
+) -> torch.Tensor:
+    """Return the learned rows, (256, D) float32; the model is left as it was.
 
     Args:
         model: frozen; quickest with `nano.model.sampled_deform`.
         vocabulary: of its checkpoint.
-        scenes: labelled examples.
+        scenes: labeled examples.
         names: the classes, in the order of the prompt.
         epochs: passes over the scenes.
         rate: highest learning rate.
@@ -100,7 +108,8 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
         for scene in scenes:
             # The backbone is frozen, so every scene passes it once.
             image = (torch.from_numpy(scene.image[..., ::-1].astype(np.float32)) - mean) / std
-            anchors = make_anchors(*scene.image.shape[:2], config.head.strides)
+            height, width = scene.image.shape[:2]
+            anchors = make_anchors(height, width, config.head.strides)
             boxes = torch.tensor([thing.box for thing in scene.things], dtype=torch.float32)
             tokens = token_map(scene, prompt)
             examples.append((model.backbone(image[None]), anchors, assign(anchors, boxes)[None], boxes[None], tokens))
@@ -115,7 +124,7 @@ def tune(model: Glip, vocabulary: tuple[str, ...], scenes: list[Scene], names: l
             outputs = model.rpn.head(maps, hidden, torch.ones(1, plain.shape[1]))
             mask = torch.ones(1, plain.shape[1])
             losses = detection_losses(outputs, anchors, matched, boxes, tokens[None], mask, config.head)
-            (losses.total / group).backward()
+            (losses.total / group).backward()  # type: ignore[no-untyped-call]
             step += 1
             if step % group == 0:
                 optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / total))
@@ -141,14 +150,14 @@ def run(args: argparse.Namespace) -> TuningReport:
 
     from nano.evaluate import evaluate_objects
     from nano.model import SIDE, sampled_deform, save_checkpoint
-    from nano.objects import split_catalogue
+    from nano.objects import split_catalog
     from nano.scenes import make_scene
-    from nano.subjects import TorchSubject
+    from nano.subjects import torch_detector
 
     loaded = load_checkpoint(args.checkpoint)
     if loaded.config.tunable_tokens:
-        raise GlipError(f"{args.checkpoint} is prompt-tuned already; give the checkpoint it was tuned from")
-    names = list(split_catalogue().held_out)
+        raise CheckpointError(f"{args.checkpoint} is prompt-tuned already; give the checkpoint it was tuned from")
+    names = list(split_catalog().held_out)
     scenes = []
     deck = np.random.default_rng([args.seed, SHOTS_SALT])
     for i in range(args.scenes):
@@ -160,17 +169,17 @@ def run(args: argparse.Namespace) -> TuningReport:
     seconds = time.monotonic() - started
     tuned = with_rows(loaded.model, rows)
     save_checkpoint(args.output, tuned.state_dict(), loaded.vocabulary or ())
-    print(f"{args.output}: tuned in {seconds:.0f} s", file=sys.stderr)
+    say(f"{args.output}: tuned in {seconds:.0f} s")
 
-    def measure(subject) -> Precision:  # noqa: ANN001
+    def measure(subject: Subject) -> Precision:
         return evaluate_objects(subject, names, args.test_scenes, salt=2, at_most=len(names))[0]
 
-    before = measure(TorchSubject(loaded.model, loaded.vocabulary, SIDE))
-    after = measure(TorchSubject(tuned, loaded.vocabulary, SIDE))
+    before = measure(torch_detector(loaded.model, loaded.vocabulary, SIDE))
+    after = measure(torch_detector(tuned, loaded.vocabulary, SIDE))
     deployed = measure(TunedBundle(args.bundle, rows.numpy(), SIDE)) if args.bundle else None
     return TuningReport(
-        labelled_scenes=len(scenes),
-        labelled_objects=sum(len(scene.things) for scene in scenes),
+        labeled_scenes=len(scenes),
+        labeled_objects=sum(len(scene.things) for scene in scenes),
         epochs=args.epochs,
         seconds=round(seconds, 1),
         before_ap=round(before.ap, 2),
@@ -182,34 +191,33 @@ def run(args: argparse.Namespace) -> TuningReport:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        report = run(args)
-    except GlipError as error:
-        print(f"tune_prompt.py: error: {error}", file=sys.stderr)
-        return 1
-    except ImportError as error:
-        print(
-            f"tune_prompt.py: error: {error.name or error} is not installed; pip install -e '.[export]'",
-            file=sys.stderr,
-        )
-        return 1
+def write_and_print(args: argparse.Namespace) -> int:
+    """Tune, and show what came of it."""
+    report = run(args)
     print("| held-out objects, one prompt | AP | AP50 |\n|---|---|---|")
     print(f"| before | {report.before_ap:.1f} | {report.before_ap50:.1f} |")
-    print(f"| after, {report.labelled_scenes} labelled scenes | {report.after_ap:.1f} | {report.after_ap50:.1f} |")
+    print(f"| after, {report.labeled_scenes} labeled scenes | {report.after_ap:.1f} | {report.after_ap50:.1f} |")
     if report.bundle_after_ap is not None:
         print(f"| after, the old bundle | {report.bundle_after_ap:.1f} | {report.bundle_after_ap50:.1f} |")
     if args.report:
-        args.report.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        try:
+            write_atomically(args.report, json.dumps(asdict(report), indent=1) + "\n")
+        except OSError as error:
+            raise not_written(args.report, error) from None
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
+    args = _parser().parse_args(argv)
+    return run_main(lambda: write_and_print(args), "tune_prompt.py", extra="export,bench")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="PTH")
     parser.add_argument("--output", type=Path, default=Path("build/nano/glip_nano_tuned.pth"))
-    parser.add_argument("--scenes", type=int, default=32, help="labelled scenes to learn from (default 32)")
+    parser.add_argument("--scenes", type=int, default=32, help="labeled scenes to learn from (default 32)")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)

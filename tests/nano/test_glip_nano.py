@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from nano.average_precision import Found, average_precision, overlaps
+from nano.average_precision import Found, average_precision
 from nano.subjects import rounded_copy
 from parity_data import ROOT
 
 from glip_deploy import Detector, load_image
+from glip_deploy.results.boxes import pairwise_iou
 
 CHECKPOINT = ROOT / "examples" / "nano" / "glip_nano.pth"
 SCENES = ROOT / "tests" / "data" / "nano"
@@ -80,7 +81,7 @@ def test_fp16_finds_the_same_things(detector, rounding_detector):
             near = (half.labels == label) & (np.abs(half.scores - score) <= 0.01)
             total += 1
             if near.any():
-                same += bool(overlaps(box[None].astype(float), half.boxes[near].astype(float)).max() >= 0.95)
+                same += bool(pairwise_iou(box[None].astype(float), half.boxes[near].astype(float)).max() >= 0.95)
     assert total > 100
     assert same >= 0.99 * total, (same, total)
 
@@ -94,7 +95,7 @@ def test_the_boxes_of_the_demo_are_right(detector):
     assert len(found) <= 9, counts
     for name, box in (("dog", [302.0, 174, 409, 287]), ("penguin", [221.0, 101, 292, 202])):
         best = found.boxes[found.phrases.index(name)].astype(float)
-        assert overlaps(best[None], np.array([box])).item() > 0.6, name
+        assert pairwise_iou(best[None], np.array([box])).item() > 0.6, name
 
 
 def test_a_thing_that_is_not_there_is_not_found(detector):

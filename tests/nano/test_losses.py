@@ -12,10 +12,15 @@ from nano.losses import (
     detection_losses,
     giou,
     make_anchors,
-    pairwise_iou,
     phrase_contrast,
     token_focal,
 )
+
+from glip_deploy.results import boxes as box_geometry
+
+
+def pairwise_iou(a, b):
+    return torch.from_numpy(box_geometry.pairwise_iou(a.numpy(), b.numpy())).float()
 
 
 def test_anchors_are_the_official_ones_and_what_zero_deltas_decode_to():
@@ -29,12 +34,6 @@ def test_anchors_are_the_official_ones_and_what_zero_deltas_decode_to():
     assert torch.allclose(zero, anchors.boxes[at])
 
 
-def test_overlap_counts_the_last_pixel():
-    a = torch.tensor([[0.0, 0, 9, 9]])
-    assert pairwise_iou(a, a).item() == 1
-    assert pairwise_iou(a, torch.tensor([[5.0, 0, 14, 9]])).item() == pytest.approx(50 / 150)
-
-
 def test_giou_of_equal_touching_and_distant_boxes():
     a = torch.tensor([[0.0, 0, 9, 9]] * 3)
     b = torch.tensor([[0.0, 0, 9, 9], [10.0, 0, 19, 9], [90.0, 0, 99, 9]])
@@ -43,8 +42,8 @@ def test_giou_of_equal_touching_and_distant_boxes():
 
 def test_centerness_is_one_in_the_middle_and_falls_to_the_edge():
     box = torch.tensor([[0.0, 0, 8, 8]] * 3)
-    centres = torch.tensor([[4.0, 4.0], [2.0, 4.0], [0.0, 4.0]])
-    assert centerness_target(centres, box).tolist() == pytest.approx([1.0, math.sqrt(2 / 6), 0.0])
+    centers = torch.tensor([[4.0, 4.0], [2.0, 4.0], [0.0, 4.0]])
+    assert centerness_target(centers, box).tolist() == pytest.approx([1.0, math.sqrt(2 / 6), 0.0])
 
 
 def test_token_focal_by_hand_and_padding_is_free():
@@ -63,8 +62,8 @@ def test_atss_takes_the_level_that_fits_and_only_locations_inside():
     chosen = owner == 0
     assert chosen.any()
     assert anchors.strides[chosen].unique().tolist() == [8]
-    centres = anchors.centres[chosen]
-    assert bool(((centres > 64) & (centres < 127)).all())
+    centers = anchors.centers[chosen]
+    assert bool(((centers > 64) & (centers < 127)).all())
     assert int(chosen.sum()) <= 9
 
 

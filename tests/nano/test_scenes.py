@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from glip_export.tokenizer import build_tokenizer
-from nano.objects import CATALOGUE, EXTRA, split_catalogue
+from nano.objects import CATALOG, EXTRA, split_catalog
 from nano.scenes import Placed, Scene, caption_of, make_scene, noun_phrase, plural
 
 from glip_deploy.errors import GlipError
@@ -11,14 +11,14 @@ from glip_deploy.prompts.tokens import parse_prompt
 
 
 def test_split_holds_out_some_of_every_category():
-    split = split_catalogue()
+    split = split_catalog()
     parts = [set(split.trained), set(split.held_out), set(split.extra)]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == len(CATALOGUE)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(CATALOG)
     assert len(split.held_out) >= 0.15 * (len(split.trained) + len(split.held_out))
-    glyphs = [thing.glyph for thing in CATALOGUE.values()]
+    glyphs = [thing.glyph for thing in CATALOG.values()]
     assert len(set(glyphs)) == len(glyphs)
-    for category in {thing.category for thing in CATALOGUE.values()} - {EXTRA}:
-        assert any(CATALOGUE[name].category == category for name in split.held_out)
+    for category in {thing.category for thing in CATALOG.values()} - {EXTRA}:
+        assert any(CATALOG[name].category == category for name in split.held_out)
 
 
 def test_same_seed_same_scene_other_seed_other_scene(ingredients):
@@ -109,7 +109,7 @@ def test_cut_vocabulary_splits_every_name_as_bert_does():
     from nano.text import cut_vocabulary
 
     cut, full = build_tokenizer(cut_vocabulary()), build_tokenizer()
-    for name in CATALOGUE:
+    for name in CATALOG:
         for words in (name, plural(name)):
             assert cut.encode(words).tokens == full.encode(words).tokens
     assert (
@@ -122,5 +122,5 @@ def test_cut_vocabulary_splits_every_name_as_bert_does():
 def test_prompts_of_all_names_parse():
     from nano.text import cut_vocabulary
 
-    prompt = parse_prompt(list(split_catalogue().held_out), build_tokenizer(cut_vocabulary()))
+    prompt = parse_prompt(list(split_catalog().held_out), build_tokenizer(cut_vocabulary()))
     assert len(prompt.input_ids) <= 256
