@@ -118,7 +118,7 @@ def run(
     inputs = find_inputs(model, checkpoint, frames, prompt, quick=quick)
     side = shortest_side or (QUICK_SIDE if quick else SIDE)
     settings = Settings(
-        _options(inputs, side, longest_side, threads, yardsticks, threshold),
+        _options(inputs, side, longest_side, threads, yardsticks=yardsticks, threshold=threshold),
         inputs.frames or own_picture(),
         inputs.prompt,
         subjects=_names(subjects),
@@ -135,6 +135,7 @@ def run(
 
 @app.command()
 def sweep(
+    context: typer.Context,
     axes: Annotated[
         list[str], typer.Argument(metavar="AXIS=A,B...", help="Values of tokens, classes, side, batch or bundle.")
     ],
@@ -155,30 +156,13 @@ def sweep(
     quiet: opt.Quiet = False,
 ) -> int:
     """Time every subject at several values of one size, after the rounds of `run` without memory and details."""
-    return run(
-        model=model,
-        checkpoint=checkpoint,
-        subjects=subjects,
-        yardsticks=yardsticks,
-        frames=frames,
-        frame=frame,
-        prompt=prompt,
-        shortest_side=shortest_side,
-        longest_side=longest_side,
-        sweep=axes,
-        runs=runs,
-        threads=threads,
-        no_memory=True,
-        no_details=True,
-        json=json,
-        resume=resume,
-        report=report,
-        quiet=quiet,
-    )
+    given = {name: value for name, value in context.params.items() if name != "axes"}
+    return run(**given, sweep=axes, no_memory=True, no_details=True)
 
 
 @app.command()
 def accuracy(
+    context: typer.Context,
     annotations: Annotated[Path, typer.Argument(metavar="JSON", help="Annotations in COCO's format.")],
     images: opt.Images,
     model: opt.Model = None,
@@ -194,13 +178,12 @@ def accuracy(
     quiet: opt.Quiet = False,
 ) -> None:
     """Compute COCO average precision of every subject; no times."""
-    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
-    task = {"images": images, "limit": limit, "classes_per_prompt": classes_per_prompt}
-    _quality(options, subjects, annotations, task, json, resume, quiet)
+    _quality(**context.params)
 
 
 @app.command()
 def grounding(
+    context: typer.Context,
     annotations: Annotated[
         Path, typer.Argument(metavar="JSON", help="Captions with phrases; form: glip_bench.quality.grounding.")
     ],
@@ -217,8 +200,7 @@ def grounding(
     quiet: opt.Quiet = False,
 ) -> None:
     """Compute recall@1, 5 and 10 of the phrases of captions; no times."""
-    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
-    _quality(options, subjects, annotations, {"images": images, "limit": limit, "grounding": True}, json, resume, quiet)
+    _quality(**context.params, grounding=True)
 
 
 @app.command()
@@ -229,9 +211,7 @@ def compare(
     """Compare two results; exit status 3 if the new one is worse beyond noise."""
     from glip_bench.reporting.results import read_result
 
-    text, status = _compared(read_result(old), read_result(new), old)
-    typer.echo(text)
-    return status
+    return _compare(read_result(old), read_result(new), old)
 
 
 @app.command()
@@ -311,29 +291,31 @@ def _measure(
     typer.echo(render(result))
     if report is not None:
         typer.echo(f"\nreport: {write_report(result, report)}")
-    if old is None or old_file is None:
+    if old is None:
         return 0
-    text, status = _compared(old, result, old_file)
-    typer.echo(f"\n{text}")
-    return status
+    typer.echo()
+    return _compare(old, result, old_file)
 
 
-def _compared(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> tuple[str, int]:
-    from glip_bench.reporting.compare import compare as hold
-    from glip_bench.reporting.compare import render_comparison
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], name: Path | None) -> int:
+    from glip_bench.reporting import compare
 
-    changes, remarks = hold(old, new)
-    return render_comparison(changes, remarks, name), SLOWER if any(change.worse for change in changes) else 0
+    changes, remarks = compare.compare(old, new)
+    typer.echo(compare.render_comparison(changes, remarks, name))
+    return SLOWER if any(change.worse for change in changes) else 0
 
 
 def _quality(
-    options: Options,
+    model: Path | None,
+    checkpoint: Path | None,
     subjects: str | None,
-    annotations: Path,
-    task: Mapping[str, Any],
+    shortest_side: int | None,
+    longest_side: int,
+    threads: int | None,
     json: Path | None,
     resume: bool,
     quiet: bool,
+    **task: Any,
 ) -> None:
     """Measure accuracy; what was found is kept in a folder beside the result file until the run is done."""
     import shutil
@@ -342,8 +324,8 @@ def _quality(
     from glip_bench.quality.accuracy import Task, measure, render_accuracy
     from glip_bench.reporting.results import write_result
 
+    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
     _check(json, resume)
-    what = Task(options, _names(subjects), annotations, **task)
     with contextlib.ExitStack() as scratch:
         kept = "nothing was written"
         if json is None:
@@ -352,6 +334,7 @@ def _quality(
             kept = f"what was found is kept beside {json}, --resume continues"
             work = json.with_name(f"{json.name}.work")
         with _interruption(lambda: kept):
+            what = Task(options, _names(subjects), **task)
             result = measure(what, work, resume, _steps(quiet), progress=not quiet)
     if json is not None:
         write_result(json, result)
@@ -359,25 +342,10 @@ def _quality(
     typer.echo(render_accuracy(result))
 
 
-def _options(
-    inputs: Inputs,
-    shortest_side: int,
-    longest_side: int,
-    threads: int | None,
-    yardsticks: bool = False,
-    threshold: float = 0.5,
-) -> Options:
+def _options(inputs: Inputs, shortest_side: int, longest_side: int, threads: int | None, **more: Any) -> Options:
     from glip_bench.subjects.base import Options
 
-    return Options(
-        inputs.bundle,
-        inputs.checkpoint,
-        shortest_side=shortest_side,
-        longest_side=longest_side or None,
-        threshold=threshold,
-        threads=threads,
-        yardsticks=yardsticks,
-    )
+    return Options(inputs.bundle, inputs.checkpoint, shortest_side, longest_side or None, threads=threads, **more)
 
 
 def _names(subjects: str | None) -> tuple[str, ...] | None:

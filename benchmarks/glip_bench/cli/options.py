@@ -11,8 +11,6 @@ import typer
 
 from glip_deploy.cli.arguments import at_least, flag, probability
 
-__all__ = ["FrameSize"]
-
 WHAT, HOW, OUTPUT = "What is measured", "How it is measured", "Output"
 """Panels of the help."""
 
@@ -44,78 +42,42 @@ def frame_rate(text: str) -> float:
     return value
 
 
-def _option(*names: str, metavar: str, text: str, panel: str = WHAT, parser: Callable[[str], Any] | None = None) -> Any:
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, parser=parser)
+def _in(panel: str) -> Callable[..., Any]:
+    def option(names: str, metavar: str, text: str, parser: Callable[[str], Any] | None = None) -> Any:
+        return typer.Option(*names.split(), metavar=metavar, help=text, rich_help_panel=panel, parser=parser)
+
+    return option
 
 
-Model = Annotated[Path | None, _option("--model", metavar="DIR", text="Bundle that glip-export wrote.")]
-Checkpoint = Annotated[
-    Path | None, _option("--checkpoint", metavar="FILE", text="The .pth it was exported from, for the torch subjects.")
-]
-Subjects = Annotated[
-    str | None,
-    _option(
-        "--subjects", metavar="A,B", text="In this order; others are compared with the first. Default: all that can run"
-    ),
-]
-Yardsticks = Annotated[
-    bool,
-    flag("--yardsticks", help="Other detectors too, of real size, with random weights, by transformers.", panel=WHAT),
-]
-Frames = Annotated[
-    str | None,
-    _option("--frames", "--picture", metavar="SOURCE", text="Picture, folder, glob or video. Default: our photograph"),
-]
-Frame = Annotated[
-    FrameSize | None, _option("--frame", metavar="WxH", text="Frame size. Default: 1600x960", parser=frame_size)
-]
-Prompt = Annotated[str | None, _option("--prompt", metavar="TEXT", text="What to look for. Default: five classes")]
-Threshold = Annotated[float, _option("--threshold", metavar="SCORE", text="Of a box that counts.", parser=probability)]
-ShortestSide = Annotated[
-    int | None,
-    _option("--shortest-side", metavar="PX", text="Network size. Default: 800; 320 with --quick", parser=at_least(1)),
-]
-LongestSide = Annotated[
-    int, _option("--longest-side", metavar="PX", text="Limit of the other side, 0 for none.", parser=at_least(0))
-]
-Images = Annotated[Path, _option("--images", metavar="DIR", text="Folder of the set's pictures.")]
-Limit = Annotated[int | None, _option("--limit", metavar="N", text="Only the first N pictures.", parser=at_least(1))]
+_what, _how, _out = (_in(panel) for panel in (WHAT, HOW, OUTPUT))
+_positive, _or_none = at_least(1), at_least(0)
+
+Model = Annotated[Path | None, _what("--model", "DIR", "Bundle that glip-export wrote.")]
+Checkpoint = Annotated[Path | None, _what("--checkpoint", "FILE", "The .pth it was exported from, to run in torch.")]
+Subjects = Annotated[str | None, _what("--subjects", "A,B", "In this order; others are compared with the first.")]
+Yardsticks = Annotated[bool, flag("--yardsticks", help="Other detectors too, with random weights.", panel=WHAT)]
+Frames = Annotated[str | None, _what("--frames --picture", "SOURCE", "Picture, folder, glob or video.")]
+Frame = Annotated[FrameSize | None, _what("--frame", "WxH", "Frame size. Default: 1600x960", frame_size)]
+Prompt = Annotated[str | None, _what("--prompt", "TEXT", "What to look for. Default: five classes")]
+Threshold = Annotated[float, _what("--threshold", "SCORE", "Of a box that counts.", probability)]
+ShortestSide = Annotated[int | None, _what("--shortest-side", "PX", "Of the network. Default: 800", _positive)]
+LongestSide = Annotated[int, _what("--longest-side", "PX", "Its limit, 0 for none.", _or_none)]
+Images = Annotated[Path, _what("--images", "DIR", "Folder of the set's pictures.")]
+Limit = Annotated[int | None, _what("--limit", "N", "Only the first N pictures.", _positive)]
 ClassesPerPrompt = Annotated[
-    int | None,
-    _option("--classes-per-prompt", metavar="N", text="At most. Default: as many as fit", parser=at_least(1)),
+    int | None, _what("--classes-per-prompt", "N", "At most. Default: as many as fit", _positive)
 ]
-Sweeps = Annotated[
-    list[str] | None,
-    _option("--sweep", metavar="AXIS=A,B", text="Also the cost of these tokens, classes, side, batch or bundle."),
-]
+Sweeps = Annotated[list[str] | None, _what("--sweep", "AXIS=A,B", "Also the cost of these sizes, as `sweep` has it.")]
 
-Runs = Annotated[
-    int | None,
-    _option("--runs", metavar="N", text="Timed frames of each subject. Default: 7", panel=HOW, parser=at_least(1)),
-]
-Quick = Annotated[
-    bool, flag("--quick", help="Under a minute on two cores; finds what `make demo` left under build/.", panel=HOW)
-]
-Threads = Annotated[
-    int | None,
-    _option("--threads", metavar="N", text="CPU threads. Default: one a core", panel=HOW, parser=at_least(1)),
-]
-FrameRate = Annotated[
-    float | None,
-    _option(
-        "--frame-rate", metavar="FPS", text="Also latency and drops with such a camera.", panel=HOW, parser=frame_rate
-    ),
-]
+Runs = Annotated[int | None, _how("--runs", "N", "Timed frames of each subject. Default: 7", _positive)]
+Quick = Annotated[bool, flag("--quick", help="Under a minute, at 320 pixels; on what `make demo` left.", panel=HOW)]
+Threads = Annotated[int | None, _how("--threads", "N", "CPU threads. Default: one a core", _positive)]
+FrameRate = Annotated[float | None, _how("--frame-rate", "FPS", "Also latency and drops at this rate.", frame_rate)]
 NoMemory = Annotated[bool, flag("--no-memory", help="Leave out peak memory (a fresh process a subject).", panel=HOW)]
-NoDetails = Annotated[bool, flag("--no-details", help="Leave out blocks of the network, prompts, resizing.", panel=HOW)]
+NoDetails = Annotated[bool, flag("--no-details", help="Leave out blocks, prompts, resizing, limits.", panel=HOW)]
 
-Json = Annotated[Path | None, _option("--json", metavar="FILE", text="Also write the result.", panel=OUTPUT)]
+Json = Annotated[Path | None, _out("--json", "FILE", "Also write the result.")]
 Resume = Annotated[bool, flag("--resume", help="Continue the interrupted run in the file of --json.", panel=OUTPUT)]
-Report = Annotated[
-    Path | None, _option("--report", metavar="DIR", text="Also write report.md with plots.", panel=OUTPUT)
-]
-Compare = Annotated[
-    Path | None,
-    _option("--compare", metavar="OLD", text="Compare with an old result; exit status 3 if worse.", panel=OUTPUT),
-]
+Report = Annotated[Path | None, _out("--report", "DIR", "Also write report.md with plots.")]
+Compare = Annotated[Path | None, _out("--compare", "OLD", "Compare with an old result; exit status 3 if worse.")]
 Quiet = Annotated[bool, flag("--quiet", help="Print only the result.", panel=OUTPUT)]

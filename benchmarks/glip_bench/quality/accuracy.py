@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from glip_bench.quality.coco import Precision, average_precision, read_set, xywh
 from glip_bench.quality.grounding import read_phrases, recall
@@ -52,16 +53,6 @@ class Task:
     """Only so many pictures, the first ones."""
     classes_per_prompt: int | None = None
     """At most; None for as many as fit."""
-
-
-class _Set(Protocol):
-    """A set of pictures with questions."""
-
-    jobs: list[Job]
-
-    def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
-        """Return this set's part of a result file, from the rows of every subject by its name."""
-        ...
 
 
 def prompts_that_fit(
@@ -113,14 +104,21 @@ def measure(
     """
     names, absent = choose(task.subjects, task.options)
     bundle = Bundle.open(task.options.bundle)
-    data: _Set = _Grounded(task) if task.grounding else _Labeled(task, bundle)
+    data = _Grounded(task) if task.grounding else _Labeled(task, bundle)
     identity = _identity(task, bundle)
-    found: dict[str, Rows] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
         ((subject, _),) = open_subjects([name], replace(task.options, threshold=0.0), on_step)
-        run = _Run(subject, work / f"{name}.jsonl", {**identity, "subject": str(name)})
+        work_file = _WorkFile(work / f"{name}.jsonl", {**identity, "subject": str(name)})
         try:
-            found[str(name)] = run.rows_of(data.jobs, resume, on_step, progress)
+            rows = found[str(name)] = work_file.read() if resume else {}
+            missing = [job for job in data.jobs if job[1] not in rows]
+            on_step(f"{name}: {len(missing)} of {len(data.jobs)} pictures and prompts")
+            with work_file.open(rows) as keep, frame_progress(len(missing), str(name), show=progress) as advance:
+                for key, row in _detect(subject, missing):
+                    rows[key] = row
+                    keep(key, row)
+                    advance()
         finally:
             subject.close()
     return {
@@ -149,7 +147,7 @@ class _Labeled:
         ]
 
     def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
-        """See `_Set`; others are compared with the first subject."""
+        """Return this set's part of a result file; the other subjects are compared with the first."""
         precisions = {}
         for name, rows in found.items():
             best = (best_boxes(self.data.numbers, self.prompts, rows, picture.id) for picture in self.data.pictures)
@@ -172,14 +170,14 @@ class _Grounded:
     """Captions with phrases; each caption is a prompt."""
 
     def __init__(self, task: Task) -> None:
-        self.data = read_phrases(task.annotations, task.images, task.limit)
-        self.jobs: list[Job] = [(one.file, str(number), one.caption) for number, one in enumerate(self.data.pictures)]
+        self.pictures = read_phrases(task.annotations, task.images, task.limit)
+        self.jobs: list[Job] = [(one.file, str(number), one.caption) for number, one in enumerate(self.pictures)]
 
     def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
-        """See `_Set`."""
+        """Return this set's part of a result file."""
         return {
-            "phrases": sum(len(one.boxes) for one in self.data.pictures),
-            "subjects": {name: recall(self.data, rows) for name, rows in found.items()},
+            "phrases": sum(len(one.boxes) for one in self.pictures),
+            "subjects": {name: recall(self.pictures, rows) for name, rows in found.items()},
         }
 
 
@@ -210,72 +208,65 @@ def _identity(task: Task, bundle: Bundle) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One subject's way over a set, and the file that keeps what it has found."""
+class _WorkFile:
+    """What a subject has found so far: a line that identifies the task, then a line for each picture and prompt."""
 
-    subject: Subject
     file: Path
     identity: Mapping[str, Any]
 
-    def rows_of(
-        self, jobs: Sequence[Job], resume: bool, on_step: Callable[[str], None], progress: bool
-    ) -> dict[str, Any]:
-        """Run the jobs that the work file does not hold yet; return all rows by key."""
-        rows = self._read() if resume else {}
-        missing = [job for job in jobs if job[1] not in rows]
-        on_step(f"{self.subject.name}: {len(missing)} of {len(jobs)} pictures and prompts")
+    @contextlib.contextmanager
+    def open(self, rows: Rows) -> Iterator[Callable[[str, Any], None]]:
+        """Write the file anew with these rows; give a function that adds one to it."""
+        lines = [json.dumps(dict(self.identity)), *(json.dumps([key, row]) for key, row in rows.items())]
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(dict(self.identity)), *(json.dumps([key, row]) for key, row in rows.items())]
             write_atomically(self.file, "\n".join(lines) + "\n")  # without the torn last line of an interruption
-            with (
-                self.file.open("a", encoding="utf-8") as stream,
-                frame_progress(len(missing), str(self.subject.name), show=progress) as advance,
-            ):
-                for key, row in self._detect(missing):
-                    rows[key] = row
-                    stream.write(json.dumps([key, row]) + "\n")
-                    stream.flush()
-                    advance()
+            with self.file.open("a", encoding="utf-8", buffering=1) as stream:
+                yield lambda key, row: print(json.dumps([key, row]), file=stream)
         except OSError as error:
             raise not_written(self.file, error) from None
-        return rows
 
-    def _detect(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
-        asked: Any = None
-        for file, key, prompt in jobs:
-            if prompt is not asked:
-                self.subject.prepare(prompt)
-                asked = prompt
-            yield key, _row(self.subject.run(load_image(file)))
+    def read(self) -> dict[str, Any]:
+        """Return the rows of an interrupted run.
 
-    def _read(self) -> dict[str, Any]:
+        Raises:
+            OptionError: the file is of another task, or cannot be read.
+        """
         if not self.file.is_file():
             return {}
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            header = json.loads(lines[0])
+            first, *lines = self.file.read_text(encoding="utf-8").splitlines()
+            header = json.loads(first)
         except OSError as error:
-            raise OptionError(
-                f"--resume: {self.file} cannot be read ({error.strerror or error}); start anew without --resume"
-            ) from None
-        except (IndexError, ValueError):
-            raise OptionError(f"--resume: {self.file} is damaged; start anew without --resume") from None
-        identity = dict(self.identity)
-        if header != identity:
+            reason = f"cannot be read ({error.strerror or error})"
+        except ValueError:
+            reason = "is damaged"
+        else:
             known = header if isinstance(header, dict) else {}
-            other = next((key for key in identity if known.get(key) != identity[key]), "set")
-            raise OptionError(
-                f"--resume: {self.file} is of another {other.removesuffix('_sha256')}; start anew without --resume"
-            )
-        rows = {}
-        for line in lines[1:]:
-            try:
-                key, row = json.loads(line)
-            except ValueError:
-                break  # torn by the interruption
-            rows[key] = row
-        return rows
+            other = [key for key in self.identity if known.get(key) != self.identity[key]]
+            if not other:
+                return dict(_whole(lines))
+            reason = f"is of another {other[0].removesuffix('_sha256')}"
+        raise OptionError(f"--resume: {self.file} {reason}; start anew without --resume")
+
+
+def _whole(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield rows up to the one that was torn by an interruption, if there is one."""
+    for line in lines:
+        try:
+            key, row = json.loads(line)
+        except ValueError:
+            return
+        yield key, row
+
+
+def _detect(subject: Subject, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
+    asked: Any = None
+    for file, key, prompt in jobs:
+        if prompt is not asked:
+            subject.prepare(prompt)
+            asked = prompt
+        yield key, _row(subject.run(load_image(file)))
 
 
 def _row(found: Detections) -> dict[str, Any]:

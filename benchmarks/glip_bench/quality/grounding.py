@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from glip_deploy.errors import OptionError
 from glip_deploy.prompts.syntax import Caption
 from glip_deploy.results.boxes import pairwise_iou
 
-__all__ = ["Phrases", "Picture", "read_phrases", "recall"]
+__all__ = ["Picture", "read_phrases", "recall"]
 
 LEAST_IOU = 0.5
 RANKS = (1, 5, 10)
@@ -31,14 +31,7 @@ class Picture:
     """(N, 4) xyxy in pixels, N of 1 or more, for every phrase."""
 
 
-@dataclass(frozen=True)
-class Phrases:
-    """A set of grounded captions."""
-
-    pictures: tuple[Picture, ...]
-
-
-def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> Phrases:
+def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> list[Picture]:
     """Read grounded captions.
 
     The file is a JSON list of {"image": file name, "caption": text, "phrases": [{"span": [start, end] or a list of
@@ -69,7 +62,7 @@ def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> P
     for picture in pictures:
         if not picture.file.is_file():
             raise OptionError(f"{picture.file} is missing; {annotations} names it; check --images {images}")
-    return Phrases(tuple(pictures))
+    return pictures
 
 
 def _picture(one: Mapping[str, Any], images: Path) -> Picture:
@@ -90,7 +83,7 @@ def _picture(one: Mapping[str, Any], images: Path) -> Picture:
     return Picture(images / str(one["image"]), Caption(str(one["caption"]), spans), tuple(boxes))
 
 
-def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
+def recall(pictures: Sequence[Picture], rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return recall@1, 5 and 10, in percent, by the two protocols of the official evaluation.
 
     "any": one of the k best boxes of a phrase overlaps one of its objects by half or more (as GLIP reports it).
@@ -100,12 +93,12 @@ def recall(data: Phrases, rows: Mapping[str, Any]) -> dict[str, Any]:
     from MDETR and before it torchvision), in which a width is x2 - x1. Everywhere else GLIP counts the last pixel.
 
     Args:
-        data: the set.
+        pictures: the set.
         rows: by position of the caption: boxes, scores and labels (position of the phrase).
     """
     hits = {(protocol, rank): 0 for protocol in ("any", "merged") for rank in RANKS}
     total = 0
-    for number, picture in enumerate(data.pictures):
+    for number, picture in enumerate(pictures):
         row = rows[str(number)]
         boxes = np.asarray(row["boxes"], np.float64).reshape(-1, 4)
         scores, labels = np.asarray(row["scores"]), np.asarray(row["labels"])

@@ -159,7 +159,7 @@ def _remarks(old: Mapping[str, Any], new: Mapping[str, Any], common: list[str]) 
     return remarks
 
 
-def render_comparison(changes: list[Change], remarks: list[str], old: Path | str) -> str:
+def render_comparison(changes: list[Change], remarks: list[str], old: Path | str | None) -> str:
     """Return a comparison as text; the last line is the verdict."""
     lines = [f"against {old}", *(f"differs: {remark}" for remark in remarks)]
     lines += ["", f"{'':<40}{'old':>12}{'new':>12}{'new/old':>10}{'noise':>9}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ from glip_export.model.bert import BertLayer
 from glip_export.model.dyhead import DeformConvNorm, DyConv
 from glip_export.model.fusion import VlFuse
 
-from glip_bench.subjects.base import Options, Piece, Stopwatch, Subject, SubjectName
-from glip_bench.subjects.official_form import PADDED, OfficialForm
+from glip_bench.subjects.base import Options, Piece, Stopwatch, SubjectName
+from glip_bench.subjects.in_torch import TorchSubject, best_device
+from glip_bench.subjects.official_form import PADDED, official_form
 from glip_deploy.bundle.contract import Candidates, Stage
 from glip_deploy.errors import CheckpointError, OptionError
-from glip_deploy.frames import make_canvas
-from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
+from glip_deploy.prompts.tokens import thresholds
 from glip_deploy.results.postprocess import select_batch
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.manifest import Bundle
+    from glip_deploy.frames import Canvas
     from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.prompts.tokens import Prompt
     from glip_deploy.results.detections import Detections
 
 __all__ = ["CheckpointSubject", "load_weights"]
@@ -50,87 +52,58 @@ def load_weights(options: Options, bundle: Bundle) -> Glip:
             f"checkpoint {options.checkpoint} is not the one {bundle.path} was exported from ({exported['file']},"
             f" sha256 {exported['sha256'][:12]}...); give that one, or export this one"
         )
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    model = checkpoint.model.eval().requires_grad_(False)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return checkpoint.model.eval().requires_grad_(False).to(best_device())
 
 
-class CheckpointSubject(Subject):
-    """A checkpoint in torch, eager, fp32.
-
-    Args:
-        name: see `Subject`; `SubjectName.TORCH_OFFICIAL` is the official form.
-        options: see `Subject`.
-        bundle: what was exported from the checkpoint; gives the tokenizer and the limits of NMS.
-        weights: from `load_weights`; subjects may share them.
-    """
+class CheckpointSubject(TorchSubject):
+    """A checkpoint in torch; `SubjectName.TORCH_OFFICIAL` in the official form. Subjects may share the weights."""
 
     def __init__(self, name: SubjectName, options: Options, bundle: Bundle, weights: Glip) -> None:
-        super().__init__(name, options)
-        self._bundle, self._tokenizer = bundle, bundle.tokenizer()
         self._official = name is SubjectName.TORCH_OFFICIAL
-        self._model = OfficialForm(weights).model if self._official else weights
-        self._device = next(weights.parameters()).device
-        self._prompt: Prompt | None = None
+        super().__init__(name, options, bundle, official_form(weights) if self._official else weights)
         self._text: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._embedding: torch.Tensor | None = None
 
     def prepare(self, prompt: PromptText | Prompt) -> None:
         """See `Subject.prepare`; the official form only keeps the token ids, and encodes them in every run."""
-        if not isinstance(prompt, Prompt):
-            prompt = parse_prompt(prompt, self._tokenizer, max_tokens=self._bundle.max_tokens)
-        real = len(prompt.input_ids)
+        super().prepare(prompt)
+        assert self._prompt is not None
+        real = len(self._prompt.input_ids)
         tokens = max(PADDED, real) if self._official else real
         ids = torch.zeros(1, tokens, dtype=torch.int64)
-        mask, classes = torch.zeros_like(ids), torch.zeros(1, len(prompt), tokens)
-        ids[0, :real], mask[0, :real] = torch.tensor(prompt.input_ids), 1
-        classes[0, :, :real] = torch.tensor(prompt.class_map)
+        mask, classes = torch.zeros_like(ids), torch.zeros(1, len(self._prompt), tokens)
+        ids[0, :real], mask[0, :real] = torch.tensor(self._prompt.input_ids), 1
+        classes[0, :, :real] = torch.tensor(self._prompt.class_map)
         self._text = ids.to(self._device), mask.to(self._device), classes.to(self._device)
-        self._prompt = prompt
         with torch.inference_mode():
             self._embedding = None if self._official else self._model.encode_text(*self._text[:2])
 
-    @torch.inference_mode()
-    def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See `Subject.run_batch`."""
-        if self._text is None or self._prompt is None:
-            raise self._no_prompt()
-        watch, batch, options = Stopwatch(self._wait), len(frames), self.options
+    def _detect(self, watch: Stopwatch, pixels: torch.Tensor, canvas: Canvas, prompt: Prompt) -> list[Detections]:
+        assert self._text is not None
+        batch = len(canvas)
         ids, mask, classes = (tensor.expand(batch, *tensor.shape[1:]) for tensor in self._text)
-        with watch(Piece.RESIZE):
-            canvas = make_canvas(
-                frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
-            )
-        pixels, sizes = torch.from_numpy(canvas.frames), torch.from_numpy(canvas.image_sizes)
-        moves = self._device.type != "cpu"
-        if moves:
-            with watch(Piece.TO_DEVICE):
-                pixels, sizes = pixels.to(self._device), sizes.to(self._device)
-        embedding = self._embedding
-        if embedding is None:
+        sizes = torch.from_numpy(canvas.image_sizes).to(self._device)
+        if self._embedding is None:
             with watch(Piece.TEXT):
                 embedding = self._model.encode_text(ids, mask)
         else:
-            embedding = embedding.expand(batch, *embedding.shape[1:])
+            embedding = self._embedding.expand(batch, *self._embedding.shape[1:])
         with watch(Piece.IMAGE):
-            candidates = self._model(pixels, sizes, embedding, mask, classes)
-        tensors = (candidates.boxes, candidates.scores, candidates.labels)
-        if moves:
+            found = self._model(pixels, sizes, embedding, mask, classes)
+        tensors = (found.boxes, found.scores, found.labels)
+        if self._device.type != "cpu":
             with watch(Piece.FROM_DEVICE):
                 tensors = (tensors[0].cpu(), tensors[1].cpu(), tensors[2].cpu())
         with watch(Piece.SELECT):
-            detections = select_batch(
+            return select_batch(
                 Candidates(*(tensor.numpy() for tensor in tensors)),
                 canvas.image_sizes,
                 canvas.original_sizes,
-                thresholds=thresholds(self._prompt, options.threshold),
-                phrases=self._prompt.phrases,
+                thresholds=thresholds(prompt, self.options.threshold),
+                phrases=prompt.phrases,
                 nms_threshold=self._bundle.nms_iou,
                 max_detections=self._bundle.max_detections,
             )
-        self.pieces = watch.seconds
-        return detections
 
     def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
         """See `Subject.profile`; the device is waited for before and after each block."""
@@ -197,11 +170,3 @@ class CheckpointSubject(Subject):
             "precision": "fp32",
             "tokens": 0 if self._text is None else int(self._text[0].shape[1]),
         }
-
-    def close(self) -> None:
-        """See `Subject.close`."""
-        self._embedding = self._text = None
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)

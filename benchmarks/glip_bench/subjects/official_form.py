@@ -17,9 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from glip_export.model.config import GlipConfig
     from glip_export.model.glip import Glip
-    from glip_export.model.head import Candidates
 
-__all__ = ["PADDED", "OfficialForm", "official_macs"]
+__all__ = ["PADDED", "official_form", "official_macs"]
 
 PADDED = 256
 """Tokens of every prompt (official `MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN`)."""
@@ -53,37 +52,14 @@ class DirectAttention(BiMultiHeadAttention):
         return x.view(x.shape[0], -1, self.heads, self.head_dim).transpose(1, 2)
 
 
-class OfficialForm:
-    """A model run the official way; it shares the weights of the one it is made from, which stays as it is."""
-
-    def __init__(self, model: Glip) -> None:
-        memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        self.model = copy.deepcopy(model, memo)
-        for module in self.model.modules():
-            if isinstance(module, VlFuse):
-                module.b_attn.attn = DirectAttention.sharing(module.b_attn.attn)
-
-    def detect(self, frames: Tensor, image_sizes: Tensor, input_ids: Tensor, class_map: Tensor) -> Candidates:
-        """Run everything of one frame, the text branch included.
-
-        Args:
-            frames: (B, H, W, 3) uint8 BGR canvas.
-            image_sizes: (B, 2) int64.
-            input_ids: (T,) int64, T at most 256.
-            class_map: (C, T) float32.
-
-        Returns:
-            Candidates, as `Glip.forward` gives them.
-        """
-        batch, tokens = frames.shape[0], input_ids.shape[0]
-        ids = torch.zeros(batch, PADDED, dtype=torch.int64, device=input_ids.device)
-        mask = torch.zeros_like(ids)
-        ids[:, :tokens], mask[:, :tokens] = input_ids, 1
-        classes = torch.zeros(batch, class_map.shape[0], PADDED, device=class_map.device)
-        classes[:, :, :tokens] = class_map
-        embedding = self.model.encode_text(ids, mask)
-        found: Candidates = self.model(frames, image_sizes, embedding, mask, classes)
-        return found
+def official_form(model: Glip) -> Glip:
+    """Return a model that fuses the official way; it shares the weights of the one given, which stays as it is."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    form = copy.deepcopy(model, memo)
+    for module in form.modules():
+        if isinstance(module, VlFuse):
+            module.b_attn.attn = DirectAttention.sharing(module.b_attn.attn)
+    return form
 
 
 def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> Mapping[str, int]:
@@ -102,7 +78,7 @@ def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> M
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = OfficialForm(Glip(config)).model.eval()
+        model = official_form(Glip(config)).eval()
         image = torch.empty(1, height, width, 3)
         ids = torch.zeros(1, PADDED, dtype=torch.int64)
         bias = torch.zeros(1, 1, 1, PADDED)

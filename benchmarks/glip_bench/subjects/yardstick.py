@@ -11,24 +11,24 @@ MDETR, which the GLIP paper compares itself with, is not in transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from glip_bench.subjects.base import Options, Piece, Stopwatch, Subject, SubjectName
+from glip_bench.subjects.base import Options, Piece, Stopwatch, SubjectName
+from glip_bench.subjects.in_torch import TorchSubject, best_device
 from glip_deploy.errors import BackendError, OptionError
-from glip_deploy.frames import make_canvas
 from glip_deploy.frames.geometry import ceil_div
-from glip_deploy.prompts.tokens import Prompt, parse_prompt
 from glip_deploy.results.detections import Detections
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.manifest import Bundle
-    from glip_deploy.prompts.syntax import PromptText
+    from glip_deploy.frames import Canvas
+    from glip_deploy.prompts.tokens import Prompt
 
 __all__ = ["PARAMETERS", "YardstickSubject"]
 
@@ -41,65 +41,29 @@ STRIDES = (8, 16, 32, 64)
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-class YardstickSubject(Subject):
-    """A detector of transformers with random weights, in torch, fp32.
-
-    Args:
-        name: see `Subject`.
-        options: see `Subject`.
-        bundle: gives the tokenizer.
-
-    Raises:
-        BackendError: the installed transformers cannot build it.
-    """
+class YardstickSubject(TorchSubject):
+    """A detector of transformers with random weights; raises BackendError if transformers cannot build it."""
 
     def __init__(self, name: SubjectName, options: Options, bundle: Bundle) -> None:
-        super().__init__(name, options)
-        self._bundle = bundle
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
         torch.manual_seed(0)
-        self._model: Any = _build(name).eval().requires_grad_(False).to(self._device)
+        super().__init__(name, options, bundle, _build(name).eval().requires_grad_(False).to(best_device()))
         self._size = sum(parameter.numel() for parameter in self._model.parameters())
-        self._prompt: Prompt | None = None
         self._mean, self._std = (torch.tensor(values, device=self._device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
-    def prepare(self, prompt: PromptText | Prompt) -> None:
-        """See `Subject.prepare`."""
-        if not isinstance(prompt, Prompt):
-            prompt = parse_prompt(prompt, self._bundle.tokenizer(), max_tokens=self._bundle.max_tokens)
-        self._prompt = prompt
-
-    @torch.inference_mode()
-    def run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See `Subject.run_batch`."""
-        if self._prompt is None:
-            raise self._no_prompt()
-        watch, options = Stopwatch(self._wait), self.options
-        with watch(Piece.RESIZE):
-            canvas = make_canvas(
-                frames, color="rgb", shortest_side=options.shortest_side, longest_side=options.longest_side
-            )
-        height, width = canvas.frames.shape[1:3]
+    def _detect(self, watch: Stopwatch, pixels: torch.Tensor, canvas: Canvas, prompt: Prompt) -> list[Detections]:
+        height, width = pixels.shape[1:3]
         locations = sum(ceil_div(height, stride) * ceil_div(width, stride) for stride in STRIDES)
         if self.name is SubjectName.GROUNDING_DINO_T and locations < QUERIES:
             raise OptionError(
                 f"{self.name} picks {QUERIES} of {locations} locations in {width}x{height}; use a larger shortest side"
             )
-        pixels = torch.from_numpy(canvas.frames)
-        if self._device.type != "cpu":
-            with watch(Piece.TO_DEVICE):
-                pixels = pixels.to(self._device)
         with watch(Piece.IMAGE):
-            found = self._model(**self._inputs(pixels, canvas.image_sizes))
+            found = self._model(**self._inputs(pixels, canvas.image_sizes, prompt))
         with watch(Piece.SELECT):
             boxes, logits = found.pred_boxes.cpu().numpy(), found.logits.float().cpu().numpy()
-            detections = [self._select(*pair) for pair in zip(boxes, logits, frames, strict=True)]
-        self.pieces = watch.seconds
-        return detections
+            return [self._select(*one) for one in zip(boxes, logits, canvas.original_sizes, strict=True)]
 
-    def _inputs(self, pixels: Any, image_sizes: NDArray[np.int64]) -> dict[str, Any]:
+    def _inputs(self, pixels: torch.Tensor, image_sizes: NDArray[np.int64], prompt: Prompt) -> dict[str, Any]:
         """Return what the network takes; normalization is part of the image branch, as it is in GLIP's."""
         batch = pixels.shape[0]
         mask = torch.zeros(pixels.shape[:3], dtype=torch.int64, device=self._device)
@@ -107,8 +71,8 @@ class YardstickSubject(Subject):
             mask[i, :height, :width] = 1
         planes = pixels.flip(-1).permute(0, 3, 1, 2).float()
         inputs = {"pixel_values": (planes - self._mean) / self._std, "pixel_mask": mask}
-        if self.name is SubjectName.GROUNDING_DINO_T and self._prompt is not None:
-            ids = torch.tensor(self._prompt.input_ids, device=self._device).expand(batch, -1)
+        if self.name is SubjectName.GROUNDING_DINO_T:
+            ids = torch.tensor(prompt.input_ids, device=self._device).expand(batch, -1)
             inputs |= {
                 "input_ids": ids,
                 "attention_mask": torch.ones_like(ids),
@@ -116,7 +80,7 @@ class YardstickSubject(Subject):
             }
         return inputs
 
-    def _select(self, boxes: NDArray[Any], logits: NDArray[Any], frame: NDArray[np.uint8]) -> Detections:
+    def _select(self, boxes: NDArray[Any], logits: NDArray[Any], frame_size: NDArray[np.int64]) -> Detections:
         """Take the best class of each query if it is above the threshold, without NMS, as both papers do."""
         if self.name is SubjectName.DETR_R50:
             odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -126,8 +90,8 @@ class YardstickSubject(Subject):
         labels, best = scores.argmax(axis=-1), scores.max(axis=-1)
         keep = best > self.options.threshold
         center, half = boxes[keep, :2], boxes[keep, 2:] / 2
-        size = np.tile([frame.shape[1], frame.shape[0]], 2)
-        corners = np.concatenate([center - half, center + half], axis=1) * size
+        size = np.tile(frame_size[::-1], 2)
+        corners = (np.concatenate([center - half, center + half], axis=1) * size).astype(np.float32)
         return Detections(corners, best[keep], labels[keep], [str(label) for label in labels[keep]])
 
     def describe(self) -> Mapping[str, Any]:
@@ -139,14 +103,6 @@ class YardstickSubject(Subject):
             "weights": "random",
             "parameters": self._size,
         }
-
-    def close(self) -> None:
-        """See `Subject.close`."""
-        self._model = None
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def _build(name: SubjectName) -> Any:

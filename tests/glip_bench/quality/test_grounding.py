@@ -54,7 +54,7 @@ def test_a_box_without_area_overlaps_nothing(folder):
 
 
 def test_spans_reach_the_prompt(folder):
-    (picture,) = read_phrases(folder / "set.json", folder).pictures
+    (picture,) = read_phrases(folder / "set.json", folder)
     assert picture.caption.spans == [[(0, 9)], [(18, 21), (22, 26)]]
 
 

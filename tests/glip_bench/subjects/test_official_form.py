@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from glip_bench.subjects.official_form import PADDED, OfficialForm, official_macs
+from glip_bench.subjects.official_form import PADDED, official_form, official_macs
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.glip import Glip
 from tiny_glip import tiny_model
@@ -30,18 +30,17 @@ def test_the_official_form_has_the_known_counts(variant):
 def test_the_official_form_finds_the_same():
     model = tiny_model()
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8))
-    sizes, ids = torch.tensor([[96, 120]]), torch.tensor([2, 40, 41, 9, 3])
-    class_map = torch.tensor([[0, 0.5, 0.5, 0, 0], [0, 0, 0, 1.0, 0]])
-    official = OfficialForm(model)
+    sizes, ids = torch.tensor([[96, 120]]), torch.tensor([[2, 40, 41, 9, 3]])
+    class_map = torch.tensor([[[0, 0.5, 0.5, 0, 0], [0, 0, 0, 1.0, 0]]])
+    mask, official = torch.ones_like(ids), official_form(model)
+    padded = [torch.nn.functional.pad(tensor, (0, PADDED - 5)) for tensor in (ids, mask, class_map)]
     with torch.inference_mode():
-        theirs = official.detect(frames, sizes, ids, class_map)
-        text = model.encode_text(ids[None], torch.ones(1, 5, dtype=torch.int64))
-        ours = model(frames, sizes, text, torch.ones(1, 5, dtype=torch.int64), class_map[None])
+        text = official.encode_text(*padded[:2])
+        theirs = official(frames, sizes, text, *padded[1:])
+        ours = model(frames, sizes, model.encode_text(ids, mask), mask, class_map)
     assert (ours.scores > 0).sum() > 10
     torch.testing.assert_close(theirs.scores, ours.scores, atol=1e-4, rtol=0)
     # It shares weights, and leaves the model it was made from as it was.
-    assert {p.data_ptr() for p in official.model.parameters()} == {p.data_ptr() for p in model.parameters()}
-    assert type(model.rpn.head.dyhead_tower[0].b_attn.attn) is not type(
-        official.model.rpn.head.dyhead_tower[0].b_attn.attn
-    )
-    assert PADDED == 256 and isinstance(official.model, Glip)
+    assert {p.data_ptr() for p in official.parameters()} == {p.data_ptr() for p in model.parameters()}
+    own, other = (form.rpn.head.dyhead_tower[0].b_attn.attn for form in (model, official))
+    assert type(own) is not type(other) and isinstance(official, Glip) and PADDED == 256
