@@ -13,6 +13,8 @@ from glip_engines.inspection import Expected, check_network
 from glip_engines.rewriting import rewrite, rewrite_file
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
+from glip_export.bundle_writer import export_bundle
+from tiny_glip import tiny_state, write_tiny
 
 from glip_deploy.errors import EngineError
 
@@ -202,7 +204,30 @@ def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
         if node.op_type == "GridSample" and mode is not None:
             node.attributes["mode"] = ir.AttrString("mode", mode)
     ir.save(model, tmp_path / "image.onnx", external_data="image.onnx.data")
-    # Profiles of nothing: the walk is passed, and then the builder refuses.
-    job = GraphJob(str(tmp_path / "image.onnx"), str(tmp_path / "image.plan"), (), asdict(expected))
-    with Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker, pytest.raises(EngineError, match="could not build"):
+    with Worker(Settings(Flavour.RTX, "fp32", "SM80")) as worker:
+        assert_accepted(worker, tmp_path / "image.onnx", expected)
+
+
+@pytest.fixture(scope="module", params=[{"fusion": False}, {"tunable_tokens": 64}], ids=["no fusion", "tuned prompt"])
+def other_bundle(request, tmp_path_factory):
+    """A bundle of another variant: GLIP-T (A) and (B) have no fusion, a prompt-tuned model adds to its text."""
+    folder = tmp_path_factory.mktemp("other")
+    export_bundle(write_tiny(folder / "other.pth", tiny_state(**request.param)), folder / "bundle")
+    return folder / "bundle"
+
+
+@needs_rtx
+@pytest.mark.parametrize("graph", ["text", "image"])
+def test_variants(other_bundle, tmp_path, graph):
+    """Kinds of layers are listed from what graphs of all variants make."""
+    file = tmp_path / f"{graph}.onnx"
+    model = rewrite_file(other_bundle / file.name, file, NEW, precision="fp16", form="native", pinned={})
+    with Worker(Settings(Flavour.RTX, "fp16", "SM80")) as worker:
+        assert_accepted(worker, file, Expected.of(model))
+
+
+def assert_accepted(worker, file, expected):
+    """The network passes; then the builder refuses, because there are no profiles for its dynamic shapes."""
+    job = GraphJob(str(file), f"{file}.plan", (), asdict(expected))
+    with pytest.raises(EngineError, match="could not build"):
         worker.build(job, lambda fraction, phase: None)
