@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from glip_export.model.bert import attention_bias
 from glip_export.model.fusion import VlFuse
-from glip_export.model.glip import Glip, normalise
+from glip_export.model.glip import Glip, normalize
 from glip_export.model.head import Candidates, HeadOutputs, LevelOutputs, select_candidates
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class Inputs:
 
 def network_input(glip: Glip, inputs: Inputs) -> Tensor:
     """Return the normalized canvas, (B, H, W, 3) fp32."""
-    return normalise(inputs.frames, inputs.image_sizes, glip.config.input)
+    return normalize(inputs.frames, inputs.image_sizes, glip.config.input)
 
 
 class HalfImageBranch:

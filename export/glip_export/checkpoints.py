@@ -1,4 +1,4 @@
-"""Official GLIP checkpoints: read safely, recognise the variant from the keys, build the model.
+"""Official GLIP checkpoints: read safely, recognize the variant from the keys, build the model.
 
 A released file is `{"model": state_dict}`, possibly with a `module.` prefix on every key, buffers the model can
 rebuild, and training heads it never uses. Weights are read with `weights_only=True`: a `.pth` is a pickle, and a
@@ -48,14 +48,14 @@ INFERENCE_PATH = re.compile(
 )
 MARKERS = ("backbone.body.patch_embed.proj.weight", "rpn.head.bbox_pred.weight", "rpn.head.log_scale")
 LARGEST_WINDOW = 32
-"""Of Swin: the index of relative positions, which no checkpoint needs to carry, has the fourth power of it."""
+"""Of Swin, in tokens: the index of relative positions, which is rebuilt, has the fourth power of it as entries."""
 BERT = "language_backbone.body.model."
 TOWER = "rpn.head.dyhead_tower."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model ready to run, and where it came from."""
+    """A model ready to run, and the file it is from."""
 
     model: Glip
     config: GlipConfig
@@ -400,7 +400,7 @@ def _rebuild(key: str, config: GlipConfig) -> torch.Tensor:
 
 
 def _check_anchors(state: StateDict, config: GlipConfig, path: Path | str) -> None:
-    """The decode has GLIP's anchors built in (8 strides wide, one a location); other ones are refused."""
+    """Refuse anchors other than GLIP's, which the decoding of boxes has built in (8 strides wide, one a location)."""
     for i, stride in enumerate(config.head.strides):
         key = f"rpn.anchor_generator.cell_anchors.{i}"
         cell = state.get(key)

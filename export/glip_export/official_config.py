@@ -141,7 +141,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Official files write tuples as strings: "(2, 2, 6, 2)"."""
+    """Return a value with tuples, which official files write as strings such as "(2, 2, 6, 2)", made lists."""
     if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
         import ast
 

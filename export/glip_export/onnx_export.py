@@ -48,8 +48,8 @@ def export_text(model: Glip, directory: Path) -> GraphContract:
     from glip_export.model.glip import TextBranch
 
     contract = text_contract(model.config.bert.hidden)
-    example = (torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64))
-    _trace(TextBranch(model), example, contract, directory / TEXT_GRAPH)
+    ids = torch.ones(2, min(9, model.config.longest_text), dtype=torch.int64)
+    _trace(TextBranch(model), (ids, ids), contract, directory / TEXT_GRAPH)
     return contract
 
 

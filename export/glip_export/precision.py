@@ -61,7 +61,7 @@ class Island:
     """Whether the output goes back to half precision at once; otherwise fp32 lasts until it meets a half value."""
 
     def holds(self, node: onnx_ir.Node) -> bool:
-        """Whether the node, which has a stage, is on the island."""
+        """Return whether the node, which has a stage, is on the island."""
         stage = stage_of(node)
         return any(stage is place and node.op_type in operators for place, operators in self.places)
 
@@ -141,7 +141,7 @@ def to_precision(
         model: a graph of a bundle (text or image branch), in fp32.
         precision: one of PRECISIONS; "fp32" returns the graph as it is.
         rounded: keep fp32 types and round every half-precision value instead.
-        islands: what stays fp32; ISLANDS unless one wants to see what breaks without one.
+        islands: what stays fp32; another choice than ISLANDS shows what breaks without one.
 
     Raises:
         OptionError: unknown precision, or a weight beyond what fp16 can hold.
@@ -213,7 +213,7 @@ class _Lowering:
                 self._round(value)
 
     def _is_half(self, node: onnx_ir.Node, outputs: Sequence[onnx_ir.Value]) -> bool:
-        """Whether a node outside all islands computes in half precision."""
+        """Return whether a node outside all islands computes in half precision."""
         if not outputs:
             return False
         if node.op_type in HEAVY:
@@ -224,7 +224,7 @@ class _Lowering:
         return not moving or any(value in self.halves for value in moving)
 
     def _float_outputs(self, node: onnx_ir.Node) -> list[onnx_ir.Value]:
-        """Floating-point outputs, by the operator's own rule of types."""
+        """Return the floating-point outputs, by the operator's own rule of types."""
         ir = self.ir
         op = node.op_type
         if op in FLOAT_FREE:
@@ -292,7 +292,7 @@ class _Lowering:
         return self.casts[key]
 
     def _cast_nodes(self, value: onnx_ir.Value, to_half: bool) -> list[onnx_ir.Node]:
-        """The nodes of a cast; two where it only rounds."""
+        """Make the nodes of a cast; two where it only rounds."""
         ir = self.ir
         suffix = "half" if to_half else "float"
         kind = self.half if to_half else ir.DataType.FLOAT

@@ -58,11 +58,11 @@ class ParityRow:
 
     @property
     def ok(self) -> bool:
-        """Within tolerance; NaN is not."""
+        """Return whether the error is within tolerance; NaN is not."""
         return (self.max_abs if self.mean_abs is None else self.mean_abs) <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Return the row as it stands in the manifest."""
         row: dict[str, Any] = {
             "graph": self.graph,
             "output": self.output,
@@ -97,7 +97,7 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
     for name, batch in (("text_embedding", slice(0, 1)), ("text_embedding, padded batch", slice(0, 2))):
         with torch.inference_mode():
             expected = model.encode_text(torch.from_numpy(ids[batch]), torch.from_numpy(mask[batch])).numpy()
-        (found,) = session.run(["text_embedding"], {"input_ids": ids[batch], "attention_mask": mask[batch]})
+        (found,) = session.run(["text_embedding"], {**text_inputs(ids[batch]), "attention_mask": mask[batch]})
         rows.append(_row(TEXT_GRAPH, name, found, expected, TEXT_TOLERANCE))
     return rows
 
@@ -185,7 +185,7 @@ def _run_changed(
     feed: dict[str, NDArray[Any]],
     change: Callable[[onnx_ir.Model], onnx_ir.Model],
 ) -> list[NDArray[Any]]:
-    """Run a changed copy of a graph."""
+    """Run a changed copy of a graph and return its outputs."""
     import onnx_ir
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".changed-") as scratch:

@@ -94,7 +94,7 @@ def test_training_heads_and_buffers_are_ignored_and_listed(tmp_path, state):
         ("glip_T_prompt", "GLIP-T, prompt-tuned", (96, 7, 6, True)),
     ],
 )
-def test_variants_are_recognised_from_names_and_shapes(manifest, variant, sizes):
+def test_variants_are_recognized_from_names_and_shapes(manifest, variant, sizes):
     rows = json.loads((STAND_IN / "manifests" / f"{manifest}.json").read_text())["tensors"]
     state = {row["key"]: torch.empty(row["shape"], device="meta") for row in rows}
     config = derive_config(state)

@@ -97,8 +97,8 @@ def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
-@pytest.mark.parametrize("step", [2, 3])
-def test_ctrl_c_leaves_nothing(tmp_path, tiny_checkpoint, step):
+@pytest.mark.parametrize(("step", "number", "status"), [(2, "SIGINT", 130), (3, "SIGINT", 130), (3, "SIGTERM", 143)])
+def test_an_interrupted_export_leaves_nothing(tmp_path, tiny_checkpoint, step, number, status):
     command = [*PROGRAM, "--model", tiny_checkpoint, "--output", tmp_path / "new" / "out"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -106,10 +106,11 @@ def test_ctrl_c_leaves_nothing(tmp_path, tiny_checkpoint, step):
                 if line.startswith(f"[{step}/"):
                     break
             assert list((tmp_path / "new").iterdir()), "there is something to clean up"
-            process.send_signal(signal.SIGINT)
+            process.send_signal(getattr(signal, number))
             out, err = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == 130, err
+    # Where the interrupt meets code that torch runs from C++, Python ends with the signal itself: the same to a shell.
+    assert process.returncode in (status, -getattr(signal, number)), err
     assert err.splitlines()[-1] == "glip-export: interrupted, nothing was written" and "Traceback" not in err
     assert out == "" and list(tmp_path.iterdir()) == []

@@ -107,7 +107,7 @@ class BertLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Word, position and (all-zero) token-type embeddings, normalised."""
+    """Word, position and (all-zero) token-type embeddings, normalized."""
 
     position_ids: Tensor
 

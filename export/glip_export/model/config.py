@@ -1,4 +1,4 @@
-"""What a GLIP is made of: sizes and switches, derived from a checkpoint's own shapes."""
+"""Sizes and switches of a GLIP, derived from the shapes in a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SwinConfig:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Feature width of every stage (stage k works at stride 4 * 2**k)."""
+        """Feature width of every stage; stage k works at stride 4 * 2**k."""
         return tuple(self.embed_dim * 2**i for i in range(len(self.depths)))
 
 
@@ -81,7 +81,7 @@ class GlipConfig:
 
     @property
     def variant(self) -> str:
-        """The name people use: "GLIP-T (A)", "GLIP-T", "GLIP-L", "GLIP-L without fusion", or "GLIP (custom)"."""
+        """The usual name: "GLIP-T (A)", "GLIP-T", "GLIP-L", "GLIP-L without fusion", or "GLIP (custom)"."""
         tuned = ", prompt-tuned" if self.tunable_tokens else ""
         shape = (self.swin.embed_dim, self.swin.depths, self.swin.window, self.head.blocks, self.bert.hidden)
         if shape == (96, (2, 2, 6, 2), 7, 6, 768):
@@ -96,7 +96,7 @@ class GlipConfig:
         return min(self.bert.positions, self.tunable_tokens or self.bert.positions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, for the manifest."""
+        """Return plain dictionaries, lists and numbers, for the manifest."""
         return {"variant": self.variant, **asdict(self)}
 
     @classmethod

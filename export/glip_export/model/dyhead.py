@@ -15,7 +15,7 @@ __all__ = ["DyConv", "DyReLU"]
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
-    """The official h_sigmoid: relu6(x + 3) / 6."""
+    """Return relu6(x + 3) / 6 (official `h_sigmoid`)."""
     return F.relu6(x + 3) / 6
 
 
@@ -85,7 +85,7 @@ class DyConv(nn.Module):
         return outputs
 
     def combine(self, branches: Sequence[Tensor]) -> Tensor:
-        """Mean of the branches, each scaled by its level attention (one number per image)."""
+        """Return the mean of the branches, each scaled by its level attention (one number per image)."""
         projection = self.AttnConv[1]
         total: Tensor | None = None
         for branch in branches:

@@ -38,8 +38,8 @@ class BiMultiHeadAttention(nn.Module):
         """Return the updates (dV, dL).
 
         Args:
-            v: (B, N, V) normalised visual tokens of all levels.
-            l: (B, T, L) normalised text tokens.
+            v: (B, N, V) normalized visual tokens of all levels.
+            l: (B, T, L) normalized text tokens.
             mask: (B, T), one for real tokens; padded tokens are invisible to the image.
         """
         batch, tokens, _ = l.shape
@@ -72,7 +72,7 @@ class BiMultiHeadAttention(nn.Module):
 
 
 class BiAttentionBlock(nn.Module):
-    """Norms, two-way attention, scaled residuals; the residual is added to the *normalised* features."""
+    """Norms, two-way attention, scaled residuals; the residual is added to the *normalized* features."""
 
     def __init__(self, config: HeadConfig, text: int) -> None:
         super().__init__()

@@ -12,11 +12,11 @@ from glip_export.model.fpn import Fpn
 from glip_export.model.head import Candidates, Head, HeadOutputs, select_candidates
 from glip_export.model.swin import Swin
 
-__all__ = ["Glip", "ImageBranch", "TextBranch", "normalise"]
+__all__ = ["Glip", "ImageBranch", "TextBranch", "normalize"]
 
 
-def normalise(frames: Tensor, image_sizes: Tensor, config: InputConfig) -> Tensor:
-    """Bytes to network input: (x - mean) / std, then zero outside each picture's true size.
+def normalize(frames: Tensor, image_sizes: Tensor, config: InputConfig) -> Tensor:
+    """Turn bytes into network input: (x - mean) / std, then zero outside each picture's true size.
 
     Args:
         frames: (B, H, W, 3) uint8 BGR canvas, H and W multiples of 32.
@@ -24,7 +24,7 @@ def normalise(frames: Tensor, image_sizes: Tensor, config: InputConfig) -> Tenso
         config: mean and standard deviation per BGR channel.
 
     Returns:
-        (B, H, W, 3) float32. Padding is zero *after* normalisation, as in training (official `to_image_list`).
+        (B, H, W, 3) float32. Padding is zero *after* normalization, as in training (official `to_image_list`).
     """
     batch, height, width, channels = frames.shape
     # Pixel and channel share one axis here: broadcasting over a last axis of 3 costs a CPU five times as much.
@@ -46,12 +46,12 @@ class Backbone(nn.Module):
         self.fpn = Fpn(config.swin.channels[1:], config.head.channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map a normalised (B, H, W, 3) canvas to P3..P7."""
+        """Map a normalized (B, H, W, 3) canvas to P3..P7."""
         return self.fpn(self.body(image))
 
 
 class LanguageBody(nn.Module):
-    """Holds BERT under its official name (`language_backbone.body.model`)."""
+    """BERT under its official name (`language_backbone.body.model`)."""
 
     def __init__(self, config: GlipConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LanguageBody(nn.Module):
 
 
 class LanguageBackbone(nn.Module):
-    """Holds BERT under its official name."""
+    """BERT's parent under its official name."""
 
     def __init__(self, config: GlipConfig) -> None:
         super().__init__()
@@ -101,15 +101,15 @@ class Glip(nn.Module):
         return hidden
 
     def predict(self, image: Tensor, embedding: Tensor, mask: Tensor) -> HeadOutputs:
-        """Return raw head outputs for a normalised (B, H, W, 3) canvas and (B, T, D) text."""
+        """Return raw head outputs for a normalized (B, H, W, 3) canvas and (B, T, D) text."""
         outputs: HeadOutputs = self.rpn.head(self.backbone(image), embedding, mask)
         return outputs
 
     def forward(
         self, frames: Tensor, image_sizes: Tensor, embedding: Tensor, mask: Tensor, class_map: Tensor
     ) -> Candidates:
-        """Frames and text to candidate boxes; see `ImageBranch` for shapes."""
-        image = normalise(frames, image_sizes, self.config.input)
+        """Turn frames and text into candidate boxes; see `ImageBranch` for shapes."""
+        image = normalize(frames, image_sizes, self.config.input)
         return select_candidates(self.predict(image, embedding, mask), class_map, image_sizes, self.config.head)
 
 
@@ -121,7 +121,7 @@ class TextBranch(nn.Module):
         self.glip = glip
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode."""
+        """Return the text embedding."""
         return self.glip.encode_text(input_ids, attention_mask)
 
 
@@ -154,7 +154,7 @@ class ImageBranch(nn.Module):
             (B, N, T), deltas (B, N, 4) and centerness (B, N), levels one after another.
         """
         glip = self.glip
-        image = normalise(frames, image_sizes, glip.config.input)
+        image = normalize(frames, image_sizes, glip.config.input)
         outputs = glip.predict(image, text_embedding, text_mask)
         found = select_candidates(outputs, class_map, image_sizes, glip.config.head)
         logits = torch.cat([level.logits for level in outputs.levels], dim=2).transpose(1, 2)

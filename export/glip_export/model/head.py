@@ -66,7 +66,7 @@ class Scale(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply."""
+        """Return `x` times the factor."""
         return x * self.scale
 
 
@@ -151,23 +151,23 @@ def decode(deltas: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
         deltas: (..., 4) dx, dy, dw, dh.
         x: (...) location column, as floating point.
         y: (...) location row.
-        stride: pixels per location; the anchor there is 8 strides wide, centred (stride - 1) / 2 past the corner.
+        stride: pixels per location; the anchor there is 8 strides wide, centered (stride - 1) / 2 past the corner.
 
     Returns:
         (..., 4) xyxy in pixels of the network's input, unclipped.
     """
     size = float(ANCHOR_CELLS * stride)
-    centre = (stride - 1) / 2
+    center = (stride - 1) / 2
     dx, dy, dw, dh = deltas.unbind(-1)
-    cx = dx / 10 * size + (x * stride + centre)
-    cy = dy / 10 * size + (y * stride + centre)
+    cx = dx / 10 * size + (x * stride + center)
+    cy = dy / 10 * size + (y * stride + center)
     half_w = ((dw / 5).clamp(max=BOX_CLIP).exp() * size - 1) * 0.5
     half_h = ((dh / 5).clamp(max=BOX_CLIP).exp() * size - 1) * 0.5
     return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
 
 
 def _at_most(limit: int, size: int) -> int:
-    """`min(limit, size)`, also while tracing, where a size is a tensor that must stay in the graph."""
+    """Return `min(limit, size)`, also while tracing, where a size is a tensor that must stay in the graph."""
     if torch.onnx.is_in_onnx_export():
         return cast(int, torch.minimum(torch.tensor(limit), torch.as_tensor(size)))
     return min(limit, size)

@@ -28,12 +28,12 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def padding_to(size: int, multiple: int) -> int:
-    """How much must be added to `size` to reach a multiple (branch-free, so it stays symbolic in an export)."""
+    """Return what must be added to `size` to reach a multiple (no branch, so it stays symbolic in an export)."""
     return (size + multiple - 1) // multiple * multiple - size
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Additive mask (windows, window**2, window**2) for the shifted blocks; height and width are padded sizes.
+    """Return the additive mask (windows, window**2, window**2) of shifted blocks; height and width are padded sizes.
 
     After the cyclic shift a window may hold pixels from opposite borders; those must not see each other. A pixel's
     region is found per axis (0: untouched rows, 1: last whole window's head, 2: wrapped rows).
@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def position_bias(self) -> Tensor:
-        """Bias (heads, window**2, window**2) added to the scores."""
+        """Return the bias (heads, window**2, window**2) that is added to the scores."""
         length = self.window * self.window
         bias = self.relative_position_bias_table[self.relative_position_index.reshape(-1)]
         return bias.view(length, length, self.heads).permute(2, 0, 1)
@@ -135,7 +135,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: four neighbours side by side, in the order (0,0), (1,0), (0,1), (1,1), then norm and linear."""
+    """Halve the map: four neighbors side by side, in the order (0,0), (1,0), (0,1), (1,1), then norm and linear."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map a normalised (B, H, W, 3) picture to (B, H/4, W/4, dim)."""
+        """Map a normalized (B, H, W, 3) picture to (B, H/4, W/4, dim)."""
         batch, height, width, _ = image.shape
         rows, columns = height // PATCH, width // PATCH
         patches = image.reshape(batch, rows, PATCH, columns, PATCH, 3).transpose(2, 3)
@@ -204,7 +204,7 @@ class Swin(nn.Module):
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the maps at strides 8, 16, 32 as (B, C, H, W) from a normalised (B, H, W, 3) picture.
+        """Return the maps at strides 8, 16, 32 as (B, C, H, W) from a normalized (B, H, W, 3) picture.
 
         The first stage's map (stride 4) has no norm and is not used by the FPN, so it is not returned.
         """
