@@ -31,7 +31,7 @@ class SimulatedCuda:
     def __init__(self, graphs=True):
         self.graphs = graphs
         self.memory, self.arrays, self.streams, self.live_graphs = {}, {}, set(), set()
-        self.log = []
+        self.log, self.waits = [], []
         self.recording = None
         self.depth = 0
 
@@ -43,15 +43,16 @@ class SimulatedCuda:
 
     def stream(self):
         assert self.depth
-        self.streams.add(max(self.streams, default=0) + 1)
+        self.streams.add(max(self.streams, default=100) + 1)
         return max(self.streams)
 
     def free_stream(self, stream):
         self.streams.remove(stream)
 
     def synchronize(self, stream):
-        assert stream in self.streams
+        assert stream in self.streams or stream in (1, 2)  # CUDA's own: the legacy and the per-thread default stream
         assert self.recording is None
+        self.waits.append(stream)
 
     def allocate(self, size):
         assert self.depth
@@ -217,7 +218,7 @@ class SimulatedEngine:
 
 def simulated_tensorrt(cuda):
     """A module like `tensorrt`; a plan file of `write_engines` names its graph."""
-    trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=VERSION, loaded=[])
+    trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=VERSION, loaded=[], creators=[])
 
     class Runtime:
         def __init__(self, logger):
@@ -237,7 +238,10 @@ def simulated_tensorrt(cuda):
     trt.TensorIOMode = SimpleNamespace(INPUT="input")
     trt.nptype = lambda dtype: dtype
     trt.init_libnvinfer_plugins = lambda logger, namespace: True
-    trt.get_plugin_registry = lambda: SimpleNamespace(load_library=lambda path: trt.loaded.append(path) or 1)
+    trt.get_plugin_registry = lambda: SimpleNamespace(
+        load_library=lambda path: None if trt.creators else trt.loaded.append(path) or trt.creators.append(path) or 1,
+        get_creator=lambda name, version, namespace: trt.creators[0] if trt.creators else None,
+    )
     return trt
 
 

@@ -43,5 +43,5 @@ def open_backend(name: str, bundle: Bundle, threads: int | None, engines: Path |
     if name == "tensorrt":
         from glip_deploy.backends.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(bundle, engines)
+        return TensorRTBackend.open(bundle, engines)
     raise OptionError(f'backend "{name}" is unknown; legal is {", ".join(BACKENDS)}')

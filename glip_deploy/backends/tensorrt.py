@@ -7,7 +7,10 @@ download are one launch. What belongs to the prompt is uploaded when it changes,
 
 from __future__ import annotations
 
+import atexit
+import logging
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +21,8 @@ import numpy as np
 
 from glip_deploy.bundle.contract import Candidates, ImageInputs
 from glip_deploy.bundle.engines import ENGINES, EngineRecord, Machine, find_engines
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import ClosedError, EngineError, EngineMismatch, GlipError, MissingPackage
+from glip_deploy.frames.geometry import ceil_to
 
 if TYPE_CHECKING:
     import tensorrt
@@ -33,8 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["TensorRTBackend", "choose_engines"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-SHAPES_KEPT = 4
-"""Frame shapes and prompt lengths that keep their buffers and CUDA graph; the one unused for longest gives way."""
+PLUGIN_CREATOR = ("ModulatedDeformConv", "1", "glip")
+"""Name, version and namespace of the plugin; the version counts its interface, not its build."""
+SHAPES_KEPT = {"text": 2, "image": 4}
+"""Shapes of each graph that keep their buffers and CUDA graph; of more, the one unused for longest gives way."""
+TOKEN_STEP, CLASS_STEP = 16, 8
+"""Prompts are padded to multiples of these within a profile's range, so that most new prompts are only an upload."""
 PER_FRAME = ("frames", "image_sizes")
 
 
@@ -50,6 +58,15 @@ class _Bound:
     """Inputs of the engine, in its order."""
     runs: int = 0
     graph: Any = None
+    capture_at: int = 1
+    """The run that is recorded: the first has to run plainly; after a failure, twice as many runs later."""
+
+
+_log = logging.getLogger(__name__)
+
+_DEVICE = threading.RLock()
+"""Held while contexts and buffers are made or given back and while a CUDA graph is recorded, in the whole process:
+allocating in one thread breaks the recording of another, in every capture mode (NVIDIA/TensorRT issue 2888)."""
 
 
 class _Engine:
@@ -59,13 +76,25 @@ class _Engine:
         self.trt, self.file, self.record = trt, file, record
         engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
-            raise GlipError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
+            raise EngineError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
         self.engine = engine
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         reads = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(name for name in names if reads[name])
         self.outputs = tuple(name for name in names if not reads[name])
         self.dtypes = {name: np.dtype(trt.nptype(self.engine.get_tensor_dtype(name))) for name in names}
+
+    def context(self) -> tensorrt.IExecutionContext | None:
+        """Return a new execution context; None where the GPU has not enough memory.
+
+        TensorRT-RTX compiles kernels for the shapes it sees in the background; a CUDA graph recorded meanwhile would
+        keep the fallback kernels, so they are compiled at once.
+        """
+        if not hasattr(self.engine, "create_runtime_config"):
+            return self.engine.create_execution_context()
+        config = self.engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return self.engine.create_execution_context(config)  # type: ignore[no-any-return]
 
     @property
     def profiles(self) -> tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]:
@@ -74,55 +103,70 @@ class _Engine:
         return profiles
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What clones share: engines that are loaded, and what they belong to."""
+
+    cuda: Cuda
+    bundle: Bundle
+    record: EngineRecord
+    engines: Mapping[str, _Engine]
+
+    @property
+    def rebuild(self) -> str:
+        """The command that builds the engines again."""
+        return f"glip-build {self.bundle.path} --flavour {self.record.flavour}"
+
+
 class TensorRTBackend:
-    """A `Backend` on a folder of engines.
+    """A `Backend` on a folder of engines, with a stream and buffers of its own. Use `TensorRTBackend.open`."""
 
-    Args:
-        bundle: the bundle the engines belong to.
-        folder: the engines; None chooses among the bundle's.
-        cuda: the GPU.
-        trt: the module `tensorrt` or `tensorrt_rtx`; None imports the one the engines were built by.
+    def __init__(self, opened: _Opened) -> None:
+        self._opened = opened
+        self._cuda, self._bundle, self._record = opened.cuda, opened.bundle, opened.record
+        self._engines, self._rebuild = opened.engines, opened.rebuild
+        self._lock = threading.Lock()
+        self._closed = False
+        self._bound: dict[str, OrderedDict[tuple[Any, ...], _Bound]] = {graph: OrderedDict() for graph in SHAPES_KEPT}
+        with self._cuda.active():
+            self._stream = self._cuda.stream()
+        _OPEN.add(self)
 
-    Raises:
-        GlipError: no engines, none for this machine (with the command that builds them), TensorRT not installed, no
-            GPU, not enough memory.
-    """
+    @classmethod
+    def open(
+        cls, bundle: Bundle, folder: Path | None = None, *, cuda: Cuda | None = None, trt: Any = None
+    ) -> TensorRTBackend:
+        """Load engines.
 
-    def __init__(
-        self, bundle: Bundle, folder: Path | None = None, *, cuda: Cuda | None = None, trt: Any = None
-    ) -> None:
+        Args:
+            bundle: the bundle the engines belong to.
+            folder: the engines; None chooses among the bundle's.
+            cuda: the GPU.
+            trt: the module `tensorrt` or `tensorrt_rtx`; None imports the one the engines were built by.
+
+        Raises:
+            GlipError: no engines, none for this machine (with the command that builds them), TensorRT not installed,
+                no GPU, not enough memory.
+        """
         if cuda is None:
             from glip_deploy.backends.cuda import Cuda
 
             if folder is None and not find_engines(bundle.path):
-                raise GlipError(_no_engines(bundle))  # before the GPU is asked for
+                raise EngineError(_no_engines(bundle))  # before the GPU is asked for
             cuda = Cuda()
-        self._cuda = cuda
-        self._bundle = bundle
-        self._lock = threading.Lock()
-        self._closed = False
-        self._bound: OrderedDict[tuple[Any, ...], _Bound] = OrderedDict()
         folder, record, module = choose_engines(bundle, folder, cuda, trt)
-        self._record = record
-        self._rebuild = f"glip-build {bundle.path} --flavour {record.flavour}"
-        with cuda.active():
+        with _DEVICE, cuda.active():
             runtime = _runtime(module, folder / record.plugin.file if record.plugin is not None else None)
-            self._engines = {
+            engines = {
                 graph: _Engine(module, runtime, folder / f"{graph}.plan", record.engines[f"{graph}.plan"])
-                for graph in ("text", "image")
+                for graph in SHAPES_KEPT
             }
-            self._stream = cuda.stream()
+        return cls(_Opened(cuda, bundle, record, engines))
 
     def clone(self) -> TensorRTBackend:
-        """Another backend for another stream of frames: it shares the engines, and nothing it waits for."""
+        """Return another backend for another stream of frames: it shares the engines, and nothing it waits for."""
         self._check_open()
-        twin = object.__new__(TensorRTBackend)
-        twin._cuda, twin._bundle, twin._record, twin._rebuild = self._cuda, self._bundle, self._record, self._rebuild
-        twin._engines = self._engines
-        twin._lock, twin._closed, twin._bound = threading.Lock(), False, OrderedDict()
-        with self._cuda.active():
-            twin._stream = self._cuda.stream()
-        return twin
+        return TensorRTBackend(self._opened)
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
@@ -147,14 +191,14 @@ class TensorRTBackend:
         least, _, most = profile["frames"]
         for side, axis in (("height", 1), ("width", 2)):
             if frames.shape[axis] > most[axis]:
-                raise GlipError(
+                raise EngineMismatch(
                     f"the frame's canvas is {frames.shape[axis]} pixels in {side}, the engine takes up to {most[axis]};"
                     f" lower --shortest-side or build with a larger --max: {self._rebuild}"
                 )
         least_classes, _, most_classes = (shape[1] for shape in profile["class_map"])
         classes = class_map.shape[1]
         if classes > most_classes:
-            raise GlipError(
+            raise EngineMismatch(
                 f"the prompt has {classes} classes, the engine takes up to {most_classes};"
                 f" build again: {self._rebuild} --classes 1:8:{classes}"
             )
@@ -167,7 +211,7 @@ class TensorRTBackend:
                 np.concatenate([part.labels for part in results]),
             )
         batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
-        classes = max(classes, least_classes)
+        classes = min(max(ceil_to(classes, CLASS_STEP), least_classes), most_classes)
         if isinstance(frames, np.ndarray):
             frames = _pad(frames, {0: batch, 1: height, 2: width})
         else:
@@ -189,11 +233,11 @@ class TensorRTBackend:
             if self._closed:
                 return
             self._closed = True
-            with self._cuda.active():
+            with _DEVICE, self._cuda.active():
                 self._cuda.synchronize(self._stream)
-                for bound in self._bound.values():
-                    self._free(bound)
-                self._bound.clear()
+                for kept in self._bound.values():
+                    while kept:
+                        self._free(kept.popitem()[1])
                 self._cuda.free_stream(self._stream)
             self._engines = {}
 
@@ -205,15 +249,15 @@ class TensorRTBackend:
         ranges = [(profile[tensor][0][1], profile[tensor][2][1]) for profile in self._engines[graph].profiles]
         for index, (least, most) in enumerate(ranges):
             if count <= most:
-                return index, max(count, least)
-        raise GlipError(
+                return index, min(max(ceil_to(count, TOKEN_STEP), least), most)
+        raise EngineMismatch(
             f"the prompt has {count} tokens, the engine takes up to {max(most for _, most in ranges)};"
             f" shorten it, or build again: {self._rebuild} --tokens 1:16:{self._bundle.max_tokens}"
         )
 
     def _check_open(self) -> None:
         if self._closed:
-            raise GlipError("this detector is closed; open it again with Detector.open")
+            raise ClosedError("this detector is closed; open it again with Detector.open")
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -224,12 +268,14 @@ class TensorRTBackend:
         with self._lock:
             self._check_open()
             with self._cuda.active():
-                bound = self._bound.get(key)
+                kept = self._bound[graph]
+                bound = kept.get(key)
                 if bound is None:
-                    while len(self._bound) >= SHAPES_KEPT:
-                        self._free(self._bound.popitem(last=False)[1])
-                    bound = self._bound[key] = self._bind(self._engines[graph], index, feed)
-                self._bound.move_to_end(key)
+                    with _DEVICE:
+                        while len(kept) >= SHAPES_KEPT[graph]:
+                            self._free(kept.popitem(last=False)[1])
+                        bound = kept[key] = self._bind(self._engines[graph], index, feed)
+                kept.move_to_end(key)
                 self._stage(bound, feed)
                 self._enqueue(bound)
                 self._cuda.synchronize(self._stream)
@@ -238,24 +284,26 @@ class TensorRTBackend:
 
     def _bind(self, engine: _Engine, index: int, feed: _Feed) -> _Bound:
         """Make a context for these shapes, with buffers."""
-        context = engine.engine.create_execution_context()
+        context = engine.context()
         if context is None:
-            raise GlipError(f"{engine.file.name}: the GPU has not enough free memory; close other programs")
+            raise EngineError(f"{engine.file.name}: the GPU has not enough free memory; close other programs")
         bound = _Bound(context, {}, {}, engine.inputs)
         try:
-            context.set_optimization_profile_async(index, self._stream)
+            if not context.set_optimization_profile_async(index, self._stream):
+                raise EngineError(f"{engine.file.name} refuses its profile {index}; {self._rebuild} --overwrite")
             for name in engine.inputs:
                 if not context.set_input_shape(name, feed[name].shape):
-                    raise GlipError(f"{engine.file.name} refuses {name} of shape {feed[name].shape}; {self._rebuild}")
+                    raise EngineError(f"{engine.file.name} refuses {name} of shape {feed[name].shape}; {self._rebuild}")
             unknown = context.infer_shapes()
             if unknown:
-                raise GlipError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
+                raise EngineError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
             for name in (*engine.inputs, *engine.outputs):
                 shape, dtype = tuple(context.get_tensor_shape(name)[:]), engine.dtypes[name]
                 if isinstance(feed.get(name), np.ndarray | None):
                     bound.staging[name] = self._cuda.pinned(shape, dtype)
                 bound.device[name] = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
-                context.set_tensor_address(name, bound.device[name])
+                if not context.set_tensor_address(name, bound.device[name]):
+                    raise EngineError(f"{engine.file.name} refuses the buffer of {name}; {self._rebuild} --overwrite")
             self._cuda.synchronize(self._stream)
         except BaseException:
             self._free(bound)
@@ -280,8 +328,7 @@ class TensorRTBackend:
         """Resize frames that are on the GPU onto the canvas there."""
         _, height, width, _ = canvas.shape
         for i, picture in enumerate(canvas.pictures):
-            if picture.stream is not None:
-                self._cuda.synchronize(picture.stream)
+            self._cuda.synchronize(picture.stream)
             size = (int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1]))
             place = address + i * height * width * 3
             self._cuda.resize(picture, canvas.red, place, (height, width), size, self._stream)
@@ -292,13 +339,24 @@ class TensorRTBackend:
                 if name in PER_FRAME and name in bound.staging:
                     self._cuda.upload(bound.device[name], bound.staging[name], self._stream)
             if not bound.context.execute_async_v3(self._stream):
-                raise GlipError(f"{self._record.flavour} could not run the engine; {self._rebuild} --overwrite")
+                raise EngineError(f"{self._record.flavour} could not run the engine; {self._rebuild} --overwrite")
             for name in bound.staging:
                 if name not in bound.inputs:
                     self._cuda.download(bound.staging[name], bound.device[name], self._stream)
 
-        if bound.runs == 1:
-            bound.graph = self._cuda.capture(self._stream, frame)
+        if bound.graph is None and bound.runs == bound.capture_at:
+            with _DEVICE:
+                bound.graph = self._cuda.capture(self._stream, frame)
+            if bound.graph is None:
+                bound.capture_at *= 2
+                level = logging.WARNING if bound.runs == 1 else logging.DEBUG
+                _log.log(
+                    level,
+                    "frame %d could not be recorded as a CUDA graph, so each frame costs more"
+                    " launches; trying again at frame %d",
+                    bound.runs + 1,
+                    bound.capture_at + 1,
+                )
         if bound.graph is None:
             frame()
         else:
@@ -329,7 +387,7 @@ def choose_engines(bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = N
     if folder is not None and not folder.is_dir() and (bundle.path / ENGINES / folder).is_dir():
         folder = bundle.path / ENGINES / folder
     folders = [folder] if folder is not None else find_engines(bundle.path)
-    refused = GlipError(_no_engines(bundle))
+    refused: GlipError = EngineError(_no_engines(bundle))
     for candidate in folders:
         try:
             record = EngineRecord.read(candidate)
@@ -354,9 +412,9 @@ def _module(flavour: str) -> Any:
         module = importlib.import_module(MODULES[flavour])
         module.__version__  # noqa: B018  # type stubs alone make an empty package
     except (ImportError, OSError, AttributeError):
-        raise GlipError(f"{flavour} is not installed; pip install 'glip-deploy[{flavour}]'") from None
+        raise MissingPackage(f"{flavour} is not installed; pip install 'glip-deploy[{flavour}]'") from None
     except KeyError:
-        raise GlipError(f'engines of "{flavour}" are unknown; upgrade with pip install -U glip-deploy') from None
+        raise EngineError(f'engines of "{flavour}" are unknown; upgrade with pip install -U glip-deploy') from None
     return module
 
 
@@ -365,6 +423,15 @@ _RUNTIMES: dict[str, tuple[Any, tensorrt.Runtime]] = {}
 _PLUGINS: set[tuple[str, str]] = set()
 """Libraries already registered, by module and content."""
 _REGISTRY = threading.Lock()
+_OPEN: weakref.WeakSet[TensorRTBackend] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is still open before the interpreter ends: engines must go before the GPU's context does."""
+    for backend in list(_OPEN):
+        backend.close()
+    _RUNTIMES.clear()
 
 
 def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
@@ -378,8 +445,9 @@ def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
             _RUNTIMES[trt.__name__] = logger, trt.Runtime(logger)
         if plugin is not None and (trt.__name__, digest := sha256_of(plugin)) not in _PLUGINS:
             registry: tensorrt.IPluginRegistry = trt.get_plugin_registry()
-            if registry.load_library(str(plugin)) is None:
-                raise GlipError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
+            # A second library with the same creator would be refused; the one that is there does the same.
+            if registry.get_creator(*PLUGIN_CREATOR) is None and registry.load_library(str(plugin)) is None:
+                raise EngineError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
         return _RUNTIMES[trt.__name__][1]
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceCanvas", "DeviceFrame", "device_canvas", "is_on_device", "network_canvas"]
 
+LEGACY_DEFAULT_STREAM = 1
+"""The handle of the stream that work without a stream goes to (cudaStreamLegacy)."""
+
 
 @dataclass(frozen=True)
 class DeviceFrame:
@@ -30,14 +33,17 @@ class DeviceFrame:
     """3, or 4 of which the last is ignored."""
     row_bytes: int
     """From one row to the next; rows may end in a gap, as decoders leave them."""
-    stream: int | None
-    """The stream whose work must be done before the picture is read; None if nothing is pending."""
+    stream: int
+    """The CUDA stream whose work must be done before the picture is read; 1 is the legacy default stream."""
     owner: Any
     """Keeps the memory alive."""
 
     @classmethod
     def of(cls, frame: Any) -> DeviceFrame:
         """Read an object's `__cuda_array_interface__`, version 2 or 3.
+
+        Version 2 names no stream, and neither does PyCUDA; such a picture may still be in the making on the legacy
+        default stream, which is therefore the one to wait for.
 
         Raises:
             FrameError: the interface is malformed, or not of uint8, not (H, W, 3 or 4), or with gaps between pixels.
@@ -46,7 +52,8 @@ class DeviceFrame:
             interface = frame.__cuda_array_interface__
             shape, kind = tuple(operator.index(side) for side in interface["shape"]), interface["typestr"]
             strides = tuple(operator.index(step) for step in interface.get("strides") or ())
-            address, stream = operator.index(interface["data"][0]), interface.get("stream")
+            address = operator.index(interface["data"][0])
+            stream = operator.index(interface.get("stream") or LEGACY_DEFAULT_STREAM)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise FrameError(
                 f"a frame in GPU memory has a malformed __cuda_array_interface__ ({type(error).__name__}: {error});"

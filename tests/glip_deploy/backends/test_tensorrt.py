@@ -5,12 +5,21 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
-from simulated_tensorrt import SimulatedCuda, SimulatedDeviceArray, simulated_tensorrt, write_engines
+from simulated_tensorrt import (
+    SimulatedContext,
+    SimulatedCuda,
+    SimulatedDeviceArray,
+    SimulatedEngine,
+    simulated_tensorrt,
+    write_engines,
+)
 
 from glip_deploy import Bundle, Detector, GlipError
 from glip_deploy.backends import open_backend, tensorrt
@@ -36,7 +45,7 @@ def opened(bundle, cuda):
 
     def open_it(**shapes):
         folder = write_engines(bundle, **shapes)
-        return TensorRTBackend(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
+        return TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
 
     return open_it
 
@@ -116,14 +125,122 @@ def test_what_cannot_be_recorded_runs_plainly(opened, cuda, reference):
     assert "launch" not in cuda.log
 
 
+def test_a_failed_recording_is_tried_again_and_reported_once(opened, cuda, reference, caplog):
+    cuda.graphs = False
+    backend = opened()
+    for _ in range(2):
+        backend.detect(feed())
+    cuda.graphs = True
+    for _ in range(3):
+        assert_same(backend.detect(feed()), reference.detect(feed()))
+    assert cuda.log[-1] == "launch"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "could not be recorded as a CUDA graph" in caplog.text
+
+
+def test_a_prompt_of_another_length_is_only_an_upload(opened, cuda, reference):
+    backend = opened()
+    for _ in range(2):
+        backend.detect(feed())
+    cuda.log.clear()
+    for tokens, classes in ((5, 3), (16, 8), (1, 1)):
+        wanted = reference.detect(feed(tokens=tokens, classes=classes))
+        assert_same(backend.detect(feed(tokens=tokens, classes=classes)), wanted)
+    assert set(cuda.log) == {"upload", "launch"} and cuda.log.count("launch") == 3
+    assert len(cuda.live_graphs) == 1
+
+
+def test_new_prompts_do_not_evict_the_buffers_of_frames(opened, cuda):
+    backend = opened(tokens=tuple((n, n, n) for n in range(4, 12)))
+    for _ in range(2):
+        backend.detect(feed())
+    for count in range(4, 12):
+        backend.encode_text(np.arange(2, 2 + count))
+    cuda.log.clear()
+    backend.detect(feed())
+    assert cuda.log == ["launch"]
+
+
+@pytest.mark.parametrize("method", ["set_optimization_profile_async", "set_tensor_address"])
+def test_what_tensorrt_refuses_is_an_error_and_leaves_nothing(opened, cuda, monkeypatch, method):
+    monkeypatch.setattr(SimulatedContext, method, lambda self, *arguments: False)
+    backend = opened()
+    assert "image.plan refuses" in error_of(backend.detect, feed())
+    assert not (cuda.memory or cuda.arrays)
+
+
+def test_nothing_is_allocated_while_a_clone_records(opened, cuda, monkeypatch):
+    """The simulated GPU fails an allocation during a recording, as a real one fails the recording."""
+    backend = opened()
+    twin = backend.clone()
+    backend.detect(feed())
+    record, begun, failures = SimulatedCuda.capture, threading.Event(), []
+
+    def slow(self, stream, work):
+        def both():
+            begun.set()
+            time.sleep(0.3)
+            work()
+
+        return record(self, stream, both)
+
+    def bind():
+        begun.wait(10)
+        try:
+            twin.detect(feed(height=96))
+        except AssertionError as error:
+            failures.append(error)
+
+    monkeypatch.setattr(SimulatedCuda, "capture", slow)
+    thread = threading.Thread(target=bind)
+    thread.start()
+    backend.detect(feed())
+    thread.join()
+    assert begun.is_set() and not failures
+
+
+def test_backends_that_are_open_at_exit_are_closed(opened, cuda):
+    backend = opened()
+    backend.detect(feed())
+    tensorrt._close_all()
+    assert not (cuda.memory or cuda.arrays or cuda.streams)
+    assert "is closed" in error_of(backend.detect, feed())
+
+
+def test_a_plugin_that_is_registered_already_is_used(bundle, cuda, tmp_path):
+    trt = simulated_tensorrt(cuda)
+    for name in ("one.so", "two.so"):
+        (tmp_path / name).write_bytes(name.encode())
+        assert tensorrt._runtime(trt, tmp_path / name) is not None
+    assert trt.loaded == [str(tmp_path / "one.so")]
+
+
+def test_tensorrt_rtx_compiles_for_a_shape_before_it_is_recorded(opened, monkeypatch):
+    strategy = SimpleNamespace(EAGER="eager")
+    made = []
+
+    def context(self, config):
+        made.append(config.dynamic_shapes_kernel_specialization_strategy)
+        return SimulatedContext(self)
+
+    backend = opened()
+    monkeypatch.setattr(SimulatedEngine, "create_runtime_config", lambda self: SimpleNamespace(), raising=False)
+    monkeypatch.setattr(SimulatedEngine, "create_execution_context", context)
+    for engine in backend._engines.values():
+        engine.trt.DynamicShapesKernelSpecializationStrategy = strategy
+    backend.detect(feed())
+    assert made == ["eager"]
+
+
 def test_shapes_come_and_go_and_everything_is_given_back(opened, cuda, reference):
     backend = opened()
     for _ in range(2):
-        for height in range(32, 32 * (SHAPES_KEPT + 3), 32):
+        for height in range(32, 32 * (SHAPES_KEPT["image"] + 3), 32):
             assert_same(backend.detect(feed(height=height)), reference.detect(feed(height=height)))
             backend.detect(feed(height=height))
-    assert len(cuda.live_graphs) == SHAPES_KEPT
-    assert len(cuda.memory) == len(cuda.arrays) == SHAPES_KEPT * 8
+    kept = SHAPES_KEPT["image"]
+    assert len(cuda.live_graphs) == kept
+    assert len(cuda.memory) == len(cuda.arrays) == kept * 8
     backend.close()
     backend.close()
     assert not (cuda.memory or cuda.arrays or cuda.streams or cuda.live_graphs)
@@ -190,7 +307,7 @@ def test_clones_share_engines_and_no_buffers(opened, cuda, reference):
 
 def test_a_detector_runs_on_it(bundle, cuda):
     write_engines(bundle, classes=(1, 2, 8))
-    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
     options = {"shortest_side": 96, "longest_side": 160}
     frame = np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     wanted = Detector.open(bundle.path, cache_dir=None, **options).detect(frame, ["cat", "dog"], 0.1, color="rgb")
@@ -211,7 +328,7 @@ def test_a_detector_runs_on_it(bundle, cuda):
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 def test_frames_on_the_gpu_give_the_same_boxes(bundle, cuda, color, row_bytes, channels):
     write_engines(bundle)
-    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
     picture = np.random.default_rng(1).integers(0, 256, (90, 120, channels), dtype=np.uint8)
     with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
         wanted = detector.detect(picture[..., :3], ["cat", "dog"], 0.1, color=color)
@@ -230,7 +347,7 @@ def test_frames_on_the_gpu_give_the_same_boxes(bundle, cuda, color, row_bytes, c
 
 def test_frames_on_the_gpu_in_batches_and_with_work_pending(bundle, cuda):
     write_engines(bundle, batch=2)
-    backend = TensorRTBackend(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
     with cuda.active():
         producer = cuda.stream()
     pictures = np.random.default_rng(2).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
@@ -239,6 +356,10 @@ def test_frames_on_the_gpu_in_batches_and_with_work_pending(bundle, cuda):
         given = [SimulatedDeviceArray(picture, stream=producer) for picture in pictures]
         for ours, theirs in zip(detector.detect_batch(given, ["cat"], 0.1, color="rgb"), wanted, strict=True):
             np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+        assert producer in cuda.waits
+        cuda.waits.clear()
+        detector.detect(SimulatedDeviceArray(pictures[0]), ["cat"], 0.1, color="rgb")  # PyCUDA's, or version 2
+        assert 1 in cuda.waits  # the legacy default stream
         with pytest.raises(GlipError, match="bring them to one side"):
             detector.detect_batch([given[0], pictures[0]], ["cat"], color="rgb")
 
@@ -294,7 +415,10 @@ def test_the_backend_uses_what_tensorrt_rtx_has():
             *("set_optimization_profile_async", "set_input_shape", "infer_shapes", "get_tensor_shape"),
             *("set_tensor_address", "execute_async_v3"),
         ),
-        "IPluginRegistry": ("load_library",),
+        "IPluginRegistry": ("load_library", "get_creator"),
     }.items():
         assert [name for name in names if not hasattr(getattr(trt, kind), name)] == []
+    assert hasattr(trt.ICudaEngine, "create_runtime_config")
+    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
     assert {"nptype", "TensorIOMode", "Logger", "init_libnvinfer_plugins", "get_plugin_registry"} <= set(dir(trt))

@@ -19,7 +19,14 @@ from glip_deploy import Detector, GlipError
 from glip_deploy.backends.cuda import compile_kernel
 from glip_deploy.errors import FrameError, OptionError
 from glip_deploy.frames import Canvas, load_image, make_canvas, resize
-from glip_deploy.frames.device import DeviceCanvas, DeviceFrame, device_canvas, is_on_device, network_canvas
+from glip_deploy.frames.device import (
+    LEGACY_DEFAULT_STREAM,
+    DeviceCanvas,
+    DeviceFrame,
+    device_canvas,
+    is_on_device,
+    network_canvas,
+)
 
 SOURCE = Path(glip_deploy.backends.__file__).with_name("resize.cu")
 HOST = """
@@ -126,6 +133,7 @@ def test_a_gpu_the_compiler_does_not_know():
 def test_what_is_read_of_a_frame():
     frame = DeviceFrame.of(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8), 64, stream=7))
     assert (frame.height, frame.width, frame.channels, frame.row_bytes, frame.stream) == (4, 5, 3, 64, 7)
+    assert DeviceFrame.of(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))).stream == LEGACY_DEFAULT_STREAM
     assert is_on_device(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8)))
     assert not is_on_device(np.zeros((4, 5, 3), np.uint8))
 
