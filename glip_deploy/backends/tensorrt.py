@@ -92,9 +92,9 @@ class _Engine:
         """
         if not hasattr(self.engine, "create_runtime_config"):
             return self.engine.create_execution_context()
-        config = self.engine.create_runtime_config()
+        config: Any = self.engine.create_runtime_config()
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return self.engine.create_execution_context(config)  # type: ignore[no-any-return]
+        return self.engine.create_execution_context(config)
 
     @property
     def profiles(self) -> tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]:
