@@ -76,7 +76,7 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
         backend, precision = open_backend("tensorrt", bundle, options.threads, folder), record.precision
     else:
         backend = open_backend(BACKENDS[name], bundle, options.threads)
-        precision = bundle.manifest.precision
+        precision = str(bundle.manifest.get("precision", "fp32"))
     return BundleSubject(name, options, Detector(bundle, backend), precision)
 
 
