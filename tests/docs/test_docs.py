@@ -14,6 +14,7 @@ import tomllib
 
 import numpy as np
 import pytest
+from glip_engines.support import SUPPORT
 from parity_data import ROOT
 from PIL import Image
 
@@ -24,7 +25,10 @@ from glip_deploy.video.video_out import VideoSink
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ROOT_FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
-ROOM_FILES = [ROOT / name for name in ("benchmarks/README.md", "engines/precision.md", "engines/plugin/README.md")]
+ROOM_FILES = [
+    ROOT / name
+    for name in ("benchmarks/README.md", "engines/precision.md", "engines/plugin/README.md", "examples/nano/README.md")
+]
 TEXTS = [file for file in (*ROOT_FILES, *PAGES, *ROOM_FILES) if file.is_file()]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMMANDS = tuple(PROJECT["scripts"])
@@ -32,6 +36,8 @@ FOLDERS = "docs|export|engines|benchmarks|examples|tests|glip_deploy|.github"
 NAMES_IN_CAPITALS = re.compile(r"(^|[/-])[A-Z]+(\.|/|$)")
 """A part of a path that stands for a name to be filled in, as in benchmarks/results/NAME.json."""
 FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^>]*>")
+
+BRITISH = "colour|centre|normalis|tokenis|optimis|recognis|synchronis|licence|behaviour|neighbour|flavour|grey"
 
 each_text = pytest.mark.parametrize("file", TEXTS, ids=[str(file.relative_to(ROOT)) for file in TEXTS])
 
@@ -103,6 +109,16 @@ def test_the_bundle_format_page_states_the_contract():
     assert rows(text, "### Metadata of nodes") == [stage.value for stage in Stage]
 
 
+def test_the_page_of_gpus_has_the_versions_that_builds_check():
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page("deploy/gpus.md").splitlines()
+        if re.match(r"\| \d+\.\d ", line)
+    ]
+    stated = [(round(10 * float(capability)), gpus, versions) for capability, gpus, versions, *_ in table]
+    assert stated == [(row.compute_capability, row.gpus, row.versions) for row in SUPPORT]
+
+
 def test_the_bundle_format_page_names_every_key_of_a_manifest(tiny_bundle):
     manifest = json.loads(read(tiny_bundle / "manifest.json"))
     text = page("reference/bundle-format.md")
@@ -131,6 +147,8 @@ def test_options_that_stand_alone_belong_to_some_command(file):
     known = {"--help", "--version"}.union(*(options_of(command) for command in COMMANDS))
     subcommands = re.findall(r"^[ │]+([a-z]+) ", hooks().help_of("glip-bench", columns=200), re.MULTILINE)
     known = known.union(*(options_of("glip-bench", name) or () for name in subcommands))
+    if file.parent.name == "nano":
+        known |= set(re.findall(r"\"(--[a-z][\w-]*)\"", "".join(map(read, sorted(file.parent.glob("*.py"))))))
     spans = re.findall(r"`(--[a-z][\w-]*)[^`]*`", read(file))
     assert [option for option in spans if option not in known] == []
 
@@ -191,6 +209,13 @@ def test_links_inside_the_repository_resolve(file):
             if anchor not in {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}:
                 broken.append(target)
     assert broken == []
+
+
+@each_text
+def test_spelling_is_american(file):
+    """Of words outside code; `--flavour` is the name of an option."""
+    plain = re.sub(r"`[^`]*`", "", prose(read(file)))
+    assert re.findall(rf"\b\w*(?:{BRITISH})\w*", plain, re.IGNORECASE) == []
 
 
 @each_text

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_data import load_golden
 
+from glip_deploy.backends import tensorrt as backend
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import Stage
 from glip_deploy.errors import BundleError, EngineError
@@ -31,6 +32,10 @@ from glip_deploy.errors import BundleError, EngineError
 DCN_ARRAYS, DCN_CASES = load_golden("unit_dcn.npz")
 OLD, NEW = Dialect(Flavour.TENSORRT, "8.6.1", 70), Dialect(Flavour.TENSORRT, "10.9.0", 80)
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+def test_the_backend_looks_for_the_plugin_that_graphs_name():
+    assert (PLUGIN_OPERATOR, str(PLUGIN_VERSION), PLUGIN_DOMAIN) == backend.PLUGIN_CREATOR
 
 
 def run(model, feeds):
