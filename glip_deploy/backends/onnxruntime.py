@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
-from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, reason_of
+from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -92,7 +92,7 @@ def _rtx_devices() -> list[Any]:
     try:
         onnxruntime.register_execution_provider_library(name, library.get_library_path())
     except Exception as error:  # the library's own exception types are not public
-        raise BackendError(f"{_RTX} cannot be loaded: {reason_of(error)}; use backend onnxruntime") from None
+        raise BackendError(f"{_RTX} cannot be loaded: {_first_line(error)}; use backend onnxruntime") from None
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
     if not devices:
         raise BackendError(f"{_RTX} finds no RTX GPU here; use backend onnxruntime")
@@ -149,7 +149,7 @@ def open_session(
         session = onnxruntime.InferenceSession(model, options, providers=kinds, enable_fallback=0)
     except Exception as error:  # the library's own exception types are not public
         name = "a graph in memory" if isinstance(graph, bytes) else graph
-        raise BackendError(f"ONNX Runtime cannot load {name}: {reason_of(error)}; {advice}") from None
+        raise BackendError(f"ONNX Runtime cannot load {name}: {_first_line(error)}; {advice}") from None
     if first not in session.get_providers():
         raise BackendError(f"ONNX Runtime fell back from {first} to the CPU; {advice}")
     return session
@@ -223,4 +223,8 @@ def _run(session: onnxruntime.InferenceSession, outputs: list[str], feed: Mappin
         return list(session.run(outputs, dict(feed)))
     except Exception as error:  # the library's own exception types are not public
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-        raise BackendError(f"ONNX Runtime failed on {shapes}: {reason_of(error)}") from None
+        raise BackendError(f"ONNX Runtime failed on {shapes}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
