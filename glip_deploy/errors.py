@@ -38,6 +38,7 @@ __all__ = [
     "PromptError",
     "SourceError",
     "SourceLost",
+    "reason_of",
 ]
 
 
@@ -99,3 +100,9 @@ class BackendError(GlipError):
 
 class ClosedError(GlipError):
     """A detector was used after it was closed."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed, as a single line of at most 200 characters to put into a message."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split())[:200] or type(error).__name__

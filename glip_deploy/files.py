@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from glip_deploy.errors import OutputError
+from glip_deploy.errors import OutputError, reason_of
 
 __all__ = [
     "CACHE_VARIABLE",
@@ -284,8 +284,7 @@ def not_written(path: Path, error: Exception) -> OutputError:
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return OutputError(f"{path} cannot be written: no space left; free some, or write elsewhere")
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return OutputError(f"{path} cannot be written ({' '.join(str(reason).split())}); choose another place")
+    return OutputError(f"{path} cannot be written ({reason_of(error)}); choose another place")
 
 
 @contextmanager

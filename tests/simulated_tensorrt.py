@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.engines import EngineFile, EngineRecord
+from glip_deploy.bundle.engines import RECORD_VERSION, EngineFile, EngineRecord
 from glip_deploy.bundle.manifest import MANIFEST
 from glip_deploy.errors import GlipError
 from glip_deploy.files import sha256_of
@@ -252,14 +252,14 @@ def write_engines(bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 25
     axes = {"batch": (1, 1, batch), "height": sizes[0], "width": sizes[1], "classes": classes}
     engines = {}
     for graph in ("text", "image"):
-        rows = bundle.manifest["io"][graph]["inputs"]
+        rows = bundle.manifest.io[graph].inputs
         profiles = []
         for bucket in tokens:
             ranges = {**axes, "tokens": bucket, **({"batch": (1, 1, 1)} if graph == "text" else {})}
             profiles.append(
                 {
-                    row["name"]: tuple(
-                        tuple(side if isinstance(side, int) else ranges[side][i] for side in row["shape"])
+                    row.name: tuple(
+                        tuple(side if isinstance(side, int) else ranges[side][i] for side in row.shape)
                         for i in range(3)
                     )
                     for row in rows
@@ -269,6 +269,7 @@ def write_engines(bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 25
         file.write_text(repr((tuple(profiles), str(bundle.path / f"{graph}.onnx"))))
         engines[file.name] = EngineFile(sha256_of(file), file.stat().st_size, 1.0, (), (), tuple(profiles))
     EngineRecord(
+        format_version=RECORD_VERSION,
         flavour="tensorrt",
         version=VERSION,
         compute_capability=80,

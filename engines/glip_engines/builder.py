@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from glip_deploy.bundle.engines import ENGINES, EngineFile, EngineRecord, PluginRecord, TensorRecord
+from glip_deploy.bundle.engines import ENGINES, RECORD_VERSION, EngineFile, EngineRecord, PluginRecord, TensorRecord
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
 from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
@@ -23,6 +23,7 @@ from glip_engines.rewriting import rewrite_file
 from glip_engines.trt import GraphJob, Settings
 
 if TYPE_CHECKING:
+    from glip_deploy.bundle.contract import TensorContract
     from glip_engines.flavours import Dialect
     from glip_engines.options import BuildOptions
     from glip_engines.worker import Environment, Worker
@@ -100,6 +101,7 @@ def build_engines(
                     shutil.copyfile(library, folder / PLUGIN_FILE)
                     plugin = PluginRecord(PLUGIN_FILE, sha256_of(folder / PLUGIN_FILE))
                 record = EngineRecord(
+                    format_version=RECORD_VERSION,
                     flavour=flavour.value,
                     version=here.dialect.version,
                     compute_capability=here.dialect.compute_capability,
@@ -146,21 +148,21 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _build_graph(worker: Worker, plan: Plan, graph: str, folder: Path, on_progress: Progress) -> EngineFile:
     """Rewrite a graph, build it in the worker, and compare its inputs and outputs with the manifest's."""
     step = f"{graph} engine"
-    contract = plan.bundle.manifest["io"][graph]
+    contract = plan.bundle.manifest.io[graph]
     profiles, pinned, dialect = plan.profiles(graph), plan.pinned(graph), worker.environment.dialect
     file = folder / f"{graph}.plan"
     on_progress(step, 0.0, "rewriting the graph")
     # The rewritten graph is as large as the bundle's; it is removed before the engine is written beside it.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".graph-") as scratch:
-        onnx_file = Path(scratch) / contract["file"]
-        source = plan.bundle.path / contract["file"]
+        onnx_file = Path(scratch) / contract.file
+        source = plan.bundle.path / contract.file
         model = rewrite_file(source, onnx_file, dialect, precision=plan.lowering, form=plan.form, pinned=pinned)
         built = worker.build(
             GraphJob(str(onnx_file), str(file), profiles, asdict(Expected.of(model))),
             lambda fraction, phase: on_progress(step, fraction, phase),
         )
     on_progress(step, 1.0, "done")
-    for given, rows in ((built.inputs, contract["inputs"]), (built.outputs, contract["outputs"])):
+    for given, rows in ((built.inputs, contract.inputs), (built.outputs, contract.outputs)):
         _compare(graph, given, rows, pinned, dialect)
     return EngineFile(
         sha256_of(file), file.stat().st_size, round(built.seconds, 2), built.inputs, built.outputs, profiles
@@ -170,7 +172,7 @@ def _build_graph(worker: Worker, plan: Plan, graph: str, folder: Path, on_progre
 def _compare(
     graph: str,
     built: Sequence[TensorRecord],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[TensorContract],
     pinned: Mapping[str, int],
     dialect: Dialect,
 ) -> None:
@@ -179,7 +181,7 @@ def _compare(
     def text(name: str, dtype: str, shape: Sequence[object]) -> str:
         return f"{name} {dtype} [{', '.join(map(str, shape))}]"
 
-    wanted = [(row["name"], row["dtype"], row["shape"]) for row in rows]
+    wanted: list[tuple[str, str, tuple[str | int, ...]]] = [(row.name, row.dtype, row.shape) for row in rows]
     for i in range(max(len(built), len(wanted))):
         ours = built[i] if i < len(built) else None
         name, dtype, shape = wanted[i] if i < len(wanted) else ("nothing", "", ())

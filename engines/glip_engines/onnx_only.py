@@ -73,7 +73,7 @@ def write_graphs(
         with temporary_sibling(target) as scratch:
             for graph in GRAPHS:
                 on_progress(f"{graph} graph", 0.0, "rewriting the graph")
-                file = bundle.manifest["io"][graph]["file"]
+                file = bundle.manifest.io[graph].file
                 rewrite_file(
                     bundle.path / file,
                     scratch / f"{graph}.onnx",
@@ -123,10 +123,10 @@ def _readme(plan: Plan, dialect: Dialect) -> str:
             "| graph | input | type | axes | |",
             "|---|---|---|---|---|",
             *(
-                f"| {graph}.onnx | {row['name']} | {_dtype(row['dtype'], dialect)} |"
-                f" {', '.join(map(str, row['shape']))} | {row['meaning']} |"
+                f"| {graph}.onnx | {tensor.name} | {_dtype(tensor.dtype, dialect)} |"
+                f" {', '.join(map(str, tensor.shape))} | {tensor.meaning} |"
                 for graph in GRAPHS
-                for row in manifest["io"][graph]["inputs"]
+                for tensor in manifest.io[graph].inputs
             ),
             "",
             "## Engines",
@@ -151,9 +151,9 @@ def _command(plan: Plan, dialect: Dialect, graph: str) -> str:
         words.append("--dynamicPlugins=libglip_deform_tensorrt.so")
     profiles, pinned = plan.profiles(graph), plan.pinned(graph)
     dynamic = [
-        row["name"]
-        for row in plan.bundle.manifest["io"][graph]["inputs"]
-        if any(isinstance(side, str) and side not in pinned for side in row["shape"])
+        tensor.name
+        for tensor in plan.bundle.manifest.io[graph].inputs
+        if any(isinstance(side, str) and side not in pinned for side in tensor.shape)
     ]
     for which, option in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
         # One profile here: from the shortest prompt to the longest, best for the first.

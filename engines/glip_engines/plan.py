@@ -15,6 +15,7 @@ from glip_engines.flavours import Flavour
 from glip_engines.options import BUCKETS, FORMS, PRECISIONS, Range
 
 if TYPE_CHECKING:
+    from glip_deploy.bundle.contract import TensorContract
     from glip_deploy.bundle.manifest import Bundle
     from glip_engines.options import BuildOptions
 
@@ -67,8 +68,8 @@ class Plan:
             raise OptionError(
                 "tensorrt-rtx keeps no timing cache (it times nothing while building); leave out --timing-cache"
             )
-        resize = bundle.manifest["config"]["input"]
-        longest, shortest = (ceil_to(int(resize[side]), SIZE_DIVISOR) for side in ("longest_side", "shortest_side"))
+        sides = bundle.manifest.config.input
+        longest, shortest = (ceil_to(side, SIZE_DIVISOR) for side in (sides.longest_side, sides.shortest_side))
         height = options.height or Range(SIZE_DIVISOR, min(shortest, longest), longest)
         width = options.width or Range(SIZE_DIVISOR, longest, longest)
         for name, axis in (("height", height), ("width", width)):
@@ -89,7 +90,7 @@ class Plan:
     @property
     def lowering(self) -> str:
         """What the bundle's graphs have to be lowered to; "fp32" if they are in their precision already."""
-        return "fp32" if self.precision == self.bundle.manifest.get("precision", "fp32") else self.precision
+        return "fp32" if self.precision == self.bundle.manifest.precision else self.precision
 
     def command_options(self) -> str:
         """Return what to type after `glip-build BUNDLE` for the same engines; flavour and target are the machine's."""
@@ -115,14 +116,14 @@ class Plan:
     def profiles(self, graph: str) -> tuple[Profile, ...]:
         """Return the optimization profiles of "text" or "image"."""
 
-        def shapes(row: Mapping[str, list[int | str]], ranges: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
+        def shapes(tensor: TensorContract, ranges: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
             return tuple(
-                tuple(side if isinstance(side, int) else getattr(ranges[side], which) for side in row["shape"])
+                tuple(side if isinstance(side, int) else getattr(ranges[side], which) for side in tensor.shape)
                 for which in ("least", "best", "most")
             )
 
-        inputs = self.bundle.manifest["io"][graph]["inputs"]
-        return tuple({row["name"]: shapes(row, ranges) for row in inputs} for ranges in self._axes(graph))
+        inputs = self.bundle.manifest.io[graph].inputs
+        return tuple({tensor.name: shapes(tensor, ranges) for tensor in inputs} for ranges in self._axes(graph))
 
     def pinned(self, graph: str) -> dict[str, int]:
         """Return the named axes of a graph that have one size in all profiles, with that size."""
@@ -143,7 +144,7 @@ class Plan:
 
 
 def _precision(bundle: Bundle, wanted: str | None) -> str:
-    own = str(bundle.manifest.get("precision", "fp32"))
+    own = bundle.manifest.precision
     if wanted is not None and wanted not in PRECISIONS:
         raise OptionError(f'precision is "{wanted}"; legal is {", ".join(PRECISIONS)}')
     if own == "fp32":

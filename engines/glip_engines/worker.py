@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from glip_deploy import errors
-from glip_deploy.bundle.engines import TensorRecord
 from glip_deploy.errors import EngineError, GlipError
 from glip_engines.flavours import Dialect, Flavour, library_folder
 from glip_engines.trt import BuiltGraph, GraphJob, Settings
@@ -103,12 +104,7 @@ class Worker:
             EngineError: the parser or the builder refused, or the child died.
             OSError: the engine could not be written.
         """
-        answer = self._ask(asdict(job), on_progress)
-
-        def tensors(rows: list[dict[str, Any]]) -> tuple[TensorRecord, ...]:
-            return tuple(TensorRecord(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
-
-        return BuiltGraph(tensors(answer["inputs"]), tensors(answer["outputs"]), answer["seconds"])
+        return msgspec.convert(self._ask(asdict(job), on_progress), BuiltGraph)
 
     def _library_path(self) -> dict[str, str]:
         """Return the environment in which TensorRT-RTX finds its own library by the name without a version number.
@@ -214,7 +210,7 @@ def _serve() -> None:
                 toolkit.load_plugin(request["plugin"])
                 report.send("result")
             else:
-                report.send("result", **asdict(toolkit.build(GraphJob(**request), report.progress)))
+                report.send("result", **msgspec.to_builtins(toolkit.build(GraphJob(**request), report.progress)))
     except GlipError as error:
         report.send("error", error=type(error).__name__, message=str(error))
     except OSError as error:

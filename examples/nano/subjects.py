@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from glip_deploy import Bundle, Detector
-from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs
-from glip_deploy.bundle.manifest import MANIFEST, TOKENIZER
+from glip_deploy.bundle.contract import (
+    IMAGE_GRAPH,
+    TEXT_GRAPH,
+    Candidates,
+    ImageInputs,
+    image_contract,
+    text_contract,
+)
+from glip_deploy.bundle.manifest import FORMAT_VERSION, MANIFEST, TOKENIZER, CheckpointRecord, Manifest, ModelRecord
 from glip_deploy.files import sha256_of
 
 if TYPE_CHECKING:
@@ -78,7 +86,16 @@ def torch_detector(model: Glip, vocabulary: Sequence[str] | None, shortest_side:
 
     with tempfile.TemporaryDirectory() as folder:
         build_tokenizer(vocabulary).save(str(Path(folder) / TOKENIZER))
-        bundle = Bundle(Path(folder), model.config.variant, {}, {"config": model.config.to_dict()})
+        hidden = model.config.bert.hidden
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            variant=model.config.variant,
+            checkpoint=CheckpointRecord("in memory", "0" * 64),
+            config=msgspec.convert(model.config.to_dict(), ModelRecord),
+            io={"text": text_contract(hidden), "image": image_contract(hidden)},
+            files={},
+        )
+        bundle = Bundle(Path(folder), manifest)
         return Detector(bundle, TorchBackend(model), shortest_side=shortest_side)
 
 

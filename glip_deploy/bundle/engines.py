@@ -11,14 +11,17 @@ worse, runs with the wrong weights; `EngineRecord.check` says so first, without 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import Meta
 
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.bundle.records import Record, Sha256
+from glip_deploy.errors import EngineError, EngineMismatch, GlipError
 from glip_deploy.files import sha256_of
 
 __all__ = [
@@ -46,133 +49,76 @@ class Machine:
     """What is here to run an engine."""
 
     flavour: str
-    """tensorrt or tensorrt-rtx."""
+    """`tensorrt` or `tensorrt-rtx`."""
     version: str
-    """Of the flavour, as its `__version__` says."""
+    """The library's `__version__`."""
     gpu: str
-    """Name as the driver gives it."""
+    """The GPU's name as the driver gives it."""
     compute_capability: int
     """Major and minor as one number: 80 for 8.0."""
 
 
-@dataclass(frozen=True)
-class TensorRecord:
-    """An input or output as the network has it; -1 is an axis the profiles bound."""
+class TensorRecord(msgspec.Struct, frozen=True):
+    """An input or output as the network has it."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], Meta(description="-1 is an axis that the profiles bound.")]
 
 
-@dataclass(frozen=True)
-class PluginRecord:
-    """The library an engine cannot be loaded without; it lies beside the engines."""
+class PluginRecord(msgspec.Struct, frozen=True):
+    """The library that an engine cannot be loaded without; it lies beside the engines."""
 
     file: str
-    sha256: str
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class EngineFile:
+class EngineFile(msgspec.Struct, frozen=True):
     """One engine."""
 
-    sha256: str
-    size: int
-    """Bytes."""
-    seconds: float
-    """The build took."""
+    sha256: Sha256
+    size: Annotated[int, Meta(ge=0, description="Bytes.")] = msgspec.field(name="bytes")
+    seconds: Annotated[float, Meta(ge=0, description="Duration of the build.")]
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
-    profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]
-    """By optimisation profile and input: smallest, best and largest shape."""
+    profiles: Annotated[
+        tuple[Mapping[str, Annotated[tuple[tuple[int, ...], ...], Meta(min_length=3, max_length=3)]], ...],
+        Meta(description="By optimization profile and input: smallest, best and largest shape."),
+    ]
 
 
-@dataclass(frozen=True)
-class EngineRecord:
+class EngineRecord(Record, frozen=True, kw_only=True, tag=RECORD_FORMAT):
     """A `build.json`. Use `EngineRecord.read`."""
 
-    flavour: str
-    version: str
-    compute_capability: int
-    gpu: str | None
-    """Name of the GPU it was built on; None where there was none (tensorrt-rtx builds without)."""
-    precision: str
-    form: str
-    """Of the deformable convolution: native or plugin."""
+    newest: ClassVar[int] = RECORD_VERSION
+    error: ClassVar[type[GlipError]] = EngineError
+
+    flavour: Annotated[str, Meta(description="tensorrt or tensorrt-rtx.")]
+    version: Annotated[str, Meta(description="Of the flavour's library.")]
+    compute_capability: Annotated[int, Meta(description="Major and minor as one number: 80 for 8.0.")]
+    gpu: Annotated[str | None, Meta(description="GPU it was built on; null without one (tensorrt-rtx needs none).")]
+    precision: Annotated[str, Meta(description="fp32, fp16 or bf16.")]
+    form: Annotated[str, Meta(description="Of the deformable convolution: native or plugin.")]
     plugin: PluginRecord | None
-    manifest_sha256: str
-    """Of the bundle's manifest, which holds the hash of everything else."""
-    options: str
-    """What to give glip-build after the bundle to build the same again; without flavour and target."""
-    engines: Mapping[str, EngineFile]
-    """By file name: text.plan, image.plan."""
+    manifest_sha256: Annotated[Sha256, Meta(description="Of the bundle's manifest, which has all other hashes.")]
+    options: Annotated[str, Meta(description="What glip-build takes after BUNDLE, --flavour and target left out.")]
+    engines: Annotated[dict[str, EngineFile], Meta(description="By file name: text.plan, image.plan.")]
 
     @classmethod
     def read(cls, folder: Path) -> EngineRecord:
         """Read a folder's record.
 
         Raises:
-            GlipError: no record, a damaged one, or a newer format.
+            EngineError: no record, a damaged one, or a newer format.
         """
         file = folder / BUILD_FILE
         if not file.is_file():
-            raise GlipError(f"{folder} holds no engines (it has no {BUILD_FILE}); build them with glip-build BUNDLE")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content.get("format") != RECORD_FORMAT:
-                raise ValueError(f'"format" is not "{RECORD_FORMAT}"')
-            version = content["format_version"]
-            if isinstance(version, int) and version > RECORD_VERSION:
-                raise GlipError(
-                    f"{file} has format {version}, this glip-deploy reads up to {RECORD_VERSION};"
-                    " upgrade with pip install -U glip-deploy"
-                )
-            return cls._from_dict(content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise GlipError(
-                f"{file} is damaged ({type(error).__name__}: {error}); delete {folder} and build again with glip-build"
-            ) from None
-
-    @classmethod
-    def _from_dict(cls, content: Mapping[str, Any]) -> EngineRecord:
-        def tensors(rows: list[dict[str, Any]]) -> tuple[TensorRecord, ...]:
-            return tuple(TensorRecord(str(r["name"]), str(r["dtype"]), tuple(map(int, r["shape"]))) for r in rows)
-
-        def profile(row: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], ...]]:
-            return {name: tuple(tuple(map(int, shape)) for shape in shapes) for name, shapes in row.items()}
-
-        engines = {
-            str(name): EngineFile(
-                str(row["sha256"]),
-                int(row["bytes"]),
-                float(row["seconds"]),
-                tensors(row["inputs"]),
-                tensors(row["outputs"]),
-                tuple(profile(p) for p in row["profiles"]),
-            )
-            for name, row in content["engines"].items()
-        }
-        plugin, gpu = content["plugin"], content["gpu"]
-        return cls(
-            flavour=str(content["flavour"]),
-            version=str(content["version"]),
-            compute_capability=int(content["compute_capability"]),
-            gpu=None if gpu is None else str(gpu),
-            precision=str(content["precision"]),
-            form=str(content["form"]),
-            plugin=None if plugin is None else PluginRecord(str(plugin["file"]), str(plugin["sha256"])),
-            manifest_sha256=str(content["manifest_sha256"]),
-            options=str(content["options"]),
-            engines=engines,
-        )
+            raise EngineError(f"{folder} holds no engines (it has no {BUILD_FILE}); build them with glip-build BUNDLE")
+        return cls.read_file(file, f"delete {folder} and build again with glip-build")
 
     def write(self, folder: Path) -> None:
         """Write `build.json` into a folder."""
-        content = {"format": RECORD_FORMAT, "format_version": RECORD_VERSION, **asdict(self)}
-        for row in content["engines"].values():
-            row["bytes"] = row.pop("size")
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        (folder / BUILD_FILE).write_text(text, encoding="utf-8")
+        self.write_file(folder / BUILD_FILE)
 
     def check(self, folder: Path, bundle: Bundle, machine: Machine, *, verify: bool = True) -> None:
         """Raise unless these engines may run here.
@@ -185,42 +131,42 @@ class EngineRecord:
                 bundle's manifest are checked.
 
         Raises:
-            GlipError: the first thing that differs, in one line that ends with the command that builds again.
+            EngineMismatch: the first thing that differs, in one line that ends with the command that builds again.
         """
         words = ("glip-build", str(bundle.path), "--flavour", machine.flavour, self.options, "--overwrite")
         again = f"build again: {' '.join(word for word in words if word)}"
         self._check_machine(folder, machine, again)
         if sha256_of(bundle.path / MANIFEST) != self.manifest_sha256:
-            raise GlipError(f"engines {folder} were built from another export than {bundle.path}; {again}")
+            raise EngineMismatch(f"engines {folder} were built from another export than {bundle.path}; {again}")
         if self.plugin is not None:
             library = folder / self.plugin.file
             if Path(self.plugin.file).name != self.plugin.file or not library.is_file():
-                raise GlipError(f"engines {folder} lack their plugin library {self.plugin.file}; {again}")
+                raise EngineMismatch(f"engines {folder} lack their plugin library {self.plugin.file}; {again}")
             if verify and sha256_of(library) != self.plugin.sha256:
-                raise GlipError(f"plugin library {library} is not the one these engines were built with; {again}")
+                raise EngineMismatch(f"plugin library {library} is not the one these engines were built with; {again}")
         for name, engine in self.engines.items():
             file = folder / name
             if Path(name).name != name or not file.is_file():
-                raise GlipError(f"engines {folder} lack {name}; {again}")
+                raise EngineMismatch(f"engines {folder} lack {name}; {again}")
             size = file.stat().st_size
             if size != engine.size or (verify and sha256_of(file) != engine.sha256):
-                raise GlipError(f"{file} was changed or cut short after its build; {again}")
+                raise EngineMismatch(f"{file} was changed or cut short after its build; {again}")
 
     def _check_machine(self, folder: Path, machine: Machine, again: str) -> None:
         if machine.flavour != self.flavour:
-            raise GlipError(f"engines {folder} were built for {self.flavour}, here is {machine.flavour}; {again}")
+            raise EngineMismatch(f"engines {folder} were built for {self.flavour}, here is {machine.flavour}; {again}")
         if machine.version != self.version:
-            raise GlipError(
+            raise EngineMismatch(
                 f"engines {folder} were built by {self.flavour} {self.version}, here is {machine.version}; {again}"
             )
         if machine.compute_capability != self.compute_capability:
-            raise GlipError(
+            raise EngineMismatch(
                 f"engines {folder} were built for SM{self.compute_capability}, here is {machine.gpu}"
                 f" (SM{machine.compute_capability}); {again}"
             )
         # The full TensorRT chooses kernels by timing them on the very GPU; tensorrt-rtx finishes them on the target.
         if self.flavour == "tensorrt" and self.gpu is not None and self.gpu != machine.gpu:
-            raise GlipError(f"engines {folder} were built on {self.gpu}, here is {machine.gpu}; {again}")
+            raise EngineMismatch(f"engines {folder} were built on {self.gpu}, here is {machine.gpu}; {again}")
 
 
 def find_engines(bundle: Path) -> list[Path]:
@@ -235,6 +181,6 @@ def read_records(bundle: Path) -> list[tuple[Path, EngineRecord]]:
     """Return every folder of engines with its record.
 
     Raises:
-        GlipError: a damaged record.
+        EngineError: a damaged record.
     """
     return [(folder, EngineRecord.read(folder)) for folder in find_engines(bundle)]

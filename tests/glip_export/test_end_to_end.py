@@ -51,10 +51,10 @@ def test_final_boxes_are_the_official_ones(detector):
 
 
 def test_the_bundle_says_how_far_it_is_from_torch(detector):
-    rows = {row["output"]: row for row in detector.bundle.manifest["parity"]}
-    assert rows["text_embedding"]["max_abs"] <= 1e-4
+    rows = {row.output: row for row in detector.bundle.manifest.parity}
+    assert rows["text_embedding"].max_abs <= 1e-4
     for output in ("logits", "deltas", "centerness"):
-        assert 0 < rows[output]["max_abs"] <= 1e-3
+        assert 0 < rows[output].max_abs <= 1e-3
 
 
 def test_a_tuned_prompt_end_to_end(tmp_path):

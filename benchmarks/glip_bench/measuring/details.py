@@ -158,8 +158,10 @@ def add_floors(result: dict[str, Any], bundle: Bundle) -> None:
 
 
 def _official_macs(bundle: Bundle, height: int, width: int) -> int:
+    import msgspec
     from glip_export.model.config import GlipConfig
 
     from glip_bench.subjects.official_form import official_macs
 
-    return sum(official_macs(GlipConfig.from_dict(bundle.manifest["config"]), height, width).values())
+    config = msgspec.convert(bundle.manifest.config, GlipConfig, from_attributes=True)
+    return sum(official_macs(config, height, width).values())

@@ -173,9 +173,9 @@ def _header(
         "versions": versions(),
         "model": {
             "variant": bundle.variant,
-            "fusion": bool(bundle.manifest["config"]["head"]["fusion"]),
-            "precision": bundle.manifest.get("precision"),
-            "checkpoint_sha256": bundle.manifest["checkpoint"]["sha256"],
+            "fusion": bundle.manifest.config.head.fusion,
+            "precision": bundle.manifest.precision,
+            "checkpoint_sha256": bundle.manifest.checkpoint.sha256,
             "bundle": bundle.key,
         },
         "prompt": settings.prompt,

@@ -162,7 +162,7 @@ def run_sweep(
             with _opened(wanted, given, on_step) as subjects:
                 on_step(f"bundle {value}")
                 point = _point(value, subjects, frames[:1], prompt, rounds, given)
-            point["precision"] = Bundle.open(given.bundle).manifest.get("precision")
+            point["precision"] = Bundle.open(given.bundle).manifest.precision
             points.append(point)
     else:
         tokenizer = Bundle.open(options.bundle).tokenizer()

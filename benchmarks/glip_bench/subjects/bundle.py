@@ -76,7 +76,7 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
         backend, precision = open_backend("tensorrt", bundle, options.threads, folder), record.precision
     else:
         backend = open_backend(BACKENDS[name], bundle, options.threads)
-        precision = str(bundle.manifest.get("precision", "fp32"))
+        precision = bundle.manifest.precision
     return BundleSubject(name, options, Detector(bundle, backend), precision)
 
 

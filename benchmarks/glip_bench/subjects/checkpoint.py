@@ -46,11 +46,11 @@ def load_weights(options: Options, bundle: Bundle) -> Glip:
     if options.checkpoint is None:
         raise OptionError("the torch subjects run the released weights; name them with --checkpoint glip_t.pth")
     checkpoint = load_checkpoint(options.checkpoint)
-    exported = bundle.manifest["checkpoint"]
-    if checkpoint.sha256 != exported["sha256"]:
+    exported = bundle.manifest.checkpoint
+    if checkpoint.sha256 != exported.sha256:
         raise CheckpointError(
-            f"checkpoint {options.checkpoint} is not the one {bundle.path} was exported from ({exported['file']},"
-            f" sha256 {exported['sha256'][:12]}...); give that one, or export this one"
+            f"checkpoint {options.checkpoint} is not the one {bundle.path} was exported from ({exported.file},"
+            f" sha256 {exported.sha256[:12]}...); give that one, or export this one"
         )
     return checkpoint.model.eval().requires_grad_(False).to(best_device())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,14 +97,3 @@ class GlipConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and numbers, for the manifest."""
         return {"variant": self.variant, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GlipConfig:
-        """Return the configuration that `to_dict` gave, JSON's lists made tuples again."""
-        parts = {"swin": SwinConfig, "bert": BertConfig, "head": HeadConfig, "input": InputConfig}
-
-        def plain(given: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-
-        built = {name: part(**plain(values[name])) for name, part in parts.items()}
-        return cls(**built, tunable_tokens=int(values["tunable_tokens"]))

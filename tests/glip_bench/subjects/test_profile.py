@@ -1,5 +1,7 @@
 """Kernels are counted to the block of the network that is stamped on their node."""
 
+from dataclasses import replace
+
 import onnx_ir
 import pytest
 from glip_bench.subjects.profile import LAYOUT, profile_image_branch, stage_of, sum_stages
@@ -57,6 +59,6 @@ def test_stamped_stages_count_and_not_names(tiny_bundle, tmp_path):
 
     frames, sizes = np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]])
     feed = ImageInputs.of(frames, sizes, prompt.embedding, prompt.prompt.class_map).feed()
-    stamped = Bundle(tmp_path, bundle.variant, bundle.files, bundle.manifest)
+    stamped = replace(bundle, path=tmp_path)
     seconds = profile_image_branch(stamped, feed, 1)
     assert list(seconds) == [Stage.FPN, LAYOUT] and seconds[Stage.FPN] > seconds[LAYOUT]

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from glip_deploy.bundle.engines import (
     BUILD_FILE,
+    RECORD_VERSION,
     EngineFile,
     EngineRecord,
     Machine,
@@ -21,7 +23,7 @@ from glip_deploy.bundle.engines import (
     read_records,
 )
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import EngineError, EngineMismatch
 from glip_deploy.files import sha256_of
 
 HERE = Machine("tensorrt", "10.13.0.35", "NVIDIA A100-SXM4-80GB", 80)
@@ -49,6 +51,7 @@ def engines(bundle):
         size = (folder / name).stat().st_size
         files[name] = EngineFile(sha256_of(folder / name), size, 1.5, (tensor,), (tensor,), (shapes,))
     record = EngineRecord(
+        format_version=RECORD_VERSION,
         flavour=HERE.flavour,
         version=HERE.version,
         compute_capability=80,
@@ -89,7 +92,7 @@ def test_engines_where_they_belong_pass(engines, bundle):
 )
 def test_another_machine(engines, bundle, change, message):
     machine = dataclasses.replace(HERE, **change)
-    with pytest.raises(GlipError, match=message) as caught:
+    with pytest.raises(EngineMismatch, match=message) as caught:
         EngineRecord.read(engines).check(engines, bundle, machine)
     command = f"build again: glip-build {bundle.path} --flavour {machine.flavour} {OPTIONS} --overwrite"
     assert str(caught.value).endswith(command)
@@ -97,14 +100,14 @@ def test_another_machine(engines, bundle, change, message):
 
 
 def test_rtx_engines_run_on_every_gpu_of_their_compute_capability(engines, bundle):
-    record = dataclasses.replace(EngineRecord.read(engines), flavour="tensorrt-rtx", gpu="NVIDIA A100-SXM4-80GB")
+    record = msgspec.structs.replace(EngineRecord.read(engines), flavour="tensorrt-rtx", gpu="NVIDIA A100-SXM4-80GB")
     record.check(engines, bundle, dataclasses.replace(HERE, flavour="tensorrt-rtx", gpu="NVIDIA A30"))
 
 
 def test_another_bundle(engines, bundle):
     manifest = bundle.path / MANIFEST
     manifest.write_text(manifest.read_text() + "\n")
-    with pytest.raises(GlipError, match=r"were built from another export than .*; build again: glip-build"):
+    with pytest.raises(EngineMismatch, match=r"were built from another export than .*; build again: glip-build"):
         EngineRecord.read(engines).check(engines, bundle, HERE)
 
 
@@ -112,11 +115,11 @@ def test_plugin_missing_or_other(engines, bundle):
     record = EngineRecord.read(engines)
     plugin = engines / "libglip_deform.so"
     plugin.write_bytes(b"another library")
-    with pytest.raises(GlipError, match="is not the one these engines were built with; build again"):
+    with pytest.raises(EngineMismatch, match="is not the one these engines were built with; build again"):
         record.check(engines, bundle, HERE)
     record.check(engines, bundle, HERE, verify=False)
     plugin.unlink()
-    with pytest.raises(GlipError, match=r"lack their plugin library libglip_deform\.so; build again"):
+    with pytest.raises(EngineMismatch, match=r"lack their plugin library libglip_deform\.so; build again"):
         record.check(engines, bundle, HERE, verify=False)
 
 
@@ -124,10 +127,10 @@ def test_plugin_missing_or_other(engines, bundle):
 def test_a_missing_or_short_engine(engines, bundle, verify):
     record = EngineRecord.read(engines)
     (engines / "image.plan").write_bytes(b"short")
-    with pytest.raises(GlipError, match=r"image\.plan was changed or cut short"):
+    with pytest.raises(EngineMismatch, match=r"image\.plan was changed or cut short"):
         record.check(engines, bundle, HERE, verify=verify)
     (engines / "image.plan").unlink()
-    with pytest.raises(GlipError, match=r"lack image\.plan"):
+    with pytest.raises(EngineMismatch, match=r"lack image\.plan"):
         record.check(engines, bundle, HERE, verify=verify)
 
 
@@ -135,7 +138,7 @@ def test_a_changed_byte_is_seen(engines, bundle):
     content = bytearray((engines / "text.plan").read_bytes())
     content[3] ^= 1
     (engines / "text.plan").write_bytes(content)
-    with pytest.raises(GlipError, match=r"text\.plan was changed"):
+    with pytest.raises(EngineMismatch, match=r"text\.plan was changed"):
         EngineRecord.read(engines).check(engines, bundle, HERE)
 
 
@@ -144,6 +147,7 @@ def test_a_changed_byte_is_seen(engines, bundle):
     [
         (None, "holds no engines"),
         ("", "is damaged"),
+        ('{"format": "glip-deploy engines", "format_version": 0}', "is damaged"),
         ("[]", "is damaged"),
         ('{"format": "other"}', "is damaged"),
         ('{"format": "glip-deploy engines", "format_version": 1}', "is damaged"),
@@ -153,7 +157,7 @@ def test_a_changed_byte_is_seen(engines, bundle):
 def test_bad_records(tmp_path, content, message):
     if content is not None:
         (tmp_path / BUILD_FILE).write_text(content)
-    with pytest.raises(GlipError, match=message) as caught:
+    with pytest.raises(EngineError, match=message) as caught:
         EngineRecord.read(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -162,7 +166,7 @@ def test_a_record_cannot_name_files_elsewhere(engines, bundle):
     content = json.loads((engines / BUILD_FILE).read_text())
     content["engines"]["../../manifest.json"] = content["engines"].pop("image.plan")
     (engines / BUILD_FILE).write_text(json.dumps(content))
-    with pytest.raises(GlipError, match="lack"):
+    with pytest.raises(EngineMismatch, match="lack"):
         EngineRecord.read(engines).check(engines, bundle, HERE)
 
 

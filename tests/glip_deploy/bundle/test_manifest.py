@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
-from glip_deploy import Bundle, GlipError
-from glip_deploy.bundle.manifest import FORMAT_VERSION
+from glip_deploy import Bundle
+from glip_deploy.bundle.contract import image_contract, text_contract
+from glip_deploy.bundle.manifest import FORMAT_VERSION, Manifest
+from glip_deploy.errors import BundleError
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ def bundle(tiny_bundle, tmp_path):
 
 
 def error_of(path, **options):
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(BundleError) as caught:
         Bundle.open(path, **options)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
@@ -63,6 +66,50 @@ def test_a_newer_format(bundle):
     assert f"has format {FORMAT_VERSION + 1}" in message and "upgrade" in message
 
 
+def test_keys_of_a_later_writer_are_ignored(bundle):
+    plain = Bundle.open(bundle).manifest
+
+    def change(manifest):
+        manifest["new"] = {"a": [1, 2]}
+        manifest["config"]["head"]["new"] = None
+        manifest["files"]["text.onnx"]["new"] = 3
+
+    edit_manifest(bundle, change)
+    assert Bundle.open(bundle).manifest == plain
+
+
+def test_an_older_format_is_brought_to_the_newest(bundle, monkeypatch):
+    """Version 2 will have renamed a key; its reader still opens version 1."""
+
+    def rename(content):
+        return {**content, "variant": content["name"]}
+
+    edit_manifest(bundle, lambda m: m.update(name=m.pop("variant")))
+    monkeypatch.setattr(Manifest, "newest", 2)
+    monkeypatch.setattr(Manifest, "migrations", (rename,))
+    assert Bundle.open(bundle).variant == "GLIP (custom)"
+    edit_manifest(bundle, lambda m: m.update(variant="new", format_version=2))
+    assert Bundle.open(bundle).variant == "new"
+
+
+def test_keys_that_early_exports_lack(bundle):
+    def change(manifest):
+        for key in ("precision", "parity", "tools"):
+            del manifest[key]
+        del manifest["checkpoint"]["ignored"]
+
+    edit_manifest(bundle, change)
+    assert Bundle.open(bundle).manifest.precision == "fp32"
+
+
+def test_what_is_read_is_what_was_exported(bundle, tmp_path):
+    manifest = Bundle.open(bundle).manifest
+    manifest.write_file(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads((bundle / "manifest.json").read_text())
+    hidden = manifest.config.bert.hidden
+    assert manifest.io == {"text": text_contract(hidden), "image": image_contract(hidden)}
+
+
 @pytest.mark.parametrize("version", ["1", None, [1], 0, -1, True, 1.0])
 def test_a_version_that_is_none(bundle, version):
     edit_manifest(bundle, lambda m: m.update(format_version=version))
@@ -83,6 +130,9 @@ def test_a_version_that_is_none(bundle, version):
         lambda m: m["config"]["head"].update(score_threshold=float("nan")),
         lambda m: m["config"]["head"].update(nms_iou=7),
         lambda m: m["config"]["head"].update(max_detections=-1),
+        lambda m: m["files"]["text.onnx"].update(sha256="no hash"),
+        lambda m: m["io"].pop("image"),
+        lambda m: m["io"]["text"]["inputs"][0].update(shape="batch, tokens"),
     ],
 )
 def test_a_damaged_manifest(bundle, change):
@@ -98,7 +148,15 @@ def test_a_damaged_manifest(bundle, change):
 def test_a_manifest_that_is_none(bundle, content):
     (bundle / "manifest.json").write_bytes(content)
     message = error_of(bundle)
-    assert "cannot be read" in message or "is not a glip-deploy manifest" in message
+    assert "manifest.json is damaged" in message and "export the bundle again" in message
+    assert len(message) < 400 + len(str(bundle))
+
+
+def test_a_manifest_that_cannot_be_read(bundle):
+    (bundle / "manifest.json").chmod(0)
+    if os.access(bundle / "manifest.json", os.R_OK):
+        pytest.skip("this user (root, or anyone on Windows) reads every file")
+    assert "manifest.json cannot be read" in error_of(bundle)
 
 
 @pytest.mark.parametrize("name", ["../outside", "sub/../../outside", "/etc/hostname"])
@@ -124,8 +182,8 @@ def test_what_is_not_a_bundle(tmp_path):
 
 def test_a_tokenizer_that_is_none(bundle):
     (bundle / "tokenizer.json").write_text("{}")
-    with pytest.raises(GlipError, match="is not a tokenizer"):
-        Bundle(bundle, "", {}, {}).tokenizer()
+    with pytest.raises(BundleError, match="is not a tokenizer"):
+        Bundle(bundle, Manifest.read_file(bundle / "manifest.json", "")).tokenizer()
 
 
 def test_the_key_is_that_of_the_text_side(bundle):
