@@ -19,6 +19,7 @@ from parity_data import ROOT
 from PIL import Image
 
 from glip_deploy import Detections, Detector, errors
+from glip_deploy.backends import PROVIDERS
 from glip_deploy.bundle.contract import Stage, image_contract, text_contract
 from glip_deploy.video.base import Frame
 from glip_deploy.video.video_out import VideoSink
@@ -95,6 +96,17 @@ def test_the_page_of_errors_lists_every_class():
     assert sorted(named) == sorted(classes)
 
 
+def test_the_page_of_gpus_has_the_table_that_builds_go_by():
+    section = page("deploy/gpus.md").split("## Which TensorRT for which GPU\n", 1)[1].split("\n#", 1)[0]
+    table = [[cell.strip() for cell in line.split("|")[1:4]] for line in section.splitlines() if line.startswith("|")]
+    assert table[2:] == [[row.gpus, f"{row.compute_capability / 10}", row.versions] for row in SUPPORT]
+
+
+def test_the_page_of_gpus_names_every_gpu_backend_of_onnxruntime():
+    named = rows(page("deploy/gpus.md"), "## ONNX Runtime's GPU providers")
+    assert named == [name for name in PROVIDERS if name != "onnxruntime"]
+
+
 def test_the_bundle_format_page_states_the_contract():
     text = page("reference/bundle-format.md")
     for heading, contract in (
@@ -107,16 +119,6 @@ def test_the_bundle_format_page_states_the_contract():
             assert tensor.dtype in line, tensor.name
             assert line.count("(") >= 1, tensor.name
     assert rows(text, "### Metadata of nodes") == [stage.value for stage in Stage]
-
-
-def test_the_page_of_gpus_has_the_versions_that_builds_check():
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in page("deploy/gpus.md").splitlines()
-        if re.match(r"\| \d+\.\d ", line)
-    ]
-    stated = [(round(10 * float(capability)), gpus, versions) for capability, gpus, versions, *_ in table]
-    assert stated == [(row.compute_capability, row.gpus, row.versions) for row in SUPPORT]
 
 
 def test_the_bundle_format_page_names_every_key_of_a_manifest(tiny_bundle):
