@@ -16,6 +16,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """The clean environment grows: tests of its early states come before those that need it complete."""
+    items.sort(key=lambda item: "complete_environment" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """An official-format `.pth` of a tiny GLIP; do not change it."""
@@ -50,3 +55,14 @@ def clean_environment(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean") / "env"
     yield CleanEnvironment(folder, wheel)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def complete_environment(clean_environment):
+    """The clean environment with every extra that a machine without a GPU can use."""
+    clean_environment.install("video", "bench", "supervision")
+    if sys.platform == "linux":
+        clean_environment.install("tensorrt-rtx", "plugin")
+    clean_environment.lend("torch", "triton")
+    clean_environment.install("export")
+    return clean_environment
