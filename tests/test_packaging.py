@@ -130,7 +130,7 @@ def imported_by(folder):
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("glip_deploy", ["video", "supervision", "tensorrt"]),
+        ("glip_deploy", ["video", "supervision", "tensorrt", "gpu-rtx"]),
         ("glip_export", ["export"]),
         ("glip_engines", ["tensorrt"]),
         ("glip_bench", ["bench", "export", "tensorrt", "yardsticks"]),
