@@ -40,6 +40,16 @@ def tiny_bundle(tiny_checkpoint):
 
 
 @pytest.fixture(scope="session")
+def nano_bundle(tmp_path_factory):
+    """The bundle of GLIP-nano, as `make demo` exports it; do not change it."""
+    from glip_export.bundle_writer import export_bundle
+
+    output = tmp_path_factory.mktemp("nano") / "glip_nano"
+    export_bundle(ROOT / "examples" / "nano" / "glip_nano.pth", output)
+    return output
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The wheel of this checkout."""
     from clean_environment import build_wheel

@@ -1,0 +1,189 @@
+"""The commands of README and docs are run as they stand there, from the wheel in the clean environment.
+
+Every block marked `sh` is run by a shell in a new folder that holds what the block names (`STAND_INS`). A block with a
+comment `<!-- not run: REASON -->` on the line before is skipped, and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+from parity_data import ROOT
+from PIL import Image
+
+from glip_deploy.results.detections import Detections
+from glip_deploy.video.open import open_source
+from glip_deploy.video.video_out import VideoSink
+
+MEDIA = ROOT / "examples" / "nano" / "media"
+ROOMS = ("benchmarks", "docs", "engines", "examples", "tests")
+"""Folders of the repository that commands name by their path. No package is imported from there."""
+NOT_RUN = {
+    "apt-get": "the machine is set up by whoever runs the tests",
+    "make": "CI runs lint, docs and test; tests/docs checks that a target exists",
+    "pip": "tests/test_packaging.py installs every extra",
+}
+"""Commands that are passed over, and where they are tested instead."""
+REPLACED = {r"rtsp://camera/stream": "yard.mp4"}
+"""What no test machine has."""
+SMALLER = {r"^glip-bench (run|sweep) .*": r"\g<0> --shortest-side 128 --runs 2"}
+"""Options that are added, so that a command takes seconds."""
+SECONDS = 300
+FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+?) *-->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of shell commands of a page."""
+
+    page: str
+    line: int
+    text: str
+    reason: str | None
+    """Why it is not run."""
+
+    @property
+    def commands(self):
+        """Its lines without comments, continued ones joined, without those that are passed over."""
+        lines = [re.sub(r"(^|\s+)#.*", "", line) for line in self.text.replace("\\\n", " ").splitlines()]
+        return [line for line in lines if line and line.split()[0] not in NOT_RUN]
+
+
+def blocks():
+    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    files += [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.md"))]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for found in re.finditer(FENCE, text):
+            line = text.count("\n", 0, found.start(2)) + 1
+            yield Block(file.relative_to(ROOT).as_posix(), line, found[2], found[1])
+
+
+BLOCKS = list(blocks())
+
+
+def test_commands_stand_in_marked_blocks():
+    """Commands in an indented block would not be run."""
+    programs = "|".join(("glip-[a-z]+", "python3?", "cmake", *NOT_RUN))
+    for page in {block.page for block in BLOCKS} | {"engines/plugin/README.md", "examples/nano/README.md"}:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert re.findall(rf"^(?: {{4}}|\t)(?:{programs}) .*", text, re.MULTILINE) == [], page
+
+
+# -- the folder -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Makers:
+    """Make the files that commands name."""
+
+    bundle: object
+    checkpoint: object
+    nano: object
+
+    def copy_nano(self, target):
+        shutil.copytree(self.nano, target)
+
+    def copy_bundle(self, target):
+        shutil.copytree(self.bundle, target)
+
+    def copy_checkpoint(self, target):
+        shutil.copy(self.checkpoint, target)
+
+    def picture(self, target):
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(MEDIA / "scene.jpg") as picture:
+            picture.resize((96, 64)).save(target)
+
+    def pictures(self, target):
+        for name in ("1.jpg", "2.jpg"):
+            self.picture(target / name)
+
+    def video(self, target):
+        with open_source(MEDIA / "moving.mp4", max_frames=2) as source, VideoSink(target, fps=source.fps) as sink:
+            for frame in source:
+                sink.write(frame, Detections.empty())
+
+    def coco(self, target):
+        box = {"bbox": [8, 8, 40, 30], "area": 1200, "iscrowd": 0}
+        target.write_text(
+            json.dumps(
+                {
+                    "images": [{"id": i, "file_name": f"{i}.jpg", "width": 96, "height": 64} for i in (1, 2)],
+                    "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
+                    "annotations": [{"id": i, "image_id": i, "category_id": 1, **box} for i in (1, 2)],
+                }
+            )
+        )
+
+    def captions(self, target):
+        phrase = {"span": [2, 5], "boxes": [[8, 8, 48, 38]]}
+        target.write_text(json.dumps([{"image": "1.jpg", "caption": "a man with a green hat", "phrases": [phrase]}]))
+
+    def result(self, target):
+        shutil.copy(ROOT / "benchmarks" / "results" / "glip_t-cpu-epyc-2core.json", target)
+
+
+STAND_INS = {
+    # path: what makes it, and what in a command asks for it, where that is not the path itself
+    "glip_t": (Makers.copy_bundle, r"\bglip_t/"),
+    "build/demo/glip_nano": (Makers.copy_nano, r"build/demo/glip_nano|--quick"),
+    "glip_t.pth": (Makers.copy_checkpoint, None),
+    "glip_tiny_model_o365_goldg_cc_sbu.pth": (Makers.copy_checkpoint, None),
+    "street.jpg": (Makers.picture, None),
+    "picture.png": (Makers.picture, None),
+    "photos": (Makers.pictures, r"\bphotos/"),
+    "pictures": (Makers.pictures, r"\bpictures/"),
+    "val2017": (Makers.pictures, r"\bval2017/"),
+    "yard.mp4": (Makers.video, None),
+    "instances_val2017.json": (Makers.coco, None),
+    "captions.json": (Makers.captions, None),
+    "old.json": (Makers.result, None),
+    "new.json": (Makers.result, None),
+}
+"""Tiny files in place of those that commands name; one that the block itself writes is not made."""
+
+
+def lay_out(folder, block, makers):
+    """Put into a folder what the commands of a block read."""
+    text = "\n".join(block.commands)
+    written = {path.rstrip("/") for path in re.findall(r"--(?:output|json|coco|report)[ =](\S+)", text)}
+    for room in ROOMS:
+        (folder / room).symlink_to(ROOT / room)
+    for path, (make, pattern) in STAND_INS.items():
+        if path not in written and re.search(pattern or re.escape(path), text):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            make(makers, folder / path)
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clean_install
+@pytest.mark.xdist_group("clean_environment")
+@pytest.mark.skipif(os.name == "nt", reason="the commands are written for a POSIX shell")
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"{block.page}:{block.line}" for block in BLOCKS])
+def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint, nano_bundle, tmp_path):
+    if block.reason is not None:
+        pytest.skip(f"not run: {block.reason}")
+    lay_out(tmp_path, block, Makers(tiny_bundle, tiny_checkpoint, nano_bundle))
+    script = "\n".join(block.commands)
+    for table in (REPLACED, SMALLER):
+        for pattern, replacement in table.items():
+            script = re.sub(pattern, replacement, script, flags=re.MULTILINE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = os.pathsep.join([str(complete_environment.bin), environment["PATH"]])
+    environment["GLIP_DEPLOY_CACHE"] = str(tmp_path / "cache")
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    for path in re.findall(r"--(?:output|json|coco|report)[ =](\S+)", script):
+        assert path == "-" or (tmp_path / path).exists(), path
