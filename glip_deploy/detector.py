@@ -20,7 +20,7 @@ from glip_deploy.files import cache_folder
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.device import network_canvas
 from glip_deploy.prompts.cache import PromptCache
-from glip_deploy.prompts.syntax import PromptText
+from glip_deploy.prompts.syntax import Phrases, PromptText
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
 from glip_deploy.results.detections import Detections
 from glip_deploy.results.postprocess import select_batch
@@ -173,18 +173,23 @@ class Detector:
         twin._cache = self._cache
         return twin
 
-    def encode(self, text: PromptText | Prompt) -> EncodedPrompt:
+    def encode(self, text: PromptText | Prompt, *, phrases: Phrases | str = Phrases.AUTO) -> EncodedPrompt:
         """Encode a prompt; the text branch runs only if neither memory nor disk knows it.
 
         Args:
-            text: class names in a list; a caption "person. dog."; a caption with [phrases] in brackets; a `Caption`
-                with spans. See `glip_deploy.prompts.parse_prompt`.
+            text: class names in a list; a dotted string "person. dog."; a caption with [phrases] in brackets; one
+                without, whose noun phrases are found; a `Caption` with spans. See `glip_deploy.prompts.parse_prompt`.
+            phrases: what scores in a string without brackets: "whole" for the noun phrases of a caption, "dots" for
+                the pieces between dots, "auto" for dots in a dotted list and noun phrases in all else.
 
         Raises:
-            GlipError: an empty prompt, duplicate classes, more than 256 tokens, ...
+            GlipError: an empty prompt, duplicate classes, a caption without a noun, more than 256 tokens, ...
+            MissingPackage: finding noun phrases needs the extra `captions`.
+            OptionError: `phrases` is none of the three.
         """
+        limit = self.bundle.max_tokens
         prompt = (
-            text if isinstance(text, Prompt) else parse_prompt(text, self._tokenizer, max_tokens=self.bundle.max_tokens)
+            text if isinstance(text, Prompt) else parse_prompt(text, self._tokenizer, phrases=phrases, max_tokens=limit)
         )
         embedding = self._cache.get(prompt.embedding_key)
         if embedding is None or embedding.shape[0] != prompt.input_ids.shape[0]:

@@ -3,7 +3,7 @@
     python examples/nano/fixed_set.py
 
 Fresh scenes, as in evaluate.py, of trained and of held-out objects; every one with the prompt it is asked for: what is
-in it, and as many other names.
+in it, and as many other names. And, in caption.json, one scene with a sentence that is true of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,9 +22,13 @@ import numpy as np
 from glip_deploy.cli.app import run_main
 from glip_deploy.files import write_atomically
 
+if TYPE_CHECKING:
+    from nano.scenes import Scene
+
 FIXED_SET = Path(__file__).resolve().parents[2] / "tests" / "data" / "nano"
 SEED = 2_000_000  # neither training nor evaluate.py uses it
 SIZES = ((224, 224), (224, 288), (288, 224))
+CAPTION, CAPTION_NAMES, CAPTION_SEED = "a red apple left of two dogs", ("red apple", "dog", "dog"), (SEED, 2, 5)
 
 
 def make(output: Path, count: int) -> int:
@@ -46,17 +51,19 @@ def make(output: Path, count: int) -> int:
             others = [name for name in reversed(shuffled) if name not in present][: len(present)]
             file = f"{kind}_{i:02}.jpg"
             Image.fromarray(scene.image).save(output / file, quality=92)
-            entries.append(
-                {
-                    "file": file,
-                    "kind": kind,
-                    "prompt": sorted({*present, *others}),
-                    "things": [{"name": thing.name, "box": list(thing.box)} for thing in scene.things],
-                }
-            )
+            prompt = sorted({*present, *others})
+            entries.append({"file": file, "kind": kind, "prompt": prompt, "things": _things_of(scene)})
     write_atomically(output / "scenes.json", json.dumps(entries, indent=1) + "\n")
+    scene = make_scene(CAPTION_SEED, CAPTION_NAMES, fresh=True)
+    Image.fromarray(scene.image).save(output / "caption.jpg", quality=92)
+    caption = {"file": "caption.jpg", "prompt": CAPTION, "things": _things_of(scene)}
+    write_atomically(output / "caption.json", json.dumps(caption, indent=1) + "\n")
     print(output)
     return 0
+
+
+def _things_of(scene: Scene) -> list[dict[str, Any]]:
+    return [{"name": thing.name, "box": list(thing.box)} for thing in scene.things]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

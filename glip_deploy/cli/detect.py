@@ -25,6 +25,7 @@ from glip_deploy.cli.arguments import (
 from glip_deploy.cli.console import frame_progress, log_lines, say
 from glip_deploy.errors import OutputError
 from glip_deploy.frames.canvas import Resize
+from glip_deploy.prompts.syntax import Phrases
 
 if TYPE_CHECKING:
     from glip_deploy.prompts.syntax import PromptText
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog=examples(
         'glip-detect --model glip_t --prompt "person. traffic light" --source street.jpg --output out.jpg',
         'glip-detect --model glip_t --classes "cat,dog" --source photos/ --output annotated/ --coco results.json',
+        'glip-detect --model glip_t --prompt "A dog chases a red ball." --source park.jpg --output out.jpg',
         'glip-detect --model glip_t --prompt "a man with a [green hat]" --source walk.mp4 --output walk_out.mp4',
         "glip-detect --model glip_t --class person --source rtsp://camera/stream --json - | jq .detections",
         note="""\
@@ -69,11 +71,15 @@ def detect(
     *,
     model: Annotated[str, option("BUNDLE", "Folder that glip-export wrote.")],
     prompt: Annotated[
-        str | None, option("TEXT", '"person. traffic light", or "a man with a [green hat]".', WHAT)
+        str | None, option("TEXT", '"person. traffic light", "a man with a [green hat]", or a sentence.', WHAT)
     ] = None,
     prompt_file: Annotated[Path | None, option("FILE", "A prompt in a text file.", WHAT)] = None,
     class_names: Annotated[list[str] | None, option("NAME", "A class name; repeatable.", WHAT, name="--class")] = None,
     classes: Annotated[str | None, option("A,B,C", "Class names in one list.", WHAT)] = None,
+    phrases: Annotated[
+        Phrases | None,
+        option("HOW", "What a caption names: auto, whole (its noun phrases) or dots (what is between them).", WHAT),
+    ] = None,
     threshold: Annotated[float, option("P", "Show only scores above this, from 0 to 1.", WHAT, probability)] = 0.5,
     class_thresholds: Annotated[
         list[ClassThreshold] | None,
@@ -126,6 +132,8 @@ def detect(
     choices = {"--prompt": prompt, "--prompt-file": prompt_file, "--class": class_names, "--classes": classes}
     only_one_of(choices, required=True)
     only_one_of({"--cache-dir": cache_dir, "--no-cache": no_cache})
+    if phrases is not None and prompt is None and prompt_file is None:
+        raise bad_option("--phrases", "needs --prompt or --prompt-file to have an effect")
     if coco_categories is not None and coco is None:
         raise bad_option("--coco-categories", "needs --coco FILE to have an effect")
 
@@ -142,12 +150,13 @@ def detect(
         text = prompt
     else:
         text = class_names or (classes or "").split(",")
-    phrases = mark(text).phrases
+    how = phrases or Phrases.AUTO
+    labels = mark(text, how).phrases
     own = {fold(one.name): one.value for one in class_thresholds or ()}
     for one in class_thresholds or ():
-        if fold(one.name) not in map(fold, phrases):
+        if fold(one.name) not in map(fold, labels):
             raise bad_option(
-                "--class-threshold", f'"{one.name}" is not in the prompt; its classes: {", ".join(phrases)}'
+                "--class-threshold", f'"{one.name}" is not in the prompt; its classes: {", ".join(labels)}'
             )
 
     with (
@@ -157,7 +166,7 @@ def detect(
         # Outputs are checked before the model is loaded, which may take long.
         to_stdout = json == "-" or json is output is coco is None
         sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json)]
-        sinks += [] if coco is None else [_coco(coco, coco_categories, phrases)]
+        sinks += [] if coco is None else [_coco(coco, coco_categories, labels)]
         sinks += [] if output is None else [_annotated(output, frames)]
         inputs = {prompt_file: "the prompt file", coco_categories: "the file of COCO categories"}
         if os.path.isdir(model):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
@@ -180,7 +189,7 @@ def detect(
             verify=not no_verify,
             **options,
         ) as detector:
-            encoded = detector.encode(text)
+            encoded = detector.encode(text, phrases=how)
             thresholds = [own.get(fold(phrase), threshold) for phrase in encoded.phrases]
             # A bar would run through data that are printed on the same terminal.
             show = not quiet and not (to_stdout and sys.stdout.isatty())

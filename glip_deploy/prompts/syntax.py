@@ -1,4 +1,4 @@
-"""How a prompt is written: class names, brackets, dots or explicit spans, all to a caption with spans.
+"""How a prompt is written: class names, brackets, dots, plain captions or explicit spans, all to a caption with spans.
 
 No tokenizer here; positions are characters. `glip_deploy.prompts` goes on to tokens.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.prompts.phrases import find_phrases, is_plain_name, tagger_installed
 
-__all__ = ["Caption", "ClassName", "MarkedCaption", "PromptText", "Span", "fold", "mark"]
+__all__ = ["Caption", "ClassName", "MarkedCaption", "Phrases", "PromptText", "Span", "fold", "mark"]
 
 # A prompt of nothing but these has no words in it.
 _SEPARATORS = ".,;|_"
+_SEPARATING_DOT = re.compile(r"\.+(?=\s|$)")
 Span: TypeAlias = tuple[int, int]
 """(start, end) character positions, end exclusive."""
 
@@ -60,6 +63,22 @@ PromptText: TypeAlias = str | Caption | Sequence[str | ClassName]
 """Every way to write a prompt; see `parse_prompt`."""
 
 
+class Phrases(StrEnum):
+    """What scores in a string that has no brackets; in one that has, what they hold does."""
+
+    AUTO = "auto"
+    """Dots in a dotted list and in a single word, noun phrases in any other caption.
+
+    A dotted list has words on both sides of a dot that separates, or such a dot that stands by itself ("person .").
+    The period of a sentence is neither. Where no tagger is installed, a plain name ("traffic light", "a red apple")
+    is one phrase, as it would be with one.
+    """
+    WHOLE = "whole"
+    """Noun phrases, whatever the dots: several sentences in a caption."""
+    DOTS = "dots"
+    """The pieces between dots; without any dot, all of it."""
+
+
 @dataclass(frozen=True)
 class MarkedCaption:
     """A prompt before the tokenizer.
@@ -75,14 +94,25 @@ class MarkedCaption:
     spans: tuple[tuple[Span, ...], ...]
 
 
-def mark(text: PromptText) -> MarkedCaption:
+def mark(text: PromptText, phrases: Phrases | str = Phrases.AUTO) -> MarkedCaption:
     """Return the caption of a prompt and where its classes are; the ways to write one: `parse_prompt`.
 
+    Args:
+        text: the prompt.
+        phrases: what scores in a string; lists and `Caption`s say that themselves.
+
     Raises:
-        GlipError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans.
+        GlipError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a caption
+            without a noun.
+        MissingPackage: the phrases of a caption cannot be found without the extra `captions`.
+        OptionError: `phrases` is none of the three.
     """
+    try:
+        how = Phrases(phrases)
+    except ValueError:
+        raise OptionError(f"phrases is {phrases!r}; legal is {', '.join(Phrases)}") from None
     if isinstance(text, str):
-        return _from_string(text)
+        return _from_string(text, how)
     if isinstance(text, Caption):
         return _from_caption(text)
     if isinstance(text, Sequence) and not isinstance(text, bytes | bytearray):
@@ -137,16 +167,18 @@ def _cleaned(name: str) -> str:
     return re.sub("  ", " ", re.sub(r"\(.*\)", "", name).replace("_", " "))
 
 
-def _from_string(text: str) -> MarkedCaption:
+def _from_string(text: str, how: Phrases) -> MarkedCaption:
     if not re.sub(rf"[\s\[\]{re.escape(_SEPARATORS)}]", "", text):
         raise GlipError(f'the prompt {text!r} has no words; name what to detect, for example "person. dog"')
     caption, spans = _brackets(text, "the prompt")
+    if not spans and (how is Phrases.WHOLE or (how is Phrases.AUTO and not _has_dots_or_name(caption))):
+        spans = find_phrases(caption)
     if spans:
         return MarkedCaption(caption, tuple(_words(caption, [span]) for span in spans), tuple((s,) for s in spans))
     start = 0
     labels: list[str] = []
     seen: dict[str, str] = {}
-    for dot in [*re.finditer(r"\.+(?=\s|$)", caption), None]:
+    for dot in [*_SEPARATING_DOT.finditer(caption), None]:
         end = dot.start() if dot else len(caption)
         span = _stripped(caption, start, end)
         start = dot.end() if dot else end
@@ -159,6 +191,14 @@ def _from_string(text: str) -> MarkedCaption:
         labels.append(" ".join(label.split()))
         spans.append(span)
     return MarkedCaption(caption, tuple(labels), tuple((span,) for span in spans))
+
+
+def _has_dots_or_name(caption: str) -> bool:
+    """Tell whether a caption is a dotted list, a single word, or a name whose phrases nothing here can find."""
+    pieces = [piece for piece in _SEPARATING_DOT.split(caption) if piece.strip(_SEPARATORS + " \t\r\n")]
+    if len(pieces) > 1 or re.search(r"\s\.+(\s|$)", caption) or len(pieces[0].split()) == 1:
+        return True
+    return is_plain_name(pieces[0]) and not tagger_installed()
 
 
 def _brackets(text: str, what: str) -> tuple[str, list[Span]]:

@@ -1,6 +1,6 @@
 """From words to what the network takes: token ids, and the tokens that score each class.
 
-A prompt is written in one of four ways, see `parse_prompt`. All become a caption with the character spans of
+A prompt is written in one of five ways, see `parse_prompt`. All become a caption with the character spans of
 its classes (`glip_deploy.prompts.syntax`), and here, through the tokenizer's offsets, token positions. The score
 of a class is the mean over its tokens (official `create_positive_map_label_to_token_from_positive_map`).
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glip_deploy.errors import GlipError
-from glip_deploy.prompts.syntax import MarkedCaption, PromptText, Span, fold, mark
+from glip_deploy.prompts.syntax import MarkedCaption, Phrases, PromptText, Span, fold, mark
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,8 +95,10 @@ class Prompt:
         return len(self.phrases)
 
 
-def parse_prompt(text: PromptText, tokenizer: Tokenizer, *, max_tokens: int = MAX_TOKENS) -> Prompt:
-    r"""Tokenise a prompt, written in one of four ways.
+def parse_prompt(
+    text: PromptText, tokenizer: Tokenizer, *, phrases: Phrases | str = Phrases.AUTO, max_tokens: int = MAX_TOKENS
+) -> Prompt:
+    r"""Tokenise a prompt, written in one of five ways.
 
     * **A list of class names**, `["person", "traffic_light"]`: the official evaluation form. Names are
       cleaned by the official rule (anything in parentheses goes, "_" becomes a space) and joined by ". " with
@@ -107,7 +109,10 @@ def parse_prompt(text: PromptText, tokenizer: Tokenizer, *, max_tokens: int = MA
       phrases. A literal bracket is written `\\[` or `\\]`, here and in class names.
     * **A dotted string**, `"person . traffic light . "`: the caption exactly as typed, nothing cleaned or
       added. The phrases are the pieces between dots. A dot separates where white space or the end follows,
-      so "3.5 inch disk" is one phrase. Without any dot the whole string is one phrase.
+      so "3.5 inch disk" is one phrase. A single word is a list of one.
+    * **A plain caption**, `"A woman with a green dress is walking."`: its noun phrases are found
+      (`glip_deploy.prompts.phrases`; needs the extra `captions`), here "A woman" and "a green dress". A phrase that
+      occurs twice is two classes with one label. A period at the end does not make a list of it.
     * **A `Caption`** with explicit character spans.
 
     Characters go to tokens as officially (`create_positive_map`): if a span's first character has no token,
@@ -117,13 +122,16 @@ def parse_prompt(text: PromptText, tokenizer: Tokenizer, *, max_tokens: int = MA
     Args:
         text: the prompt.
         tokenizer: BERT's, without padding or truncation, as the bundle's tokenizer.json has it.
+        phrases: how a string without brackets is read; see `Phrases`.
         max_tokens: limit on T.
 
     Raises:
         GlipError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a
-            phrase without a token; or more tokens than `max_tokens`.
+            caption without a noun; a phrase without a token; or more tokens than `max_tokens`.
+        MissingPackage: the phrases of a caption cannot be found without the extra `captions`.
+        OptionError: `phrases` is none of `Phrases`.
     """
-    return _tokenised(mark(text), tokenizer, max_tokens)
+    return _tokenised(mark(text, phrases), tokenizer, max_tokens)
 
 
 def thresholds(

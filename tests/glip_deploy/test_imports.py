@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "av", "PIL", "cv2")
-HEAVY += ("transformers", "tokenizers", "tqdm", "glip_export", "glip_engines")
+HEAVY += ("transformers", "tokenizers", "tqdm", "textblob", "nltk", "spacy", "glip_export", "glip_engines")
 PROGRAMS = sorted(
     (entry for entry in entry_points(group="console_scripts") if entry.dist and entry.dist.name == "glip-deploy"),
     key=lambda entry: entry.name,

@@ -63,6 +63,18 @@ def test_accuracy_does_not_fall(detector, kind, floor):
     assert run(detector, kind).ap50 >= floor
 
 
+def test_a_whole_caption_grounds_each_of_its_phrases(detector):
+    """One red apple, left of two dogs; the prompt says just that, without brackets."""
+    entry = json.loads((SCENES / "caption.json").read_text())
+    assert entry["prompt"] == "a red apple left of two dogs"
+    seen = detector.detect(load_image(SCENES / entry["file"]), entry["prompt"], 0.5, color="rgb")
+    assert sorted(seen.phrases) == ["a red apple", "two dogs", "two dogs"]
+    phrase_of = {"red apple": "a red apple", "dog": "two dogs"}
+    for thing in entry["things"]:
+        same = [box for box, phrase in zip(seen.boxes, seen.phrases, strict=True) if phrase == phrase_of[thing["name"]]]
+        assert pairwise_iou(np.array([thing["box"]], np.float32), np.array(same)).max() > 0.7, thing
+
+
 @pytest.mark.parametrize("kind", ["trained", "held_out"])
 def test_fp16_costs_at_most_a_tenth_of_a_point(detector, rounding_detector, kind):
     full, half = run(detector, kind), run(rounding_detector, kind)

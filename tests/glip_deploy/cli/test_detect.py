@@ -58,8 +58,8 @@ class FakeDetector:
     def __exit__(self, *error):
         type(self).closed = True
 
-    def encode(self, text):
-        return types.SimpleNamespace(phrases=mark(text).phrases)
+    def encode(self, text, *, phrases="auto"):
+        return types.SimpleNamespace(phrases=mark(text, phrases).phrases)
 
     def detect(self, frame, prompt, threshold=0.5, *, color, timings=None):
         assert color == "rgb" and frame.dtype == np.uint8
@@ -174,6 +174,8 @@ REQUIRED = ["--model", "m", "--source", "s"]
         ([*REQUIRED, "--prompt", "x", "--class-threshold", "y=0.2"], '"y" is not in the prompt; its classes: x'),
         ([*REQUIRED, "--prompt", "x", "--coco-categories", "c"], "--coco-categories: needs --coco"),
         ([*REQUIRED, "--prompt", "x", "--resize", "best"], "exact"),
+        ([*REQUIRED, "--prompt", "x", "--phrases", "all"], "dots"),
+        ([*REQUIRED, "--class", "x", "--phrases", "whole"], "--phrases: needs --prompt or --prompt-file"),
         ([*REQUIRED, "--prompt", "x", "--no-cache", "--cache-dir", "d"], "not allowed with argument"),
     ],
 )
@@ -308,6 +310,30 @@ def test_every_way_to_give_a_prompt(here, detector, capsys, prompt, label):
     assert detect("--source", "a.jpg", prompt=prompt) == 0
     (line,) = lines_of(capsys.readouterr().out)
     assert line["detections"][0]["label"] == label
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        (["A dog runs. A cat sleeps."], ["A dog runs", "A cat sleeps"]),
+        (["A dog runs. A cat sleeps.", "--phrases", "whole"], ["A dog", "A cat"]),
+        (["A dog chases a cat."], ["A dog", "a cat"]),
+        (["A dog chases a cat.", "--phrases", "auto"], ["A dog", "a cat"]),
+        (["A dog chases a cat.", "--phrases", "dots"], ["A dog chases a cat"]),
+    ],
+)
+def test_phrases_of_a_caption(here, detector, capsys, prompt, phrases):
+    thresholds = [option for phrase in phrases for option in ("--class-threshold", f"{phrase}=0.25")]
+    assert detect("--source", "a.jpg", *thresholds, prompt=("--prompt", *prompt)) == 0
+    (line,) = lines_of(capsys.readouterr().out)
+    assert line["detections"][0]["label"] == phrases[0]
+    assert detector.thresholds == [0.25] * len(phrases)
+
+
+def test_a_caption_without_a_noun_is_one_line(here, detector, capsys):
+    assert detect("--source", "a.jpg", prompt=("--prompt", "is walking across")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("glip-detect: error: no noun is found in 'is walking across'") and error.count("\n") == 1
 
 
 def test_coco_names(here, detector, capsys):
@@ -475,7 +501,7 @@ class Slow:
     def __exit__(self, *error):
         pass
 
-    def encode(self, text):
+    def encode(self, text, *, phrases="auto"):
         return types.SimpleNamespace(phrases=("x",))
 
     def detect(self, frame, prompt, threshold, color, timings=None):

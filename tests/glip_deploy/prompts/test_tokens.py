@@ -164,7 +164,7 @@ def test_literal_brackets():
     ],
 )
 def test_dots_separate_where_white_space_follows(text, phrases):
-    prompt = parse(text)
+    prompt = parse(text, phrases="dots")
     assert prompt.phrases == phrases
     assert prompt.caption == text
 
