@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends import open_backend
+from glip_deploy.backends import check_trusted, open_backend
 from glip_deploy.backends.base import Backend
 from glip_deploy.bundle.contract import ImageInputs
 from glip_deploy.bundle.manifest import Bundle
@@ -117,6 +117,8 @@ class Detector:
         threads: int | None = None,
         cache_dir: str | Path | _Default | None = _Default.CACHE,
         verify: bool = True,
+        trusted: bool = True,
+        plugins: bool = True,
     ) -> Detector:
         """Open a bundle.
 
@@ -132,6 +134,9 @@ class Detector:
             threads: CPU threads, None for one a core.
             cache_dir: where encoded prompts are kept between runs; None keeps them in memory only.
             verify: check the hashes of all files.
+            trusted: False to refuse native code that comes with the bundle, for one from a stranger: "onnxruntime" and
+                "onnxruntime-cuda" only read data, all other backends are refused.
+            plugins: False to load no plugin library: "tensorrt" then takes only engines that need none.
 
         Raises:
             GlipError: a damaged or foreign bundle, an option out of range, an engine that is not there.
@@ -146,11 +151,19 @@ class Detector:
         except ValueError:
             legal = ", ".join(item.value for item in Resize)
             raise GlipError(f'resize is "{resize}"; legal is {legal}') from None
+        check_trusted(backend, trusted)
         directory = cache_folder() if isinstance(cache_dir, _Default) else cache_dir
         bundle = Bundle.open(path, verify=verify)
         return cls(
             bundle,
-            open_backend(backend, bundle, threads, None if engines is None else Path(engines)),
+            open_backend(
+                backend,
+                bundle,
+                threads,
+                None if engines is None else Path(engines),
+                trusted=trusted,
+                plugins=plugins,
+            ),
             shortest_side=shortest_side,
             longest_side=longest_side,
             resize=method,

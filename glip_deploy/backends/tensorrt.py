@@ -134,7 +134,13 @@ class TensorRTBackend:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, folder: Path | None = None, *, cuda: Cuda | None = None, trt: Any = None
+        cls,
+        bundle: Bundle,
+        folder: Path | None = None,
+        *,
+        cuda: Cuda | None = None,
+        trt: Any = None,
+        plugins: bool = True,
     ) -> TensorRTBackend:
         """Load engines.
 
@@ -143,6 +149,7 @@ class TensorRTBackend:
             folder: the engines; None chooses among the bundle's.
             cuda: the GPU.
             trt: the module `tensorrt` or `tensorrt_rtx`; None imports the one the engines were built by.
+            plugins: False to load no plugin library, and so only engines that need none.
 
         Raises:
             GlipError: no engines, none for this machine (with the command that builds them), TensorRT not installed,
@@ -154,7 +161,7 @@ class TensorRTBackend:
             if folder is None and not find_engines(bundle.path):
                 raise EngineError(_no_engines(bundle))  # before the GPU is asked for
             cuda = Cuda()
-        folder, record, module = choose_engines(bundle, folder, cuda, trt)
+        folder, record, module = choose_engines(bundle, folder, cuda, trt, plugins=plugins)
         with _DEVICE, cuda.active():
             runtime = _runtime(module, folder / record.plugin.file if record.plugin is not None else None)
             engines = {
@@ -372,7 +379,9 @@ class TensorRTBackend:
             self._cuda.free_pinned(array)
 
 
-def choose_engines(bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = None) -> tuple[Path, EngineRecord, Any]:
+def choose_engines(
+    bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = None, *, plugins: bool = True
+) -> tuple[Path, EngineRecord, Any]:
     """Find engines of a bundle that may run here, fully checked, and the TensorRT that runs them.
 
     Args:
@@ -380,6 +389,7 @@ def choose_engines(bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = N
         folder: the engines, or their name below the bundle's `engines`; None takes the first that fit.
         cuda: the GPU.
         trt: see `TensorRTBackend`.
+        plugins: False to pass over engines that need a plugin library.
 
     Raises:
         GlipError: none, or why the only (or the last) ones cannot run here.
@@ -391,6 +401,11 @@ def choose_engines(bundle: Bundle, folder: Path | None, cuda: Cuda, trt: Any = N
     for candidate in folders:
         try:
             record = EngineRecord.read(candidate)
+            if record.plugin is not None and not plugins:
+                raise EngineError(
+                    f"engines {candidate} need the plugin library {record.plugin.file}, and plugins are refused;"
+                    f" build engines without one: glip-build {bundle.path} --flavour {record.flavour} --form native"
+                )
             module = trt if trt is not None else _module(record.flavour)
             machine = Machine(record.flavour, str(module.__version__), cuda.gpu, cuda.compute_capability)
             record.check(candidate, bundle, machine)

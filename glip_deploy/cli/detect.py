@@ -120,6 +120,12 @@ def detect(
     engines: Annotated[
         str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
     ] = None,
+    untrusted: Annotated[
+        bool, flag("--untrusted", "The bundle is a stranger's: refuse native code in it (engines, plugins).", HOW)
+    ] = False,
+    no_plugins: Annotated[
+        bool, flag("--no-plugins", "tensorrt: load no plugin library, only engines that need none.", HOW)
+    ] = False,
     threads: Annotated[int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1))] = None,
     no_verify: Annotated[bool, flag("--no-verify", "Do not check the bundle's hashes.", HOW)] = False,
     cache_dir: Annotated[str | None, option("DIR", "Where encoded prompts are kept between runs.", HOW)] = None,
@@ -187,6 +193,8 @@ def detect(
             resize=resize,
             threads=threads,
             verify=not no_verify,
+            trusted=not untrusted,
+            plugins=not no_plugins,
             **options,
         ) as detector:
             encoded = detector.encode(text, phrases=how)

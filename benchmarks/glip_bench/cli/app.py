@@ -102,6 +102,8 @@ def run(
     runs: opt.Runs = None,
     quick: opt.Quick = False,
     threads: opt.Threads = None,
+    untrusted: opt.Untrusted = False,
+    no_plugins: opt.NoPlugins = False,
     frame_rate: opt.FrameRate = None,
     no_memory: opt.NoMemory = False,
     no_details: opt.NoDetails = False,
@@ -118,7 +120,13 @@ def run(
     inputs = find_inputs(model, checkpoint, frames, prompt, quick=quick)
     side = shortest_side or (QUICK_SIDE if quick else SIDE)
     settings = Settings(
-        _options(inputs, side, longest_side, threads, yardsticks=yardsticks, threshold=threshold),
+        _options(
+            *(inputs, side, longest_side, threads),
+            yardsticks=yardsticks,
+            threshold=threshold,
+            trusted=not untrusted,
+            plugins=not no_plugins,
+        ),
         inputs.frames or own_picture(),
         inputs.prompt,
         subjects=_names(subjects),
@@ -150,6 +158,8 @@ def sweep(
     longest_side: opt.LongestSide = 1333,
     runs: opt.Runs = None,
     threads: opt.Threads = None,
+    untrusted: opt.Untrusted = False,
+    no_plugins: opt.NoPlugins = False,
     json: opt.Json = None,
     resume: opt.Resume = False,
     report: opt.Report = None,
@@ -173,6 +183,8 @@ def accuracy(
     limit: opt.Limit = None,
     classes_per_prompt: opt.ClassesPerPrompt = None,
     threads: opt.Threads = None,
+    untrusted: opt.Untrusted = False,
+    no_plugins: opt.NoPlugins = False,
     json: opt.Json = None,
     resume: opt.Resume = False,
     quiet: opt.Quiet = False,
@@ -195,6 +207,8 @@ def grounding(
     longest_side: opt.LongestSide = 1333,
     limit: opt.Limit = None,
     threads: opt.Threads = None,
+    untrusted: opt.Untrusted = False,
+    no_plugins: opt.NoPlugins = False,
     json: opt.Json = None,
     resume: opt.Resume = False,
     quiet: opt.Quiet = False,
@@ -312,6 +326,8 @@ def _quality(
     shortest_side: int | None,
     longest_side: int,
     threads: int | None,
+    untrusted: bool,
+    no_plugins: bool,
     json: Path | None,
     resume: bool,
     quiet: bool,
@@ -324,7 +340,9 @@ def _quality(
     from glip_bench.quality.accuracy import Task, measure, render_accuracy
     from glip_bench.reporting.results import write_result
 
-    options = _options(find_inputs(model, checkpoint), shortest_side or SIDE, longest_side, threads)
+    inputs = find_inputs(model, checkpoint)
+    trust = {"trusted": not untrusted, "plugins": not no_plugins}
+    options = _options(inputs, shortest_side or SIDE, longest_side, threads, **trust)
     _check(json, resume)
     with contextlib.ExitStack() as scratch:
         kept = "nothing was written"

@@ -71,6 +71,8 @@ Sweeps = Annotated[list[str] | None, _what("--sweep", "AXIS=A,B", "Also the cost
 
 Runs = Annotated[int | None, _how("--runs", "N", "Timed frames of each subject. Default: 7", _positive)]
 Quick = Annotated[bool, flag("--quick", help="Under a minute, at 320 pixels; on what `make demo` left.", panel=HOW)]
+Untrusted = Annotated[bool, flag("--untrusted", help="Refuse native code in the bundle, such as engines.", panel=HOW)]
+NoPlugins = Annotated[bool, flag("--no-plugins", help="Load no plugin library.", panel=HOW)]
 Threads = Annotated[int | None, _how("--threads", "N", "CPU threads. Default: one a core", _positive)]
 FrameRate = Annotated[float | None, _how("--frame-rate", "FPS", "Also latency and drops at this rate.", frame_rate)]
 NoMemory = Annotated[bool, flag("--no-memory", help="Leave out peak memory (a fresh process a subject).", panel=HOW)]

@@ -76,6 +76,10 @@ class Options:
     threshold: float = 0.5
     threads: int | None = None
     """CPU threads; None for one a core."""
+    trusted: bool = True
+    """False refuses native code of the bundle: engines, plugin libraries."""
+    plugins: bool = True
+    """False loads no plugin library."""
     yardsticks: bool = False
     """Whether other detectors run too where no subjects are named."""
 

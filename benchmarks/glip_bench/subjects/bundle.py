@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
 from glip_bench.subjects.profile import profile_image_branch
-from glip_deploy.backends import PROVIDERS, open_backend
+from glip_deploy.backends import PROVIDERS, check_trusted, open_backend
 from glip_deploy.backends.onnxruntime import provider_absence
 from glip_deploy.detector import Detector, EncodedPrompt, FrameStep
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from glip_deploy.backends.base import Backend
     from glip_deploy.bundle.contract import Candidates, ImageInputs
+    from glip_deploy.bundle.engines import EngineRecord
     from glip_deploy.bundle.manifest import Bundle
     from glip_deploy.prompts.syntax import PromptText
     from glip_deploy.prompts.tokens import Prompt
@@ -36,16 +38,28 @@ BACKENDS = {
 PACKAGES = {SubjectName.TENSORRT: "tensorrt", SubjectName.TENSORRT_RTX: "tensorrt_rtx"}
 
 
-def bundle_absence(name: SubjectName, bundle: Path) -> str | None:
+def bundle_absence(name: SubjectName, options: Options) -> str | None:
     """Say why a bundle cannot run here as the subject `name`; return None where it can. No graph is loaded."""
-    return _engine_absence(name, bundle) if name in PACKAGES else provider_absence(PROVIDERS[BACKENDS[name]][0])
+    backend = BACKENDS.get(name, "tensorrt")
+    try:
+        check_trusted(backend, options.trusted)
+    except OptionError as error:
+        return str(error)
+    return _engine_absence(name, options) if name in PACKAGES else provider_absence(PROVIDERS[backend][0])
 
 
-def _engine_absence(name: SubjectName, bundle: Path) -> str | None:
+def _usable(options: Options) -> list[tuple[Path, EngineRecord]]:
+    """Return the bundle's engines that the options allow, with their records."""
+    from glip_deploy.bundle.engines import read_records
+
+    found = read_records(options.bundle)
+    return [(folder, record) for folder, record in found if options.plugins or record.plugin is None]
+
+
+def _engine_absence(name: SubjectName, options: Options) -> str | None:
     from importlib.util import find_spec
 
     from glip_bench.machine.gpus import describe_gpus
-    from glip_deploy.bundle.engines import read_records
 
     found = find_spec(PACKAGES[name])
     if found is None or found.origin is None:  # no origin: an empty folder of that name, type stubs for instance
@@ -53,11 +67,13 @@ def _engine_absence(name: SubjectName, bundle: Path) -> str | None:
     if not describe_gpus():
         return "there is no NVIDIA GPU here"
     try:
-        flavors = {record.flavour for _, record in read_records(bundle)}
+        flavors = {record.flavour for _, record in _usable(options)}
     except GlipError as error:
         return str(error)
     if name not in flavors:
-        return f"the bundle has no engines for it; glip-build {bundle} --flavour {name}"
+        without = "" if options.plugins else " without a plugin library"
+        form = "" if options.plugins else " --form native"
+        return f"the bundle has no engines for it{without}; glip-build {options.bundle} --flavour {name}{form}"
     return None
 
 
@@ -67,15 +83,13 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
     Raises:
         GlipError: a graph or engine cannot be loaded, or ONNX Runtime fell back to another provider.
     """
-    from glip_deploy.bundle.engines import read_records
-
+    opened = partial(open_backend, trusted=options.trusted, plugins=options.plugins)
     backend: Backend
     if name in PACKAGES:
-        found = read_records(bundle.path)
-        folder, record = next((folder, record) for folder, record in found if record.flavour == name)
-        backend, precision = open_backend("tensorrt", bundle, options.threads, folder), record.precision
+        folder, record = next((folder, record) for folder, record in _usable(options) if record.flavour == name)
+        backend, precision = opened("tensorrt", bundle, options.threads, folder), record.precision
     else:
-        backend = open_backend(BACKENDS[name], bundle, options.threads)
+        backend = opened(BACKENDS[name], bundle, options.threads)
         precision = bundle.manifest.precision
     return BundleSubject(name, options, Detector(bundle, backend), precision)
 

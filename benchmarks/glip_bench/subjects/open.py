@@ -28,7 +28,7 @@ def absence(name: SubjectName, options: Options) -> str | None:
         return None
     from glip_bench.subjects.bundle import bundle_absence
 
-    return bundle_absence(name, options.bundle)
+    return bundle_absence(name, options)
 
 
 def choose(names: Sequence[str] | None, options: Options) -> tuple[list[SubjectName], dict[str, str]]:

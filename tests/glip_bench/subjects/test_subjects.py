@@ -104,6 +104,13 @@ def test_why_engines_cannot_run(tiny_bundle, monkeypatch, gpus, said):
     assert re.search(said, absence(SubjectName.TENSORRT_RTX, Options(tiny_bundle)))
 
 
+def test_an_untrusted_bundle_runs_no_engines(tiny_bundle):
+    untrusted = Options(tiny_bundle, trusted=False)
+    for name in (SubjectName.TENSORRT, SubjectName.TENSORRT_RTX, SubjectName.ONNXRUNTIME_TENSORRT):
+        assert "runs native code that comes with the bundle, which is not trusted" in absence(name, untrusted)
+    assert absence(SubjectName.ONNXRUNTIME_CPU, untrusted) is None
+
+
 def test_another_checkpoint_is_refused(tiny_bundle, tmp_path):
     from tiny_glip import tiny_state, write_tiny
 

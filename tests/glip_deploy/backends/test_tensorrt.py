@@ -7,8 +7,10 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
@@ -22,8 +24,10 @@ from simulated_tensorrt import (
 )
 
 from glip_deploy import Bundle, Detector, GlipError
-from glip_deploy.backends import open_backend, tensorrt
+from glip_deploy.backends import BACKENDS, DATA_ONLY, open_backend, tensorrt
 from glip_deploy.backends.tensorrt import SHAPES_KEPT, TensorRTBackend, choose_engines
+from glip_deploy.bundle.engines import EngineRecord, PluginRecord
+from glip_deploy.files import sha256_of
 
 
 @pytest.fixture
@@ -379,6 +383,36 @@ def test_engines_that_do_not_fit_are_passed_over(bundle, cuda):
     cuda.compute_capability = 86
     with pytest.raises(GlipError, match=r"were built for SM80, here is Simulated GPU \(SM86\); build again"):
         choose_engines(bundle, None, cuda, trt)
+
+
+def test_engines_with_a_plugin_may_be_refused(bundle, cuda):
+    trt = simulated_tensorrt(cuda)
+    folder = write_engines(bundle, "a")
+    library = folder / "libglip_deform.so"
+    library.write_bytes(b"a library")
+    record = EngineRecord.read(folder)
+    msgspec.structs.replace(record, plugin=PluginRecord(library.name, sha256_of(library))).write(folder)
+    assert choose_engines(bundle, None, cuda, trt)[0] == folder
+    message = error_of(partial(TensorRTBackend.open, bundle, cuda=cuda, trt=trt, plugins=False))
+    assert "need the plugin library libglip_deform.so, and plugins are refused; build engines without one" in message
+    assert trt.loaded == []
+    plain = write_engines(bundle, "b")
+    assert choose_engines(bundle, None, cuda, trt, plugins=False)[0] == plain
+
+
+def test_native_code_of_a_stranger_is_refused_before_anything_is_opened(tmp_path):
+    for name in BACKENDS:
+        if name not in DATA_ONLY:
+            said = error_of(partial(Detector.open, tmp_path / "none", backend=name, trusted=False))
+            assert f"backend {name} runs native code that comes with the bundle, which is not trusted" in said
+            assert said.endswith("use backend onnxruntime or onnxruntime-cuda")
+    assert "does not exist" in error_of(partial(Detector.open, tmp_path / "none", trusted=False))
+
+
+def test_a_stranger_s_bundle_runs_as_data(bundle):
+    write_engines(bundle)
+    with Detector.open(bundle.path, trusted=False, plugins=False, shortest_side=64, cache_dir=None) as detector:
+        assert detector.encode(["dog"]).phrases == ("dog",)
 
 
 def test_no_engines(bundle, cuda):

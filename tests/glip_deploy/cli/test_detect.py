@@ -46,6 +46,8 @@ class FakeDetector:
         threads=None,
         cache_dir="the default",
         verify=True,
+        trusted=True,
+        plugins=True,
     ):
         cls.opened = {key: value for key, value in locals().items() if key != "cls"}
         if "broken" in str(path):
@@ -271,9 +273,11 @@ def test_options_reach_the_detector(here, detector, capsys):
         "threads": None,
         "cache_dir": "the default",
         "verify": True,
+        "trusted": True,
+        "plugins": True,
     }
     options = "--shortest-side 480 --longest-side 0 --resize fast --threads 2 --no-verify --cache-dir c"
-    options += " --backend x --engines e"
+    options += " --backend x --engines e --untrusted --no-plugins"
     assert detect("--source", "a.jpg", *options.split()) == 0
     assert detector.opened == {
         "path": "bundle",
@@ -285,6 +289,8 @@ def test_options_reach_the_detector(here, detector, capsys):
         "threads": 2,
         "cache_dir": "c",
         "verify": False,
+        "trusted": False,
+        "plugins": False,
     }
     assert detect("--source", "a.jpg", "--no-cache") == 0
     assert detector.opened["cache_dir"] is None
