@@ -149,7 +149,13 @@ class Manifest(Record, frozen=True, kw_only=True, tag=FORMAT):
     precision: Annotated[str, Meta(description="Of weights and activations: fp32 or fp16.")] = "fp32"
     checkpoint: CheckpointRecord
     config: ModelRecord
-    io: Annotated[dict[str, GraphContract], Meta(description="Inputs and outputs of the graphs text and image.")]
+    io: Annotated[
+        dict[str, GraphContract],
+        Meta(
+            description="Inputs and outputs of the graphs text and image.",
+            extra_json_schema={"required": ["text", "image"]},
+        ),
+    ]
     files: Annotated[dict[str, FileRecord], Meta(description="By name, relative to the bundle.")]
     parity: tuple[ParityRecord, ...] = ()
     tools: Annotated[dict[str, str], Meta(description="Versions of what wrote the bundle.")] = msgspec.field(
