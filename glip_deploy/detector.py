@@ -15,10 +15,11 @@ from glip_deploy.backends import check_trusted, open_backend
 from glip_deploy.backends.base import Backend
 from glip_deploy.bundle.contract import ImageInputs
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError
 from glip_deploy.files import cache_folder
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.device import network_canvas
+from glip_deploy.frames.geometry import check_sides, check_whole
 from glip_deploy.prompts.cache import PromptCache
 from glip_deploy.prompts.syntax import Phrases, PromptText
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
@@ -139,18 +140,18 @@ class Detector:
             plugins: False to load no plugin library: "tensorrt" then takes only engines that need none.
 
         Raises:
-            GlipError: a damaged or foreign bundle, an option out of range, an engine that is not there.
+            BundleError: a damaged or foreign bundle.
+            OptionError: an option outside its legal range.
+            GlipError: a backend or engines that cannot be opened; see `glip_deploy.backends.open_backend`.
         """
-        for name, side in (("shortest_side", shortest_side), ("longest_side", longest_side)):
-            if side is not None and side < 1:
-                raise GlipError(f"{name} is {side}; legal is 1 or more pixels")
-        if threads is not None and threads < 1:
-            raise GlipError(f"threads is {threads}; legal is 1 or more, or None for one a core")
+        check_sides(shortest_side, longest_side)
+        if threads is not None:
+            check_whole("threads", threads, 1)
         try:
             method = Resize(resize)
         except ValueError:
             legal = ", ".join(item.value for item in Resize)
-            raise GlipError(f'resize is "{resize}"; legal is {legal}') from None
+            raise OptionError(f'resize is "{resize}"; legal is {legal}') from None
         check_trusted(backend, trusted)
         directory = cache_folder() if isinstance(cache_dir, _Default) else cache_dir
         bundle = Bundle.open(path, verify=verify)
@@ -196,7 +197,7 @@ class Detector:
                 the pieces between dots, "auto" for dots in a dotted list and noun phrases in all else.
 
         Raises:
-            GlipError: an empty prompt, duplicate classes, a caption without a noun, more than 256 tokens, ...
+            PromptError: an empty prompt, duplicate classes, a caption without a noun, more than 256 tokens, ...
             MissingPackage: finding noun phrases needs the extra `captions`.
             OptionError: `phrases` is none of the three.
         """

@@ -51,7 +51,7 @@ class OptionError(GlipError):
 
 
 class PromptError(GlipError):
-    """A prompt cannot be used: empty, malformed, too long, or a threshold for a class that it does not have."""
+    """A prompt or its file cannot be used (empty, malformed, too long), or a threshold names a class that it lacks."""
 
 
 class FrameError(GlipError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import BackendError, GlipError, MissingPackage, OptionError
 from glip_deploy.frames.geometry import ceil_div
 
 if TYPE_CHECKING:
@@ -41,24 +41,26 @@ class Cuda:
         compute_capability: 80 for 8.0.
 
     Raises:
-        GlipError: cuda-python is not installed, no driver, no such GPU.
+        MissingPackage: cuda-python is not installed.
+        BackendError: no driver.
+        OptionError: no such GPU.
     """
 
     def __init__(self, device: int = 0) -> None:
         try:
             from cuda.bindings import driver, runtime
         except ImportError:
-            raise GlipError(f"cuda-python is not installed; {INSTALL}") from None
+            raise MissingPackage(f"cuda-python is not installed; {INSTALL}") from None
         self._driver: Any = driver
         self._runtime: Any = runtime
         try:
             count = self._call(runtime.cudaGetDeviceCount())
             current = self._call(driver.cuCtxGetCurrent())
         except (RuntimeError, OSError):  # no libcuda
-            raise GlipError("there is no NVIDIA driver here; install one, or use --backend onnxruntime") from None
+            raise BackendError("there is no NVIDIA driver here; install one, or use --backend onnxruntime") from None
         if int(current) == 0:
             if not 0 <= device < count:
-                raise GlipError(f"GPU {device} is not here; legal is 0 to {count - 1}")
+                raise OptionError(f"GPU {device} is not here; legal is 0 to {count - 1}")
             self._call(runtime.cudaSetDevice(device))
             self._call(runtime.cudaFree(0))  # makes the primary context
             current = self._call(driver.cuCtxGetCurrent())
@@ -73,12 +75,12 @@ class Cuda:
         """The result of a call of cuda-python, which answers (error, result).
 
         Raises:
-            GlipError: the call failed.
+            BackendError: the call failed.
         """
         error, *result = answer
         if int(error) != 0:
             advice = "; close other programs or build smaller engines" if int(error) == 2 else ""
-            raise GlipError(f"the GPU cannot be used: {error.name} ({int(error)}){advice}")
+            raise BackendError(f"the GPU cannot be used: {error.name} ({int(error)}){advice}")
         return result[0] if len(result) == 1 else None
 
     @contextmanager
@@ -141,7 +143,7 @@ class Cuda:
         failed = False
         try:
             work()
-        except GlipError:
+        except GlipError:  # of CUDA or of TensorRT
             failed = True
         error, graph = runtime.cudaStreamEndCapture(stream)
         if failed or int(error) != 0:
@@ -182,7 +184,7 @@ class Cuda:
             stream: where.
 
         Raises:
-            GlipError: no NVRTC to compile the kernel with.
+            GlipError: as `compile_kernel`.
         """
         import ctypes
 
@@ -220,21 +222,22 @@ def compile_kernel(source: Path, compute_capability: int) -> bytes:
         Machine code (a cubin).
 
     Raises:
-        GlipError: no NVRTC here, or none for this GPU.
+        MissingPackage: no NVRTC here.
+        BackendError: none that knows this GPU.
     """
     try:
         from cuda.bindings import nvrtc
 
         error, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
     except (ImportError, RuntimeError, OSError):
-        raise GlipError(
+        raise MissingPackage(
             "NVRTC, which compiles the GPU's resize, is not installed;"
             " pip install nvidia-cuda-nvrtc (nvidia-cuda-nvrtc-cu12 for CUDA 12)"
         ) from None
     options = [f"--gpu-architecture=sm_{compute_capability}".encode(), b"--std=c++17"]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(error) != 0:
-        raise GlipError(
+        raise BackendError(
             f"NVRTC cannot compile {source.name} for SM{compute_capability} ({error.name});"
             " install the nvidia-cuda-nvrtc of a CUDA version that knows this GPU"
         )

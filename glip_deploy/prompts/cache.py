@@ -1,18 +1,16 @@
 """Prompt embeddings kept: the text branch runs once per distinct prompt, even across processes.
 
-On disk an entry is one file, written under a temporary name and renamed, so that a reader sees all of it or
-nothing whatever another process or a power cut does. A cache is never worth an error: what cannot be read is
-a miss, what cannot be written is kept in memory.
+On disk an entry is one file, whole or not there at all whatever another process does. A cache is never worth an
+error: what cannot be read is a miss, what cannot be written is kept in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
-import struct
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.files import write_atomically
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -29,13 +29,11 @@ __all__ = ["DEFAULT_DISK_BYTES", "PromptCache"]
 
 DEFAULT_DISK_BYTES = 256 * 2**20
 _log = logging.getLogger(__name__)
-# magic, SHA-256 of all that must hold (bundle, key, shape, data), T, D; then T * D float32, little endian.
-# Raw numbers instead of .npy: nothing to parse, so nothing in a foreign file can be trusted by mistake.
-_HEADER = struct.Struct("<8s32sII")
-_MAGIC = b"GLIPEMB1"
 _SUFFIX = ".embedding"
-_PARTIAL = ".partial"
-_STALE_SECONDS = 3600  # a temporary file this old was left by a process that died
+"""End of an entry's name. It holds the SHA-256 of bundle, key and array, then the (T, D) float32 array as .npy."""
+_DIGEST_BYTES = 32
+_STALE_SECONDS = 3600
+"""A temporary file this old was left by a process that was killed."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -106,10 +104,14 @@ class PromptCache:
         own.setflags(write=False)
         self._remember(key, own)
         directory = self.directory
-        if directory is None or _HEADER.size + own.nbytes > self._disk_bytes:
+        if directory is None:
+            return
+        content = self._packed(key, own)
+        if len(content) > self._disk_bytes:
             return
         try:
-            self._write(directory, key, own)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(directory / (key + _SUFFIX), content)
             self._evict()
         except OSError as error:
             self._warn(directory, error)
@@ -127,13 +129,13 @@ class PromptCache:
         file = self.directory / (key + _SUFFIX)
         try:
             with file.open("rb") as stream:
-                # A file beyond the limit is none of ours, and must not fill the memory.
+                # A file beyond the limit was not written here, and must not fill the memory.
                 ours = os.fstat(stream.fileno()).st_size <= self._disk_bytes
                 content = stream.read() if ours else b""
         except OSError:
             return None
         embedding = self._unpacked(key, content)
-        # A directory we may not write to, or another process that was quicker, is no reason to complain.
+        # A folder that may not be written, or another process that was quicker, is not worth a warning.
         with suppress(OSError):
             if embedding is None:
                 _log.info("removing a damaged prompt cache entry: %s", file)
@@ -142,52 +144,32 @@ class PromptCache:
                 os.utime(file)  # eviction goes by this time
         return embedding
 
-    def _write(self, directory: Path, key: str, embedding: NDArray[np.float32]) -> None:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data = embedding.astype("<f4", copy=False).tobytes()
-        tokens, features = embedding.shape
-        header = _HEADER.pack(_MAGIC, self._digest(key, tokens, features, data), tokens, features)
-        handle, name = tempfile.mkstemp(suffix=_PARTIAL, prefix=key[:16] + ".", dir=directory)
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(header)
-                stream.write(data)
-            partial.replace(directory / (key + _SUFFIX))
-        except BaseException:  # Ctrl-C included: leave nothing behind
-            with suppress(OSError):
-                partial.unlink()
-            raise
+    def _packed(self, key: str, embedding: NDArray[np.float32]) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, embedding, allow_pickle=False)
+        return self._digest(key, stream.getvalue()) + stream.getvalue()
 
     def _unpacked(self, key: str, content: bytes) -> NDArray[np.float32] | None:
-        if len(content) < _HEADER.size:
+        digest, array = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if digest != self._digest(key, array):
             return None
-        magic, digest, tokens, features = _HEADER.unpack_from(content)
-        data = content[_HEADER.size :]
-        if magic != _MAGIC or len(data) != 4 * tokens * features:
-            return None
-        if digest != self._digest(key, tokens, features, data):
-            return None
-        values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False).reshape(tokens, features)
-        values.setflags(write=False)
-        return values
+        embedding: NDArray[np.float32] = np.load(io.BytesIO(array), allow_pickle=False)
+        embedding.setflags(write=False)
+        return embedding
 
-    def _digest(self, key: str, tokens: int, features: int, data: bytes) -> bytes:
-        what = f"{self._bundle_key} {key} {tokens} {features}\n".encode()
-        return hashlib.sha256(what + data).digest()
+    def _digest(self, key: str, array: bytes) -> bytes:
+        return hashlib.sha256(f"{self._bundle_key} {key}\n".encode() + array).digest()
 
     def _evict(self) -> None:
-        """Remove the longest unused entries, and what crashed processes left."""
+        """Remove the longest unused entries, and what processes that were killed left."""
         if self._root is None:
             return
         entries = []
         stale = time.time() - _STALE_SECONDS
-        for file in self._root.glob("*/*"):
-            if file.suffix not in (_SUFFIX, _PARTIAL):
-                continue
+        for file in self._root.glob(f"*/*{_SUFFIX}"):
             with suppress(OSError):  # another process may be evicting too
                 status = file.stat()
-                if file.suffix == _SUFFIX:
+                if not file.name.startswith("."):  # as `atomic_file` names what is not complete
                     entries.append((status.st_mtime_ns, status.st_size, file))
                 elif status.st_mtime < stale:
                     file.unlink()

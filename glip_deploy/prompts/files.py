@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import PromptError
 from glip_deploy.prompts.syntax import Caption, ClassName, PromptText
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def read_prompt_file(path: str | os.PathLike[str]) -> PromptText:
       a dot or a bracket in it is a caption, not a class: "person. dog", "a man with a [green hat]".
 
     Raises:
-        GlipError: missing, empty, not UTF-8, not JSON of these forms, or above a megabyte.
+        PromptError: missing, empty, not UTF-8, not JSON of these forms, or above a megabyte.
     """
     file = Path(path)
     text = _read(file)
@@ -47,14 +47,14 @@ def _read(file: Path) -> str:
     try:
         size = file.stat().st_size
         if size > _MAX_BYTES:
-            raise GlipError(f"prompt file {file} has {size} bytes, more than {_MAX_BYTES}; is it the right file?")
+            raise PromptError(f"prompt file {file} has {size} bytes, more than {_MAX_BYTES}; is it the right file?")
         text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise GlipError(f"prompt file {file} does not exist; give a .txt or .json file") from error
+        raise PromptError(f"prompt file {file} does not exist; give a .txt or .json file") from error
     except OSError as error:
-        raise GlipError(f"prompt file {file} cannot be read: {error.strerror or error}") from error
+        raise PromptError(f"prompt file {file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise GlipError(f"prompt file {file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise PromptError(f"prompt file {file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if not text.strip():
         raise _empty(file)
     return text
@@ -64,7 +64,7 @@ def _from_json(text: str, file: Path) -> PromptText:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GlipError(f"prompt file {file} is not JSON: {error}; a list of names is the simplest") from error
+        raise PromptError(f"prompt file {file} is not JSON: {error}; a list of names is the simplest") from error
     if isinstance(data, str):
         return data
     if isinstance(data, dict):
@@ -73,7 +73,7 @@ def _from_json(text: str, file: Path) -> PromptText:
             return data["caption"]
         return Caption(data["caption"], data.get("spans", ()), data.get("phrases"))
     if not isinstance(data, list):
-        raise GlipError(
+        raise PromptError(
             f"prompt file {file} holds a JSON {type(data).__name__}; a list of names, an object with"
             ' "caption" and "spans", or a string is needed'
         )
@@ -86,11 +86,11 @@ def _class_name(entry: Any, what: str) -> str | ClassName:
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, dict):
-        raise GlipError(f'{what} is {entry!r}; a name, or an object with "name", "prefix", "suffix" is needed')
+        raise PromptError(f'{what} is {entry!r}; a name, or an object with "name", "prefix", "suffix" is needed')
     _check_keys(entry, {"name"}, {"prefix", "suffix"}, what)
     for key, value in entry.items():
         if not isinstance(value, str):
-            raise GlipError(f'"{key}" of {what} is {value!r}; a string is needed')
+            raise PromptError(f'"{key}" of {what} is {value!r}; a string is needed')
     return ClassName(**entry)
 
 
@@ -99,8 +99,8 @@ def _check_keys(data: dict[str, Any], needed: set[str], optional: set[str], what
     if missing or extra:
         problem = f'lacks "{missing[0]}"' if missing else f'has "{extra[0]}", which means nothing here'
         legal = ", ".join(f'"{key}"' for key in sorted(needed) + sorted(optional))
-        raise GlipError(f"{what} {problem}; legal keys are {legal}")
+        raise PromptError(f"{what} {problem}; legal keys are {legal}")
 
 
-def _empty(file: Path) -> GlipError:
-    return GlipError(f"prompt file {file} is empty; write one class name per line")
+def _empty(file: Path) -> PromptError:
+    return PromptError(f"prompt file {file} is empty; write one class name per line")

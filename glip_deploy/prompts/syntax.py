@@ -12,7 +12,7 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.errors import OptionError, PromptError
 from glip_deploy.prompts.phrases import find_phrases, is_plain_name, tagger_installed
 
 __all__ = ["Caption", "ClassName", "MarkedCaption", "Phrases", "PromptText", "Span", "fold", "mark"]
@@ -102,7 +102,7 @@ def mark(text: PromptText, phrases: Phrases | str = Phrases.AUTO) -> MarkedCapti
         phrases: what scores in a string; lists and `Caption`s say that themselves.
 
     Raises:
-        GlipError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a caption
+        PromptError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a caption
             without a noun.
         MissingPackage: the phrases of a caption cannot be found without the extra `captions`.
         OptionError: `phrases` is none of the three.
@@ -117,7 +117,7 @@ def mark(text: PromptText, phrases: Phrases | str = Phrases.AUTO) -> MarkedCapti
         return _from_caption(text)
     if isinstance(text, Sequence) and not isinstance(text, bytes | bytearray):
         return _from_names(text)
-    raise GlipError(
+    raise PromptError(
         f"a prompt is a string, a list of class names or a Caption, not {type(text).__name__};"
         ' for example "person. dog" or ["person", "dog"]'
     )
@@ -130,16 +130,16 @@ def fold(text: str) -> str:
 
 def _from_names(names: Sequence[str | ClassName]) -> MarkedCaption:
     if len(names) == 0:
-        raise GlipError('the prompt is an empty list; name at least one class, for example ["person"]')
+        raise PromptError('the prompt is an empty list; name at least one class, for example ["person"]')
     caption, labels, spans = "", [], []
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         entry, label = _class_name(name, index)
         if not label.strip(_SEPARATORS + " ") or not entry.name.strip(_SEPARATORS + " "):
-            raise GlipError(f"class {index} is empty ({name!r}); remove it or name it")
+            raise PromptError(f"class {index} is empty ({name!r}); remove it or name it")
         first = seen.setdefault(fold(label), index)
         if first != index:
-            raise GlipError(f"class {index} ({label!r}) repeats class {first}; remove one of them")
+            raise PromptError(f"class {index} ({label!r}) repeats class {first}; remove one of them")
         caption += (". " if index else "") + entry.prefix
         spans.append(((len(caption), len(caption) + len(entry.name)),))
         caption += entry.name + entry.suffix
@@ -152,12 +152,12 @@ def _class_name(name: object, index: int) -> tuple[ClassName, str]:
     if isinstance(name, ClassName) and all(isinstance(s, str) for s in (name.name, name.prefix, name.suffix)):
         return name, " ".join(name.name.split())
     if not isinstance(name, str):
-        raise GlipError(f"class {index} is {name!r}, a {type(name).__name__}; class names are strings")
+        raise PromptError(f"class {index} is {name!r}, a {type(name).__name__}; class names are strings")
     plain, pieces = _brackets(" ".join(name.split()), f"class {index}")
     if not pieces:
         return ClassName(_cleaned(plain)), plain
     if len(pieces) > 1:
-        raise GlipError(f"class {index} ({name!r}) has {len(pieces)} bracketed parts; one can be the name")
+        raise PromptError(f"class {index} ({name!r}) has {len(pieces)} bracketed parts; one can be the name")
     start, end = pieces[0]
     return ClassName(plain[start:end], prefix=plain[:start], suffix=plain[end:]), plain[start:end]
 
@@ -169,7 +169,7 @@ def _cleaned(name: str) -> str:
 
 def _from_string(text: str, how: Phrases) -> MarkedCaption:
     if not re.sub(rf"[\s\[\]{re.escape(_SEPARATORS)}]", "", text):
-        raise GlipError(f'the prompt {text!r} has no words; name what to detect, for example "person. dog"')
+        raise PromptError(f'the prompt {text!r} has no words; name what to detect, for example "person. dog"')
     caption, spans = _brackets(text, "the prompt")
     if not spans and (how is Phrases.WHOLE or (how is Phrases.AUTO and not _has_dots_or_name(caption))):
         spans = find_phrases(caption)
@@ -186,7 +186,7 @@ def _from_string(text: str, how: Phrases) -> MarkedCaption:
         if not label.strip(_SEPARATORS):
             continue
         if fold(label) in seen:
-            raise GlipError(f"phrase {label!r} repeats {seen[fold(label)]!r}; remove one of them")
+            raise PromptError(f"phrase {label!r} repeats {seen[fold(label)]!r}; remove one of them")
         seen[fold(label)] = label
         labels.append(" ".join(label.split()))
         spans.append(span)
@@ -210,20 +210,20 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
         at = f"at character {token.start() + 1} of {what} ({_shortened(text)})"
         if token[2]:
             if start >= 0:
-                raise GlipError(f"'[' {at} is inside another bracket; close that first, or write '\\['")
+                raise PromptError(f"'[' {at} is inside another bracket; close that first, or write '\\['")
             start, opened = len(plain), token.start() + 1
         elif token[3]:
             if start < 0:
-                raise GlipError(f"']' {at} closes nothing; add the '[' or write '\\]'")
+                raise PromptError(f"']' {at} closes nothing; add the '[' or write '\\]'")
             span = _stripped(plain, start, len(plain))
             if not plain[slice(*span)].strip(_SEPARATORS):
-                raise GlipError(f"the brackets that end {at} hold no words; put the phrase between them")
+                raise PromptError(f"the brackets that end {at} hold no words; put the phrase between them")
             spans.append(span)
             start = -1
         else:
             plain += token[1] or token[0]
     if start >= 0:
-        raise GlipError(
+        raise PromptError(
             f"'[' at character {opened} of {what} ({_shortened(text)}) is never closed; add a ']' or write '\\['"
         )
     return plain, spans
@@ -232,18 +232,18 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
 def _from_caption(caption: Caption) -> MarkedCaption:
     text = caption.text
     if not isinstance(text, str) or not text.strip(_SEPARATORS + " \t\r\n"):
-        raise GlipError(f"the caption {text!r} has no words; it must be a string that describes the picture")
+        raise PromptError(f"the caption {text!r} has no words; it must be a string that describes the picture")
     if not isinstance(caption.spans, Sequence) or len(caption.spans) == 0:
-        raise GlipError("the caption has no spans; give a (start, end) pair of character positions per phrase")
+        raise PromptError("the caption has no spans; give a (start, end) pair of character positions per phrase")
     spans = tuple(_pairs(element, index, text) for index, element in enumerate(caption.spans))
     if caption.phrases is None:
         return MarkedCaption(text, tuple(_words(text, pairs) for pairs in spans), spans)
     phrases = tuple(caption.phrases)
     if isinstance(caption.phrases, str) or len(phrases) != len(spans):
-        raise GlipError(f"the caption has {len(spans)} spans and {len(phrases)} phrases; give one label per span")
+        raise PromptError(f"the caption has {len(spans)} spans and {len(phrases)} phrases; give one label per span")
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str) or not phrase.strip():
-            raise GlipError(f"phrase {index} of the caption is {phrase!r}; labels are strings with words in them")
+            raise PromptError(f"phrase {index} of the caption is {phrase!r}; labels are strings with words in them")
     return MarkedCaption(text, phrases, spans)
 
 
@@ -251,17 +251,17 @@ def _pairs(element: Any, index: int, text: str) -> tuple[Span, ...]:
     what = f"span {index} of the caption"
     shape = f"{what} is {element!r}; it must be a (start, end) pair of whole numbers, or several pairs"
     if not isinstance(element, Sequence) or isinstance(element, str) or len(element) == 0:
-        raise GlipError(shape)
+        raise PromptError(shape)
     pairs = [element] if _is_pair(element) else list(element)
     last = 0
     for pair in pairs:
         if not _is_pair(pair):
-            raise GlipError(shape)
+            raise PromptError(shape)
         start, end = pair
         if not 0 <= start < end <= len(text):
-            raise GlipError(f"{what} is ({start}, {end}); it must lie in the caption, 0 <= start < end <= {len(text)}")
+            raise PromptError(f"{what} is ({start}, {end}); legal is 0 <= start < end <= {len(text)} (the caption)")
         if start < last:
-            raise GlipError(f"{what} has ({start}, {end}) after an end of {last}; order its pieces, no overlap")
+            raise PromptError(f"{what} has ({start}, {end}) after an end of {last}; order its pieces, no overlap")
         last = end
     return tuple((int(start), int(end)) for start, end in pairs)
 

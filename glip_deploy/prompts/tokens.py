@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError, PromptError
 from glip_deploy.prompts.syntax import MarkedCaption, Phrases, PromptText, Span, fold, mark
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def parse_prompt(
         max_tokens: limit on T.
 
     Raises:
-        GlipError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a
+        PromptError: not a prompt at all; no words; an empty or repeated class; misplaced brackets or spans; a
             caption without a noun; a phrase without a token; or more tokens than `max_tokens`.
         MissingPackage: the phrases of a caption cannot be found without the extra `captions`.
         OptionError: `phrases` is none of `Phrases`.
@@ -146,7 +146,8 @@ def thresholds(
         default: for phrases that a mapping leaves out.
 
     Raises:
-        GlipError: a number outside [0, 1], a sequence of another length, or a phrase not in the prompt.
+        OptionError: a number outside [0, 1], or a sequence of another length.
+        PromptError: a phrase that the prompt does not have.
     """
     if isinstance(value, Mapping):
         places: dict[str, list[int]] = {}
@@ -161,7 +162,7 @@ def thresholds(
         return np.array(limits, dtype=np.float32)
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and np.ndim(value) > 0:
         if np.ndim(value) != 1 or len(value) != len(prompt):
-            raise GlipError(
+            raise OptionError(
                 f"thresholds have shape {np.shape(value)}, the prompt has {len(prompt)} classes;"
                 " give one number, or one per class"
             )
@@ -174,14 +175,14 @@ def _tokenised(draft: MarkedCaption, tokenizer: Tokenizer, max_tokens: int) -> P
         draft.caption.encode()
         "".join(draft.phrases).encode()
     except UnicodeEncodeError as error:
-        raise GlipError(
+        raise PromptError(
             f"the prompt holds {error.object[error.start]!r}, which is not a character; write it in UTF-8"
         ) from error
     encoding = tokenizer.encode(draft.caption)
     token_spans = tuple(_token_positions(encoding, spans) for spans in draft.spans)
     for index, (phrase, positions) in enumerate(zip(draft.phrases, token_spans, strict=True)):
         if not positions:
-            raise GlipError(
+            raise PromptError(
                 f"class {index} ({phrase!r}) has no character that the tokenizer knows, so it could never be"
                 " detected; remove it or use other words"
             )
@@ -219,13 +220,13 @@ def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
     return None
 
 
-def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], count: int, max_tokens: int) -> GlipError:
+def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], count: int, max_tokens: int) -> PromptError:
     # The last position belongs to [SEP], so a class must end before it.
     beyond = [index for index, positions in enumerate(token_spans) if max(positions) >= max_tokens - 1]
     where = "only words after the last class reach beyond"
     if beyond:
         where = f"the first class that reaches beyond is {draft.phrases[beyond[0]]!r} (index {beyond[0]})"
-    return GlipError(
+    return PromptError(
         f"the prompt has {count} tokens with [CLS] and [SEP], the limit is {max_tokens}; {where};"
         " name fewer classes, or split them over several prompts"
     )
@@ -234,12 +235,12 @@ def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], coun
 def _threshold(value: object, what: str) -> float:
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not 0 <= number <= 1:
-        raise GlipError(f"threshold of {what} is {value!r}; it must be a number in [0, 1], for example 0.5")
+        raise OptionError(f"threshold of {what} is {value!r}; it must be a number in [0, 1], for example 0.5")
     return number
 
 
-def _unknown_phrase(phrase: object, prompt: Prompt) -> GlipError:
+def _unknown_phrase(phrase: object, prompt: Prompt) -> PromptError:
     names = {fold(known): known for known in prompt.phrases}
     close = [names[match] for match in difflib.get_close_matches(fold(str(phrase)), list(names), n=3)]
     advice = "did you mean " + " or ".join(map(repr, close)) if close else "it has " + ", ".join(prompt.phrases)
-    return GlipError(f"a threshold is given for {phrase!r}, which the prompt does not have; {advice}")
+    return PromptError(f"a threshold is given for {phrase!r}, which the prompt does not have; {advice}")

@@ -12,6 +12,7 @@ import pytest
 from tiny_glip import CLASSES, HIDDEN
 
 from glip_deploy import Caption, ClassName, Detector, GlipError
+from glip_deploy.errors import OptionError, PromptError
 
 FRAME = np.random.default_rng(7).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 SIDE = 128
@@ -204,15 +205,15 @@ def test_what_is_not_a_frame(detector, frame, said):
         ("a [] hat", "[]"),
     ],
 )
-def test_prompts_without_a_sense(detector, prompt, said):
-    with pytest.raises(GlipError) as caught:
+def test_malformed_prompts(detector, prompt, said):
+    with pytest.raises(PromptError) as caught:
         detector.encode(prompt)
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_prompt_beyond_256_tokens_says_how_many_and_where(detector):
     classes = [*[f"dog {letter} {other}" for letter in "abcdefgh" for other in "ijklmnop"][:63], "red dog", "cat"]
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(PromptError) as caught:
         detector.encode(classes)
     message = str(caught.value)
     assert "258" in message and "256" in message and "cat" in message
@@ -292,10 +293,12 @@ def test_a_threshold_only_takes_away(detector):
         ({"threads": 0}, "threads is 0"),
         ({"shortest_side": 0}, "shortest_side is 0"),
         ({"longest_side": -1}, "longest_side is -1"),
+        ({"shortest_side": 800.5}, "shortest_side is 800.5; it must be a whole number"),
+        ({"longest_side": 64_000_001}, "at most 64000000"),
     ],
 )
 def test_options_out_of_range(tiny_bundle, options, said):
-    with pytest.raises(GlipError, match=said):
+    with pytest.raises(OptionError, match=said):
         Detector.open(tiny_bundle, **options)
 
 

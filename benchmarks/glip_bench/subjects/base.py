@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glip_deploy.detector import FrameStep
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import PromptError
 from glip_deploy.frames.geometry import canvas_size, network_size
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Subject(ABC):
         """Detect in several frames of one size at once.
 
         Raises:
-            GlipError: the subject does not take that many, or no prompt was prepared.
+            PromptError: the subject does not take that many, or no prompt was prepared.
         """
 
     def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
@@ -130,8 +130,8 @@ class Subject(ABC):
     def close(self) -> None:
         """Free its memory."""
 
-    def _no_prompt(self) -> GlipError:
-        return GlipError(f"{self.name} has no prompt yet; call prepare first")
+    def _no_prompt(self) -> PromptError:
+        return PromptError(f"{self.name} has no prompt yet; call prepare first")
 
 
 class Stopwatch:

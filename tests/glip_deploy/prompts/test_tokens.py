@@ -12,7 +12,7 @@ from glip_export.tokenizer import build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import OptionError, PromptError
 from glip_deploy.prompts.files import read_prompt_file
 from glip_deploy.prompts.syntax import Caption, ClassName
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
@@ -39,7 +39,7 @@ def assert_official(prompt, official):
 
 
 def error(text, **options):
-    with pytest.raises(GlipError) as caught:
+    with pytest.raises(PromptError) as caught:
         parse(text, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -216,7 +216,7 @@ def test_what_the_vocabulary_lacks_is_warned_about(caplog):
 def test_any_string_is_a_prompt_or_one_clear_line(text):
     try:
         prompt = parse(text)
-    except GlipError as caught:
+    except PromptError as caught:
         assert "\n" not in str(caught)
     else:
         assert prompt.phrases and all(prompt.token_spans)
@@ -226,7 +226,7 @@ def test_any_string_is_a_prompt_or_one_clear_line(text):
 def test_any_list_is_a_prompt_or_one_clear_line(names):
     try:
         prompt = parse(names)
-    except GlipError as caught:
+    except PromptError as caught:
         assert "\n" not in str(caught)
     else:
         assert len(prompt) == len(names) and all(prompt.token_spans)
@@ -320,13 +320,23 @@ def test_thresholds_of_every_form():
         ([0.5], r"shape \(1,\), the prompt has 2 classes"),
         ([0.5, -1], "threshold of class 1 is -1"),
         ({"dog": 2}, "threshold of phrase 'dog' is 2"),
+    ],
+)
+def test_thresholds_refused(value, message):
+    with pytest.raises(OptionError, match=message):
+        thresholds(parse(["dog", "cat"]), value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
         ({"dgo": 0.5}, "'dgo', which the prompt does not have; did you mean 'dog'"),
         ({"zebra": 0.5}, "it has dog, cat"),
         ({3: 0.5}, "given for 3"),
     ],
 )
-def test_thresholds_refused(value, message):
-    with pytest.raises(GlipError, match=message):
+def test_thresholds_of_phrases_that_the_prompt_lacks(value, message):
+    with pytest.raises(PromptError, match=message):
         thresholds(parse(["dog", "cat"]), value)
 
 
@@ -374,13 +384,13 @@ def test_prompt_files(tmp_path, name, content, expected):
 )
 def test_bad_prompt_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(GlipError, match=message) as caught:
+    with pytest.raises(PromptError, match=message) as caught:
         read_prompt_file(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_prompt_files_that_are_not_there(tmp_path):
-    with pytest.raises(GlipError, match="does not exist"):
+    with pytest.raises(PromptError, match="does not exist"):
         read_prompt_file(tmp_path / "absent.txt")
-    with pytest.raises(GlipError, match="cannot be read"):
+    with pytest.raises(PromptError, match="cannot be read"):
         read_prompt_file(tmp_path)
