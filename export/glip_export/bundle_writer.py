@@ -75,7 +75,7 @@ def export_bundle(
     """Export a checkpoint.
 
     Args:
-        checkpoint: an official GLIP `.pth`.
+        checkpoint: a GLIP `.pth`, in the official form or in mmdetection's.
         output: the bundle's folder; must not exist or be empty, unless `overwrite` and it is a bundle. Folders above it
             are made. A symbolic link is followed.
         config_file: an official YAML.

@@ -1,8 +1,8 @@
-"""Official GLIP checkpoints: read safely, recognize the variant from the keys, build the model.
+"""GLIP checkpoints: read safely, recognize form and variant from the keys, build the model.
 
 A released file is `{"model": state_dict}`, possibly with a `module.` prefix on every key, buffers the model can
-rebuild, and training heads it never uses. Weights are read with `weights_only=True`: a `.pth` is a pickle, and a
-pickle from the internet is a program.
+rebuild, and training heads it never uses; `checkpoint_forms` knows the other forms. Weights are read with
+`weights_only=True`: a `.pth` is a pickle, and a pickle from the internet is a program.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_deploy.errors import CheckpointError
 from glip_deploy.files import sha256_of, unreadable
+from glip_export.checkpoint_forms import irregularity, to_official, unsupported_family
 from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, InputConfig, SwinConfig
 from glip_export.official_config import apply_official_config
 from glip_export.tokenizer import SPECIAL_TOKENS
@@ -43,10 +44,11 @@ EXPECTED_EXTRAS = re.compile(
 )
 # An unknown key here would change the result, so it must not be passed over.
 INFERENCE_PATH = re.compile(
-    r"^(backbone\.|rpn\.head\.(dyhead_tower|bbox_pred|centerness|scales|dot_product)"
+    r"^(backbone\.|neck\.|rpn\.head\.(dyhead_tower|bbox_pred|centerness|scales|dot_product)"
     r"|language_backbone\.body\.model\.(embeddings|encoder))"
 )
 MARKERS = ("backbone.body.patch_embed.proj.weight", "rpn.head.bbox_pred.weight", "rpn.head.log_scale")
+SUPPORTED = "supported are GLIP-T (A), (B), (C), GLIP-T, GLIP-L, DesCo-GLIP and models of the same architecture"
 LARGEST_WINDOW = 32
 """Of Swin, in tokens: the index of relative positions, which is rebuilt, has the fourth power of it as entries."""
 BERT = "language_backbone.body.model."
@@ -68,10 +70,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a `.pth` holds, nothing executed: `{"model": ..., "glip_config": ..., "vocabulary": ...}`."""
+    """What a `.pth` holds, nothing executed: `{"model": ..., "glip_config": ..., "vocabulary": ...}`.
+
+    In place of "model" there may be "state_dict", or nothing else than the tensors, as in mmdetection's files.
+    """
 
     state: StateDict
-    """Tensors by official key, without the `module.` prefix."""
+    """Tensors by official key, without the `module.` prefix, whatever the form of the file."""
     facts: Mapping[str, Any]
     """`glip_config`, which released files do not have: what shapes cannot tell, `{"bert_heads": 12}`."""
     vocabulary: tuple[str, ...] | None
@@ -79,10 +84,10 @@ class CheckpointFile:
 
 
 def load_checkpoint(path: Path, config_file: Path | None = None, *, deform: DeformConv | None = None) -> Checkpoint:
-    """Read an official checkpoint and build its model (fp32, evaluation mode).
+    """Read a checkpoint and build its model (fp32, evaluation mode).
 
     Args:
-        path: a `.pth` as released.
+        path: a `.pth` as released, in the official form or in mmdetection's.
         config_file: an official YAML; it is checked against the file, and gives what shapes cannot tell.
         deform: computes the deformable convolutions; by default `glip_export.model.deform.deform_conv2d`.
 
@@ -106,7 +111,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint without executing anything from it.
 
     Raises:
-        CheckpointError: missing, empty, truncated, corrupt, holding code or objects, or not `{"model": state_dict}`.
+        CheckpointError: missing, empty, truncated, corrupt, holding code or objects, not `{"model": state_dict}`, or
+            with two names of the same tensor.
     """
     import pickle
 
@@ -128,6 +134,12 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         if "weights" in str(error).lower() and ("GLOBAL" in str(error) or "global" in str(error)):
             found = re.search(r"(?:GLOBAL|global):?\s+(?:GLOBAL\s+)?([\w]+(?:\.\w+)+)", str(error))
             name = found.group(1) if found else "an object"
+            if name.startswith("mmengine."):
+                raise CheckpointError(
+                    f"checkpoint {path} holds the state of a training besides weights ({name}); refused, nothing was"
+                    " executed: strip it with mmdetection's tools/model_converters/publish_model.py, which keeps"
+                    ' "meta" and "state_dict", and export the file that it writes'
+                ) from None
             raise CheckpointError(
                 f"checkpoint {path} holds code or objects ({name}), not only weights; refused, nothing was executed: "
                 'save {"model": model.state_dict()} again from a source you trust'
@@ -143,9 +155,10 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     if not isinstance(content, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(content).__name__}, expected {{"model": state_dict}}')
     facts = content.get("glip_config", {})
-    state = content.get("model", content)
+    entry = next((name for name in ("model", "state_dict") if name in content), None)
+    state = content if entry is None else content[entry]
     if not isinstance(state, Mapping):
-        raise CheckpointError(f'checkpoint {path}: "model" is a {type(state).__name__}, expected a state dict')
+        raise CheckpointError(f'checkpoint {path}: "{entry}" is a {type(state).__name__}, expected a state dict')
     tensors = {
         str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)
     }
@@ -153,7 +166,11 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         raise CheckpointError(
             f'checkpoint {path}: "glip_config" is a {type(facts).__name__}, expected {{"bert_heads": 12}}'
         )
-    return CheckpointFile(tensors, facts, _vocabulary(content.get("vocabulary"), path))
+    vocabulary = _vocabulary(content.get("vocabulary"), path)
+    try:
+        return CheckpointFile(to_official(tensors), facts, vocabulary)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
 
 
 def _vocabulary(entries: Any, path: Path) -> tuple[str, ...] | None:
@@ -177,12 +194,15 @@ def derive_config(state: StateDict, facts: Mapping[str, Any] | None = None, path
     Raises:
         CheckpointError: not a GLIP, or one of a kind that is not supported.
     """
+    family = unsupported_family(state)
+    if family is not None:
+        raise CheckpointError(f"checkpoint {path} {family}; {SUPPORTED}")
     missing = [key for key in MARKERS if key not in state]
     if missing:
         seen = ", ".join(map(_short, list(state)[:3])) or "nothing"
         raise CheckpointError(
             f"checkpoint {path} is not a GLIP with a Swin backbone: {missing[0]} is missing (it starts with {seen}); "
-            "supported are GLIP-T (A), (B), (C), GLIP-T, GLIP-L and models of the same architecture"
+            f"{SUPPORTED}"
         )
     try:
         return _derive(state, facts or {})
@@ -370,19 +390,7 @@ def build(
 
 def _check_dense(key: str, value: torch.Tensor, path: Path | str) -> None:
     """Raise CheckpointError for a tensor whose values are not all in the file, as floating-point numbers."""
-    import torch
-
-    kind = None
-    if value.is_nested:
-        kind = "nested"
-    elif value.layout != torch.strided:
-        kind = str(value.layout).removeprefix("torch.")
-    elif not value.is_floating_point():
-        kind = str(value.dtype).removeprefix("torch.")
-    elif value.is_meta:
-        kind = "without values (meta)"
-    elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        kind = f"{tuple(value.shape)} made of fewer values (expanded)"
+    kind = irregularity(value)
     if kind is not None:
         raise CheckpointError(
             f"checkpoint {path}: {key} is {kind}, weights must be dense floating point; save them as float32"

@@ -1,4 +1,4 @@
-"""`glip-export`: an official checkpoint becomes a bundle."""
+"""`glip-export`: a GLIP checkpoint becomes a bundle."""
 
 from __future__ import annotations
 
@@ -57,12 +57,13 @@ def _with_engine_options(words: Sequence[str]) -> list[str]:
         "glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/",
         "glip-export --model glip_large_model.pth --output glip_l/ --config configs/pretrain/glip_Swin_L.yaml",
         'glip-export --model glip_t.pth --engine="--size 800x1344 --tokens 16,32"',
-        note="The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognized from the file.\n"
+        note="The variant, GLIP-T (A), (B), (C), GLIP-T, GLIP-L or a prompt-tuned one, is recognized from the file,\n"
+        "which may have the official names or mmdetection's.\n"
         "Every graph is compared with torch on a real picture before the bundle is delivered.",
     )
 )
 def export(
-    model: Annotated[Path, typer.Option(metavar="FILE", readable=False, help="Official .pth checkpoint.")],
+    model: Annotated[Path, typer.Option(metavar="FILE", readable=False, help="GLIP .pth checkpoint.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -90,7 +91,7 @@ def export(
     quiet: QUIET = False,
     version: VERSION = False,
 ) -> int:
-    """Export an official GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report."""
+    """Export a GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report."""
     from glip_export.bundle_writer import BUNDLE_PRECISIONS, export_bundle, steps
 
     started = time.perf_counter()
