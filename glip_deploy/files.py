@@ -28,6 +28,7 @@ __all__ = [
     "check_file",
     "check_folder",
     "check_outputs",
+    "check_private",
     "deliver_folder",
     "not_written",
     "sha256_of",
@@ -277,6 +278,24 @@ def check_folder(path: Path) -> None:
             raise OutputError(f"output folder {path}: {existing} is a file; choose another name")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise OutputError(f"output folder {path} cannot be written (permission denied); choose another place")
+
+
+def check_private(folder: Path) -> None:
+    """Refuse a folder in which someone else could have put a file (Windows keeps caches in the user's profile).
+
+    Raises:
+        OutputError: it is another user's, or everyone may write to it.
+        OSError: it is not there.
+    """
+    if os.name != "posix":
+        return
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise OutputError(
+            f"cache folder {folder} belongs to another user (id {status.st_uid}); set {CACHE_VARIABLE} to your own"
+        )
+    if status.st_mode & stat.S_IWOTH:
+        raise OutputError(f"cache folder {folder} can be written by every user; chmod o-w {folder}")
 
 
 def not_written(path: Path, error: Exception) -> OutputError:

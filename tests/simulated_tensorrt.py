@@ -29,7 +29,7 @@ class SimulatedCuda:
     gpu, compute_capability = "Simulated GPU", 80
 
     def __init__(self, graphs=True):
-        self.graphs = graphs
+        self.graphs, self.capturable = graphs, True
         self.memory, self.arrays, self.streams, self.live_graphs = {}, {}, set(), set()
         self.log, self.waits = [], []
         self.recording = None
@@ -148,6 +148,10 @@ class SimulatedDeviceArray:
 class SimulatedContext:
     def __init__(self, engine):
         self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, 0
+        self.memory = None
+
+    def set_device_memory(self, memory, size):
+        self.memory = memory, size
 
     def set_optimization_profile_async(self, index, stream):
         self.profile = index
@@ -179,6 +183,9 @@ class SimulatedContext:
         return True
 
     def execute_async_v3(self, stream):
+        memory, size = self.memory
+        assert len(self.engine.cuda.memory[memory]) >= size == self.engine.memory
+
         def work():
             feed = {}
             for row in self.engine.session.get_inputs():
@@ -192,7 +199,62 @@ class SimulatedContext:
         return True
 
 
+class OldContext(SimulatedContext):
+    """TensorRT 8.6's, whose memory is set as an attribute."""
+
+    set_device_memory = property()
+
+    @property
+    def device_memory(self):
+        return self.memory[0]
+
+    @device_memory.setter
+    def device_memory(self, address):
+        self.memory = address, self.engine.memory
+
+
+class RtxContext(SimulatedContext):
+    """TensorRT-RTX's, which tells whether it can be recorded."""
+
+    def is_stream_capturable(self, stream):
+        assert stream in self.engine.cuda.streams
+        return self.engine.cuda.capturable
+
+
+class RuntimeConfig:
+    """As bindings are: it takes no attribute that it does not have."""
+
+    __slots__ = ("strategy",)
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+
+class RtxRuntimeConfig(RuntimeConfig):
+    __slots__ = ("cache", "dynamic_shapes_kernel_specialization_strategy")
+
+    def create_runtime_cache(self):
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+
+
+class RuntimeCache:
+    def __init__(self):
+        self.content = b""
+
+    def deserialize(self, content):
+        self.content = content if content.startswith(b"kernels") else b""
+        return bool(self.content)
+
+    def serialize(self):
+        return self.content
+
+
 class SimulatedEngine:
+    memory = 1000
+
     def __init__(self, cuda, graph, profiles):
         kinds = {"tensor(uint8)": "u1", "tensor(int64)": "i8", "tensor(float)": "f4"}
         self.cuda, self.profiles = cuda, profiles
@@ -212,13 +274,59 @@ class SimulatedEngine:
     def get_tensor_dtype(self, name):
         return self.dtypes[name]
 
-    def create_execution_context(self):
-        return SimulatedContext(self)
+    def context_of(self, kind, strategy):
+        assert strategy == "USER_MANAGED"
+        return kind(self)
 
 
-def simulated_tensorrt(cuda):
+class OldEngine(SimulatedEngine):
+    """TensorRT 8.6's."""
+
+    device_memory_size = SimulatedEngine.memory
+
+    def create_execution_context_without_device_memory(self):
+        return OldContext(self)
+
+
+class NewEngine(SimulatedEngine):
+    """TensorRT 10's."""
+
+    device_memory_size_v2 = SimulatedEngine.memory
+
+    def create_execution_context(self, strategy="STATIC"):
+        return self.context_of(SimulatedContext, strategy)
+
+
+class NewestEngine(NewEngine):
+    """TensorRT 10.11's and later, which have an IRuntimeConfig of a single setting."""
+
+    config = RuntimeConfig
+
+    def create_runtime_config(self):
+        return self.config()
+
+    def create_execution_context(self, config):
+        return self.context_of(SimulatedContext, config.strategy)
+
+
+class RtxEngine(NewestEngine):
+    """TensorRT-RTX's."""
+
+    config = RtxRuntimeConfig
+
+    def create_execution_context(self, config):
+        assert config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+        config.cache.content = b"kernels of " + str(self.outputs.keys()).encode()  # compiled for the shapes it meets
+        return self.context_of(RtxContext, config.strategy)
+
+
+ENGINES = {"8.6.1": OldEngine, "10.9.0": NewEngine, "10.13.3": NewestEngine, "1.7.1": RtxEngine}
+"""By version: what each has of the interface."""
+
+
+def simulated_tensorrt(cuda, version=VERSION):
     """A module like `tensorrt`; a plan file of `write_engines` names its graph."""
-    trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=VERSION, loaded=[], creators=[])
+    trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=version, loaded=[], creators=[])
 
     class Runtime:
         def __init__(self, logger):
@@ -226,7 +334,7 @@ def simulated_tensorrt(cuda):
 
         def deserialize_cuda_engine(self, plan):
             profiles, graph = eval(plan.decode())  # written by write_engines
-            return SimulatedEngine(cuda, graph, profiles)
+            return ENGINES[version](cuda, graph, profiles)
 
     class Logger:
         ERROR = 1
@@ -238,14 +346,21 @@ def simulated_tensorrt(cuda):
     trt.TensorIOMode = SimpleNamespace(INPUT="input")
     trt.nptype = lambda dtype: dtype
     trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    if version != "8.6.1":
+        trt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
+    if version == "1.7.1":
+        trt.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
+    find = "get_plugin_creator" if version == "8.6.1" else "get_creator"
     trt.get_plugin_registry = lambda: SimpleNamespace(
         load_library=lambda path: None if trt.creators else trt.loaded.append(path) or trt.creators.append(path) or 1,
-        get_creator=lambda name, version, namespace: trt.creators[0] if trt.creators else None,
+        **{find: lambda name, version, namespace: trt.creators[0] if trt.creators else None},
     )
     return trt
 
 
-def write_engines(bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 256),) * 2, classes=(1, 4, 16), batch=1):
+def write_engines(
+    bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 256),) * 2, classes=(1, 4, 16), batch=1, version=VERSION
+):
     """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
     folder = bundle.path / "engines" / name
     folder.mkdir(parents=True)
@@ -271,7 +386,7 @@ def write_engines(bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 25
     EngineRecord(
         format_version=RECORD_VERSION,
         flavour="tensorrt",
-        version=VERSION,
+        version=version,
         compute_capability=80,
         gpu="Simulated GPU",
         precision="fp32",

@@ -9,14 +9,12 @@ user, and a file is used again only if it still has the hash that was recorded w
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glip_deploy.errors import EngineError, MissingPackage, OutputError
-from glip_deploy.files import CACHE_VARIABLE, atomic_file, cache_folder, sha256_of, write_atomically
+from glip_deploy.files import CACHE_VARIABLE, atomic_file, cache_folder, check_private, sha256_of, write_atomically
 from glip_engines.compilers import (
     Nvrtc,
     find_host_compiler,
@@ -195,7 +193,7 @@ def _cached(name: str, suffix: str, facts: Sequence[str], build: Callable[[Path]
     record = path.with_name(f"{path.name}.sha256")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(folder)
+        check_private(folder)
         if path.is_file() and record.is_file() and record.read_text(encoding="ascii") == sha256_of(path):
             return path
         with atomic_file(path) as partial:
@@ -206,20 +204,3 @@ def _cached(name: str, suffix: str, facts: Sequence[str], build: Callable[[Path]
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} cannot be written ({reason}); set {CACHE_VARIABLE} to another folder") from None
     return path
-
-
-def _check_owner(folder: Path) -> None:
-    """Refuse a cache folder in which someone else could have put a library (Windows keeps it in the user's profile).
-
-    Raises:
-        OutputError: it is another user's, or everyone may write to it.
-    """
-    if os.name != "posix":
-        return
-    status = folder.stat()
-    if status.st_uid != os.geteuid():
-        raise OutputError(
-            f"cache folder {folder} belongs to another user (id {status.st_uid}); set {CACHE_VARIABLE} to your own"
-        )
-    if status.st_mode & stat.S_IWOTH:
-        raise OutputError(f"cache folder {folder} can be written by every user; chmod o-w {folder}")

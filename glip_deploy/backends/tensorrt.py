@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.backends.trt_engine import Engine, find_creator
 from glip_deploy.bundle.contract import Candidates, ImageInputs
 from glip_deploy.bundle.engines import ENGINES, EngineRecord, Machine, find_engines
 from glip_deploy.errors import ClosedError, EngineError, EngineMismatch, GlipError, MissingPackage
@@ -69,40 +70,6 @@ _DEVICE = threading.RLock()
 allocating in one thread breaks the recording of another, in every capture mode (NVIDIA/TensorRT issue 2888)."""
 
 
-class _Engine:
-    """One deserialised engine, shared by clones; each has its own contexts, made here."""
-
-    def __init__(self, trt: Any, runtime: tensorrt.Runtime, file: Path, record: Any) -> None:
-        self.trt, self.file, self.record = trt, file, record
-        engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(file.read_bytes())
-        if engine is None:
-            raise EngineError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
-        self.engine = engine
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        reads = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = tuple(name for name in names if reads[name])
-        self.outputs = tuple(name for name in names if not reads[name])
-        self.dtypes = {name: np.dtype(trt.nptype(self.engine.get_tensor_dtype(name))) for name in names}
-
-    def context(self) -> tensorrt.IExecutionContext | None:
-        """Return a new execution context; None where the GPU has not enough memory.
-
-        TensorRT-RTX compiles kernels for the shapes it sees in the background; a CUDA graph recorded meanwhile would
-        keep the fallback kernels, so they are compiled at once.
-        """
-        if not hasattr(self.engine, "create_runtime_config"):
-            return self.engine.create_execution_context()
-        config: Any = self.engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return self.engine.create_execution_context(config)
-
-    @property
-    def profiles(self) -> tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]:
-        """Legal shapes, by optimisation profile and input."""
-        profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...] = self.record.profiles
-        return profiles
-
-
 @dataclass(frozen=True)
 class _Opened:
     """What clones share: engines that are loaded, and what they belong to."""
@@ -110,7 +77,7 @@ class _Opened:
     cuda: Cuda
     bundle: Bundle
     record: EngineRecord
-    engines: Mapping[str, _Engine]
+    engines: Mapping[str, Engine]
 
     @property
     def rebuild(self) -> str:
@@ -128,6 +95,8 @@ class TensorRTBackend:
         self._lock = threading.Lock()
         self._closed = False
         self._bound: dict[str, OrderedDict[tuple[Any, ...], _Bound]] = {graph: OrderedDict() for graph in SHAPES_KEPT}
+        self._memory: int | None = None
+        """What all contexts compute in; only one runs at a time."""
         with self._cuda.active():
             self._stream = self._cuda.stream()
         _OPEN.add(self)
@@ -165,7 +134,7 @@ class TensorRTBackend:
         with _DEVICE, cuda.active():
             runtime = _runtime(module, folder / record.plugin.file if record.plugin is not None else None)
             engines = {
-                graph: _Engine(module, runtime, folder / f"{graph}.plan", record.engines[f"{graph}.plan"])
+                graph: Engine(module, runtime, folder / f"{graph}.plan", record.engines[f"{graph}.plan"], cuda.gpu)
                 for graph in SHAPES_KEPT
             }
         return cls(_Opened(cuda, bundle, record, engines))
@@ -245,6 +214,10 @@ class TensorRTBackend:
                 for kept in self._bound.values():
                     while kept:
                         self._free(kept.popitem()[1])
+                if self._memory is not None:
+                    self._cuda.free(self._memory)
+                for engine in self._engines.values():
+                    engine.keep_kernels()
                 self._cuda.free_stream(self._stream)
             self._engines = {}
 
@@ -289,9 +262,11 @@ class TensorRTBackend:
                 bound.runs += 1
                 return [bound.staging[name].copy() for name in outputs]
 
-    def _bind(self, engine: _Engine, index: int, feed: _Feed) -> _Bound:
+    def _bind(self, engine: Engine, index: int, feed: _Feed) -> _Bound:
         """Make a context for these shapes, with buffers."""
-        context = engine.context()
+        if self._memory is None:
+            self._memory = self._cuda.allocate(max(one.memory for one in self._engines.values()))
+        context = engine.context(self._memory)
         if context is None:
             raise EngineError(f"{engine.file.name}: the GPU has not enough free memory; close other programs")
         bound = _Bound(context, {}, {}, engine.inputs)
@@ -352,8 +327,9 @@ class TensorRTBackend:
                     self._cuda.download(bound.staging[name], bound.device[name], self._stream)
 
         if bound.graph is None and bound.runs == bound.capture_at:
+            capturable = getattr(bound.context, "is_stream_capturable", lambda stream: True)  # TensorRT-RTX can tell
             with _DEVICE:
-                bound.graph = self._cuda.capture(self._stream, frame)
+                bound.graph = self._cuda.capture(self._stream, frame) if capturable(self._stream) else None
             if bound.graph is None:
                 bound.capture_at *= 2
                 level = logging.WARNING if bound.runs == 1 else logging.DEBUG
@@ -461,7 +437,7 @@ def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
         if plugin is not None and (trt.__name__, digest := sha256_of(plugin)) not in _PLUGINS:
             registry: tensorrt.IPluginRegistry = trt.get_plugin_registry()
             # A second library with the same creator would be refused; the one that is there does the same.
-            if registry.get_creator(*PLUGIN_CREATOR) is None and registry.load_library(str(plugin)) is None:
+            if find_creator(registry, *PLUGIN_CREATOR) is None and registry.load_library(str(plugin)) is None:
                 raise EngineError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
         return _RUNTIMES[trt.__name__][1]

@@ -8,17 +8,17 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
 from simulated_tensorrt import (
+    ENGINES,
+    VERSION,
     SimulatedContext,
     SimulatedCuda,
     SimulatedDeviceArray,
-    SimulatedEngine,
     simulated_tensorrt,
     write_engines,
 )
@@ -32,6 +32,7 @@ from glip_deploy.files import sha256_of
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt, "_RUNTIMES", {})
     monkeypatch.setattr(tensorrt, "_PLUGINS", set())
     shutil.copytree(tiny_bundle, tmp_path / "glip")
@@ -47,9 +48,9 @@ def cuda():
 def opened(bundle, cuda):
     """Opens the backend on engines of these shapes."""
 
-    def open_it(**shapes):
-        folder = write_engines(bundle, **shapes)
-        return TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
+    def open_it(version=VERSION, **shapes):
+        folder = write_engines(bundle, version=version, **shapes)
+        return TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda, version))
 
     return open_it
 
@@ -170,7 +171,9 @@ def test_what_tensorrt_refuses_is_an_error_and_leaves_nothing(opened, cuda, monk
     monkeypatch.setattr(SimulatedContext, method, lambda self, *arguments: False)
     backend = opened()
     assert "image.plan refuses" in error_of(backend.detect, feed())
-    assert not (cuda.memory or cuda.arrays)
+    assert not cuda.arrays
+    backend.close()
+    assert not cuda.memory
 
 
 def test_nothing_is_allocated_while_a_clone_records(opened, cuda, monkeypatch):
@@ -219,21 +222,66 @@ def test_a_plugin_that_is_registered_already_is_used(bundle, cuda, tmp_path):
     assert trt.loaded == [str(tmp_path / "one.so")]
 
 
-def test_tensorrt_rtx_compiles_for_a_shape_before_it_is_recorded(opened, monkeypatch):
-    strategy = SimpleNamespace(EAGER="eager")
-    made = []
+@pytest.mark.parametrize("version", ENGINES)
+def test_every_version_runs_in_one_piece_of_memory_per_clone(opened, cuda, reference, version):
+    """The simulation has of each version's interface what the backend may use, and refuses what it has not."""
+    backend = opened(version)
+    twin = backend.clone()
+    for one in (backend, twin):
+        one.encode_text(IDS)
+        for height in (64, 64, 96):
+            assert_same(one.detect(feed(height=height)), reference.detect(feed(height=height)))
+    contexts = [bound.context for one in (backend, twin) for kept in one._bound.values() for bound in kept.values()]
+    assert len(contexts) == 6
+    assert len({context.memory for context in contexts}) == 2
+    twin.close()
+    backend.close()
+    assert not (cuda.memory or cuda.arrays or cuda.streams)
 
-    def context(self, config):
-        made.append(config.dynamic_shapes_kernel_specialization_strategy)
-        return SimulatedContext(self)
 
-    backend = opened()
-    monkeypatch.setattr(SimulatedEngine, "create_runtime_config", lambda self: SimpleNamespace(), raising=False)
-    monkeypatch.setattr(SimulatedEngine, "create_execution_context", context)
-    for engine in backend._engines.values():
-        engine.trt.DynamicShapesKernelSpecializationStrategy = strategy
+@pytest.mark.parametrize("version", ["8.6.1", VERSION])
+def test_the_plugin_is_loaded_by_every_version(bundle, cuda, tmp_path, version):
+    trt = simulated_tensorrt(cuda, version)
+    (tmp_path / "one.so").write_bytes(b"")
+    tensorrt._runtime(trt, tmp_path / "one.so")
+    assert trt.loaded == [str(tmp_path / "one.so")]
+
+
+def test_tensorrt_rtx_is_not_recorded_where_it_says_that_it_cannot_be(opened, cuda):
+    cuda.capturable = False
+    backend = opened("1.7.1")
+    for _ in range(3):
+        backend.detect(feed())
+    assert "launch" not in cuda.log
+    cuda.capturable = True
+    for _ in range(2):
+        backend.detect(feed())
+    assert cuda.log[-1] == "launch"
+
+
+def test_tensorrt_rtx_keeps_the_kernels_that_it_compiled(opened, cuda, bundle, tmp_path):
+    backend = opened("1.7.1")
     backend.detect(feed())
-    assert made == ["eager"]
+    backend.close()
+    (kept,) = (tmp_path / "cache" / "kernels").iterdir()  # of the image engine: text was not run
+    assert kept.read_bytes().startswith(b"kernels")
+
+    def known():
+        again = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda, "1.7.1"))
+        return again._engines["image"]._cache.content
+
+    assert known() == kept.read_bytes()
+    kept.parent.chmod(0o777)  # anyone may have put it there
+    assert known() == b""
+    kept.parent.chmod(0o700)
+    assert known() == kept.read_bytes()
+
+
+def test_kernels_that_cannot_be_kept_are_no_error(opened, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    backend = opened("1.7.1")
+    backend.detect(feed())
+    backend.close()
 
 
 def test_shapes_come_and_go_and_everything_is_given_back(opened, cuda, reference):
@@ -244,7 +292,8 @@ def test_shapes_come_and_go_and_everything_is_given_back(opened, cuda, reference
             backend.detect(feed(height=height))
     kept = SHAPES_KEPT["image"]
     assert len(cuda.live_graphs) == kept
-    assert len(cuda.memory) == len(cuda.arrays) == kept * 8
+    assert len(cuda.arrays) == kept * 8
+    assert len(cuda.memory) == kept * 8 + 1  # and one for what contexts compute in
     backend.close()
     backend.close()
     assert not (cuda.memory or cuda.arrays or cuda.streams or cuda.live_graphs)
@@ -444,15 +493,20 @@ def test_the_backend_uses_what_tensorrt_rtx_has():
         "Runtime": ("deserialize_cuda_engine",),
         "ICudaEngine": (
             *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "create_execution_context"),
+            *("create_runtime_config", "device_memory_size_v2"),
         ),
         "IExecutionContext": (
             *("set_optimization_profile_async", "set_input_shape", "infer_shapes", "get_tensor_shape"),
-            *("set_tensor_address", "execute_async_v3"),
+            *("set_tensor_address", "execute_async_v3", "set_device_memory", "is_stream_capturable"),
         ),
+        "IRuntimeConfig": (
+            *("create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy"),
+            "dynamic_shapes_kernel_specialization_strategy",
+        ),
+        "IRuntimeCache": ("serialize", "deserialize"),
         "IPluginRegistry": ("load_library", "get_creator"),
     }.items():
         assert [name for name in names if not hasattr(getattr(trt, kind), name)] == []
-    assert hasattr(trt.ICudaEngine, "create_runtime_config")
-    assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED")
     assert {"nptype", "TensorIOMode", "Logger", "init_libnvinfer_plugins", "get_plugin_registry"} <= set(dir(trt))
