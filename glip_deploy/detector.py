@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ class Detector:
         self.resize = resize
         self.backend = backend
         self._tokenizer = bundle.tokenizer()
-        self._cache = PromptCache(cache_dir, bundle.key)
+        key = bundle.key
+        if backend.text_key:
+            key = hashlib.sha256(f"{key} {backend.text_key}".encode()).hexdigest()
+        self._cache = PromptCache(cache_dir, key)
 
     @classmethod
     def open(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glip_deploy.bundle.engines import ENGINES, RECORD_VERSION, EngineFile, EngineRecord, PluginRecord, TensorRecord
-from glip_deploy.bundle.manifest import MANIFEST, Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.compile import build_library, code_for
@@ -109,7 +109,7 @@ def build_engines(
                     precision=plan.precision,
                     form=plan.form,
                     plugin=plugin,
-                    manifest_sha256=sha256_of(bundle.path / MANIFEST),
+                    manifest_sha256=bundle.manifest_sha256,
                     options=plan.command_options(),
                     engines=engines,
                 )
@@ -155,8 +155,11 @@ def _build_graph(worker: Worker, plan: Plan, graph: str, folder: Path, on_progre
     # The rewritten graph is as large as the bundle's; it is removed before the engine is written beside it.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".graph-") as scratch:
         onnx_file = Path(scratch) / contract.file
-        source = plan.bundle.path / contract.file
-        model = rewrite_file(source, onnx_file, dialect, precision=plan.lowering, form=plan.form, pinned=pinned)
+        model = plan.bundle.load(
+            lambda source: rewrite_file(
+                source / contract.file, onnx_file, dialect, precision=plan.lowering, form=plan.form, pinned=pinned
+            )
+        )
         built = worker.build(
             GraphJob(str(onnx_file), str(file), profiles, asdict(Expected.of(model))),
             lambda fraction, phase: on_progress(step, fraction, phase),

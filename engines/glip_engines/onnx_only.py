@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from glip_deploy.bundle.manifest import MANIFEST, Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import OptionError, OutputError
-from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
+from glip_deploy.files import deliver_folder, not_written, temporary_sibling
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.options import BuildOptions
 from glip_engines.plan import GRAPHS, Plan
@@ -73,21 +74,24 @@ def write_graphs(
         with temporary_sibling(target) as scratch:
             for graph in GRAPHS:
                 on_progress(f"{graph} graph", 0.0, "rewriting the graph")
-                file = bundle.manifest.io[graph].file
-                rewrite_file(
-                    bundle.path / file,
-                    scratch / f"{graph}.onnx",
-                    dialect,
-                    precision=plan.lowering,
-                    form=plan.form,
-                    pinned=plan.pinned(graph),
-                )
+                bundle.load(partial(_write_graph, plan, dialect, graph, scratch))
             (scratch / README).write_text(_readme(plan, dialect), encoding="utf-8")
             _check_target(target, options.overwrite)
             deliver_folder(scratch, target, overwrite=options.overwrite)
     except OSError as error:
         raise not_written(target, error) from None
     return target
+
+
+def _write_graph(plan: Plan, dialect: Dialect, graph: str, target: Path, source: Path) -> None:
+    rewrite_file(
+        source / plan.bundle.manifest.io[graph].file,
+        target / f"{graph}.onnx",
+        dialect,
+        precision=plan.lowering,
+        form=plan.form,
+        pinned=plan.pinned(graph),
+    )
 
 
 def _dialect(version: str) -> Dialect:
@@ -116,7 +120,7 @@ def _readme(plan: Plan, dialect: Dialect) -> str:
             f"# {plan.bundle.variant} for TensorRT {dialect.version}, {plan.precision}, {plan.form} form",
             "",
             "Written by `glip-build --onnx-only` from a bundle of glip-deploy; SHA-256 of its manifest:",
-            f"`{sha256_of(plan.bundle.path / MANIFEST)}`.",
+            f"`{plan.bundle.manifest_sha256}`.",
             "",
             "The text graph runs once for a prompt, the image graph for every picture. What to feed them:",
             "",

@@ -49,6 +49,11 @@ class TorchBackend:
     def __init__(self, model: Glip) -> None:
         self.model = model.eval()
 
+    @property
+    def text_key(self) -> str:
+        """See `Backend.text_key`."""
+        return ""
+
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
         import torch

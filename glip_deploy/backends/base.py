@@ -16,6 +16,11 @@ __all__ = ["Backend"]
 class Backend(Protocol):
     """Runs the two graphs of a bundle."""
 
+    @property
+    def text_key(self) -> str:
+        """Hex digest of what encodes prompts, if not the bundle's text graph; embeddings are cached by it."""
+        ...
+
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Turn (T,) token ids into the text embedding (T, D)."""
         ...

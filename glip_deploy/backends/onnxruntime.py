@@ -168,7 +168,9 @@ class _Sessions:
         self.image = self._open(IMAGE_GRAPH)
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
-        return open_session(self._bundle.path / graph, threads=self._threads, providers=self._providers)
+        return self._bundle.load(
+            lambda folder: open_session(folder / graph, threads=self._threads, providers=self._providers)
+        )
 
     @property
     def text(self) -> onnxruntime.InferenceSession:
@@ -188,6 +190,11 @@ class OnnxRuntimeBackend:
     def open(cls, bundle: Bundle, threads: int | None = None, providers: Sequence[str] = (CPU,)) -> OnnxRuntimeBackend:
         """Load a bundle's graphs; see `open_session` for the arguments and what may be raised."""
         return cls(_Sessions(bundle, threads, providers))
+
+    @property
+    def text_key(self) -> str:
+        """See `Backend.text_key`."""
+        return ""
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""

@@ -144,6 +144,11 @@ class TensorRTBackend:
         self._check_open()
         return TensorRTBackend(self._opened)
 
+    @property
+    def text_key(self) -> str:
+        """See `Backend.text_key`."""
+        return self._record.engines["text.plan"].sha256
+
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
         count = len(input_ids)

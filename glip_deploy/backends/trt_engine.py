@@ -6,6 +6,7 @@ dynamic shapes each would otherwise take as much as the largest shape of its eng
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.errors import EngineError, OutputError
+from glip_deploy.errors import EngineError, EngineMismatch, OutputError
 from glip_deploy.files import cache_folder, check_private, write_atomically
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ class Engine:
         gpu: name of the GPU, which compiled kernels are kept for.
 
     Raises:
+        EngineMismatch: the plan is not the one of the record.
         EngineError: the plan cannot be loaded.
     """
 
     def __init__(self, trt: Any, runtime: tensorrt.Runtime, file: Path, record: Any, gpu: str) -> None:
         self._trt, self.file, self.record = trt, file, record
-        engine: Any = runtime.deserialize_cuda_engine(file.read_bytes())
+        plan = file.read_bytes()
+        if hashlib.sha256(plan).hexdigest() != record.sha256:  # what was checked before may have been replaced
+            raise EngineMismatch(f"{file} was changed while it was opened; build it again with glip-build")
+        engine: Any = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"{file} cannot be loaded; build it again with glip-build, adding --overwrite")
         self.engine = engine
@@ -127,10 +132,8 @@ class Engine:
 
 def _cache_file(engine: str, version: str, gpu: str) -> Path | None:
     """Return where compiled kernels of an engine (its SHA-256) are kept; None where the user has no home."""
-    from hashlib import sha256
-
     folder = cache_folder("kernels")
-    key = sha256(f"{engine} {version} {gpu}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{engine} {version} {gpu}".encode()).hexdigest()[:32]
     return None if folder is None else folder / f"{key}.bin"
 
 

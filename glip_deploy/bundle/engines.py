@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from glip_deploy.bundle.manifest import MANIFEST, Bundle
+from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.bundle.records import Record, Sha256
 from glip_deploy.errors import EngineError, EngineMismatch, GlipError
 from glip_deploy.files import sha256_of
@@ -136,7 +136,7 @@ class EngineRecord(Record, frozen=True, kw_only=True, tag=RECORD_FORMAT):
         words = ("glip-build", str(bundle.path), "--flavour", machine.flavour, self.options, "--overwrite")
         again = f"build again: {' '.join(word for word in words if word)}"
         self._check_machine(folder, machine, again)
-        if sha256_of(bundle.path / MANIFEST) != self.manifest_sha256:
+        if bundle.manifest_sha256 != self.manifest_sha256:
             raise EngineMismatch(f"engines {folder} were built from another export than {bundle.path}; {again}")
         if self.plugin is not None:
             library = folder / self.plugin.file

@@ -12,17 +12,18 @@ A bundle is checked when it is opened: a newer format, a missing file or a chang
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, GraphContract
+from glip_deploy.bundle.opened import FileState, OpenedFolder
 from glip_deploy.bundle.records import Fraction, Positive, Record, Sha256
-from glip_deploy.errors import BundleError, GlipError
+from glip_deploy.errors import BundleError, GlipError, reason_of
 from glip_deploy.files import sha256_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 _AGAIN = "export the bundle again with glip-export"
+_ATTEMPTS = 5
+"""At loading a file while others touch it."""
+_T = TypeVar("_T")
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -175,10 +179,17 @@ class Bundle:
     Attributes:
         path: its directory.
         manifest: what its `manifest.json` says.
+        manifest_sha256: hex digest of that file's bytes; empty where the bundle was not opened.
+        verified: whether all files were hashed.
     """
 
     path: Path
     manifest: Manifest = field(repr=False)
+    manifest_sha256: str = field(default="", repr=False)
+    verified: bool = field(default=False, repr=False)
+    _folder: OpenedFolder | None = field(default=None, repr=False, compare=False)
+    _states: dict[str, FileState] = field(default_factory=dict, repr=False, compare=False)
+    """Of every file, when it was checked."""
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -192,34 +203,75 @@ class Bundle:
             BundleError: not a bundle, a damaged manifest, a newer format, a missing file, a changed byte.
         """
         path = Path(path)
-        file = path / MANIFEST
-        if not path.is_dir():
-            what = "is a file, not a bundle directory" if path.exists() else "does not exist"
-            checkpoint = path if path.suffix == ".pth" else "glip_t.pth"
-            raise BundleError(f"bundle {path} {what}; make a bundle with glip-export --model {checkpoint} --output DIR")
-        if not file.is_file():
-            raise BundleError(
-                f"{path} is not a bundle: it has no {MANIFEST}; make one with glip-export --output {path}"
-            )
-        bundle = cls(path, Manifest.read_file(file, _AGAIN))
-        bundle._check(verify)
+        try:
+            folder = OpenedFolder(path)
+            data = (folder.path / MANIFEST).read_bytes()
+        except (OSError, ValueError) as error:
+            raise _not_a_bundle(path, error) from None
+        manifest = Manifest.parse(data, path / MANIFEST, _AGAIN)
+        bundle = cls(path, manifest, hashlib.sha256(data).hexdigest(), verify, folder)
+        try:
+            bundle._check(folder)
+        except OSError as error:
+            reason = folder.shown(reason_of(error))
+            raise BundleError(f"bundle {path} cannot be read ({reason}); copy the whole directory again") from None
         return bundle
 
-    def _check(self, verify: bool) -> None:
+    def _check(self, folder: OpenedFolder) -> None:
         for name in (TOKENIZER, TEXT_GRAPH, IMAGE_GRAPH):
             if name not in self.files:
                 raise BundleError(f"{self.path / MANIFEST} does not list {name}; {_AGAIN}")
         for name, record in self.files.items():
-            file = self.path / name
+            file, read = self.path / name, folder.path / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise BundleError(f"{self.path / MANIFEST} lists {name!r}, a file outside the bundle; {_AGAIN}")
-            if not file.is_file():
+            if not read.is_file():
                 raise BundleError(f"bundle {self.path} lacks {name}; copy the whole directory, or {_AGAIN}")
-            size = file.stat().st_size
-            if size != record.size:
-                raise BundleError(f"{file} has {size} bytes, the manifest says {record.size}; {_AGAIN}")
-            if verify and sha256_of(file) != record.sha256:
+            state = folder.state(name)  # before it is read: a change meanwhile is found when it is loaded
+            if state.size != record.size:
+                raise BundleError(f"{file} has {state.size} bytes, the manifest says {record.size}; {_AGAIN}")
+            if self.verified and sha256_of(read) != record.sha256:
                 raise BundleError(f"{file} was changed after the export (its SHA-256 differs); {_AGAIN}")
+            self._states[name] = state
+
+    def load(self, loader: Callable[[Path], _T]) -> _T:
+        """Let a function load files of the bundle, and check that they are those that were opened.
+
+        A bundle that another process puts in its place meanwhile is never mixed with this one.
+
+        Args:
+            loader: is given the folder to read from, and may be called again if a file is touched while it reads.
+
+        Raises:
+            BundleError: a file was changed or removed since the bundle was opened.
+            GlipError: whatever the loader raises.
+        """
+        folder = self._folder
+        if folder is None:
+            return loader(self.path)
+        for _ in range(_ATTEMPTS):
+            before = self._present(folder)
+            try:
+                loaded = loader(folder.path)
+            except GlipError as error:
+                raise type(error)(folder.shown(str(error))) from None
+            if self._present(folder) == before:
+                return loaded
+        raise BundleError(f"bundle {self.path} changes all the time; open it when it is written")
+
+    def _present(self, folder: OpenedFolder) -> dict[str, FileState]:
+        """Return the state of every file, after those that were touched since they were checked are checked again."""
+        try:
+            found = {name: folder.state(name) for name in self._states}
+            for name, state in found.items():
+                if state != self._states[name]:
+                    # Another link or new permissions change a file's state, but not its bytes.
+                    if not self.verified or sha256_of(folder.path / name) != self.files[name].sha256:
+                        raise BundleError(f"{self.path / name} was changed since the bundle was opened; open it again")
+                    self._states[name] = state
+        except OSError:
+            raise BundleError(f"bundle {self.path} was removed or replaced meanwhile; open it again") from None
+        return found
 
     @property
     def variant(self) -> str:
@@ -233,10 +285,16 @@ class Bundle:
 
     @property
     def key(self) -> str:
-        """Hex identity of the text branch: bundles that encode prompts alike share cached embeddings."""
+        """Hex identity of the text branch: bundles that encode prompts alike share cached embeddings.
+
+        It is made of the files' hashes. Where they were not verified, which files they are takes part: bytes that
+        nobody hashed may encode otherwise than the manifest says.
+        """
         digest = hashlib.sha256(str(FORMAT_VERSION).encode())
         for name in sorted(n for n in self.files if n == TOKENIZER or n.startswith("text.")):
             digest.update(f"\n{name} {self.files[name].sha256}".encode())
+            if not self.verified and name in self._states:
+                digest.update(f" {tuple(self._states[name])}".encode())
         return digest.hexdigest()
 
     @property
@@ -267,7 +325,25 @@ class Bundle:
         """
         from tokenizers import Tokenizer
 
-        try:
-            return Tokenizer.from_file(str(self.path / TOKENIZER))
-        except Exception as error:  # the library raises bare Exception for every fault of the file
-            raise BundleError(f"{self.path / TOKENIZER} is not a tokenizer ({error}); {_AGAIN}") from None
+        def read(folder: Path) -> Tokenizer:
+            try:
+                return Tokenizer.from_file(str(folder / TOKENIZER))
+            except Exception as error:  # the library raises bare Exception for every fault of the file
+                raise BundleError(f"{folder / TOKENIZER} is not a tokenizer ({error}); {_AGAIN}") from None
+
+        return self.load(read)
+
+
+def _not_a_bundle(path: Path, error: Exception) -> BundleError:
+    """Return the error for a path that cannot be opened as a bundle."""
+    if isinstance(error, NotADirectoryError):
+        checkpoint = path if path.suffix == ".pth" else "glip_t.pth"
+        return BundleError(
+            f"bundle {path} is a file, not a bundle directory;"
+            f" make a bundle with glip-export --model {checkpoint} --output DIR"
+        )
+    if not isinstance(error, FileNotFoundError):
+        return BundleError(f"bundle {path} cannot be read ({reason_of(error)}); check its name and permissions")
+    if path.is_dir():
+        return BundleError(f"{path} is not a bundle: it has no {MANIFEST}; make one with glip-export --output {path}")
+    return BundleError(f"bundle {path} does not exist; make a bundle with glip-export --model glip_t.pth --output DIR")

@@ -47,9 +47,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="format"):
         Raises:
             GlipError: `cls.error` for a file that cannot be read, is damaged, of another format or of a newer version.
         """
+        try:
+            return cls.parse(file.read_bytes(), file, remedy)
+        except OSError as error:
+            raise cls.error(f"{file} cannot be read ({reason_of(error)}); {remedy}") from None
+
+    @classmethod
+    def parse(cls, data: bytes, file: Path, remedy: str) -> Self:
+        """Read a record from the bytes of `file`; see `read_file`."""
         name = cls.__struct_config__.tag
         try:
-            content = msgspec.json.decode(file.read_bytes())
+            content = msgspec.json.decode(data)
             found = content.get("format") if isinstance(content, dict) else None
             if found != name:
                 raise ValueError(f'"format" is {found!r}, not "{name}"')
@@ -64,8 +72,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="format"):
             for migrate in cls.migrations[version - 1 :]:
                 content = migrate(content)
             return msgspec.convert(content, cls)
-        except OSError as error:
-            raise cls.error(f"{file} cannot be read ({reason_of(error)}); {remedy}") from None
         except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
             raise cls.error(f"{file} is damaged ({reason_of(error)}); {remedy}") from None
 

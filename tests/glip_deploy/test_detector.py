@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from tiny_glip import CLASSES, HIDDEN
 
 from glip_deploy import Caption, ClassName, Detector, GlipError
-from glip_deploy.errors import OptionError, PromptError
+from glip_deploy.errors import BundleError, OptionError, PromptError
 
 FRAME = np.random.default_rng(7).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 SIDE = 128
@@ -92,6 +93,37 @@ def test_the_text_branch_runs_once_per_prompt(tiny_bundle, tmp_path, count_text_
     with Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None) as third:
         third.encode(["dog"])
     assert len(count_text_runs) == 3
+
+
+def test_embeddings_of_changed_bytes_never_reach_the_good_bundle(tiny_bundle, tmp_path):
+    """With verify=False a damaged text graph runs; what it makes must not be read by those who verify."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    options = {"shortest_side": SIDE, "cache_dir": tmp_path / "cache"}
+    weights = bundle / "text.onnx.data"
+    good = weights.read_bytes()
+    values = np.frombuffer(good, np.float32).copy()
+    weights.write_bytes((values * 1.5).tobytes())
+    with Detector.open(bundle, verify=False, **options) as changed:
+        wrong = changed.encode(CLASSES).embedding
+    weights.write_bytes(good)
+    with Detector.open(bundle, **options) as verified:
+        right = verified.encode(CLASSES).embedding
+    with Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None) as reference:
+        np.testing.assert_array_equal(right, reference.encode(CLASSES).embedding)
+    assert not np.array_equal(wrong, right)
+
+
+def test_a_bundle_that_is_replaced_is_an_error_not_a_mixture(tiny_bundle, tmp_path):
+    """The text graph is loaded at the first prompt; by then another bundle may be at the path."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with Detector.open(bundle, shortest_side=SIDE, cache_dir=tmp_path / "cache") as detector:
+        values = np.frombuffer((bundle / "text.onnx.data").read_bytes(), np.float32)
+        (bundle / "text.onnx.data").write_bytes((values * 1.5).tobytes())
+        with pytest.raises(
+            BundleError, match=r"text\.onnx\.data was changed since the bundle was opened; open it again"
+        ):
+            detector.encode(CLASSES)
+    assert not list((tmp_path / "cache").rglob("*.embedding"))
 
 
 ENCODE = """

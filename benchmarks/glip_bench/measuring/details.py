@@ -47,12 +47,13 @@ def time_prompts(options: Options, prompt: str | list[str]) -> dict[str, float]:
         ms[name] = round((time.perf_counter() - start) * 1e3, 3)
 
     with tempfile.TemporaryDirectory() as cache:
-        opened = partial(Detector.open, options.bundle, threads=options.threads, cache_dir=cache)
+        # Verified and unverified bundles do not share a cache.
+        opened = partial(Detector.open, options.bundle, threads=options.threads, cache_dir=cache, verify=False)
         with opened() as detector:
             timed("first prompt (loads the text branch)", detector, prompt)
             timed("second prompt", detector, SECOND_PROMPT)
             timed("first prompt again (memory)", detector, prompt)
-        with opened(verify=False) as detector:
+        with opened() as detector:
             timed("known from an earlier run (disk)", detector, prompt)
     return ms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from glip_deploy import Bundle
 from glip_deploy.backends import BACKENDS, PROVIDERS, open_backend
 from glip_deploy.backends.onnxruntime import CPU, _rtx_devices, open_session
 from glip_deploy.bundle.contract import text_inputs
-from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
+from glip_deploy.errors import BackendError, BundleError, ClosedError, FrameError, MissingPackage, OptionError
 from glip_deploy.frames.device import device_canvas
 
 
@@ -73,9 +74,11 @@ def test_an_engine_that_is_too_old(bundle, monkeypatch, version):
 @pytest.mark.parametrize("content", [b"", b"not a graph", bytes(range(256)) * 40])
 def test_a_graph_it_cannot_load(tiny_bundle, tmp_path, content):
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    opened = Bundle.open(copy)
     (copy / "image.onnx").write_bytes(content)
-    message = error_of(open_backend, "onnxruntime", opened, None, kind=BackendError)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["image.onnx"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    message = error_of(open_backend, "onnxruntime", Bundle.open(copy), None, kind=BackendError)
     assert f"cannot load {copy / 'image.onnx'}" in message and "export the bundle again" in message
     assert "cannot load a graph in memory" in error_of(open_session, content, kind=BackendError)
 
@@ -213,10 +216,13 @@ def test_a_session_may_be_profiled_and_its_folded_graph_kept(tiny_bundle, tmp_pa
 def test_the_text_graph_is_not_needed_before_the_first_prompt(tiny_bundle, tmp_path):
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     opened = Bundle.open(copy)
-    (copy / "text.onnx").write_bytes(b"not a graph")
     backend = open_backend("onnxruntime", opened, None)
+    (copy / "text.onnx").write_bytes(b"not a graph")
     backend.detect(feed())
-    assert "cannot load" in error_of(backend.encode_text, IDS)
+    said = error_of(backend.encode_text, IDS, kind=BundleError)
+    assert said == f"{copy / 'text.onnx'} was changed since the bundle was opened; open it again"
+    shutil.rmtree(copy)
+    assert "was removed or replaced meanwhile" in error_of(backend.encode_text, IDS, kind=BundleError)
 
 
 def test_what_the_graph_refuses_is_named_with_its_shapes(backend):

@@ -108,7 +108,8 @@ def test_another_bundle(engines, bundle):
     manifest = bundle.path / MANIFEST
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(EngineMismatch, match=r"were built from another export than .*; build again: glip-build"):
-        EngineRecord.read(engines).check(engines, bundle, HERE)
+        EngineRecord.read(engines).check(engines, Bundle.open(bundle.path), HERE)
+    EngineRecord.read(engines).check(engines, bundle, HERE)  # the one that they were built from is still held open
 
 
 def test_plugin_missing_or_other(engines, bundle):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from glip_deploy import Bundle
@@ -187,11 +192,89 @@ def test_a_tokenizer_that_is_none(bundle):
 
 
 def test_the_key_is_that_of_the_text_side(bundle):
-    plain = Bundle.open(bundle).key
-    edit_manifest(bundle, lambda m: m["files"]["image.onnx"].update(sha256="0" * 64))
-    assert Bundle.open(bundle, verify=False).key == plain
-    keys = {plain}
-    for name in ("text.onnx", "text.onnx.data", "tokenizer.json"):
-        edit_manifest(bundle, lambda m, name=name: m["files"][name].update(sha256="0" * 64))
-        keys.add(Bundle.open(bundle, verify=False).key)
-    assert len(keys) == 4
+    opened = Bundle.open(bundle)
+    keys = {opened.key}
+    for name in opened.files:
+        files = {**opened.files, name: msgspec.structs.replace(opened.files[name], sha256="0" * 64)}
+        keys.add(replace(opened, manifest=msgspec.structs.replace(opened.manifest, files=files)).key)
+    assert len(keys) == 4  # text.onnx, text.onnx.data and tokenizer.json change it
+
+
+def test_bytes_that_were_not_hashed_have_a_key_of_their_own(bundle):
+    """Embeddings of a changed text graph must not be kept under the key of the good one."""
+    good = Bundle.open(bundle).key
+    file = bundle / "text.onnx.data"
+    content = bytearray(file.read_bytes())
+    unverified = Bundle.open(bundle, verify=False).key
+    assert Bundle.open(bundle, verify=False).key == unverified != good
+    content[-1] ^= 1
+    file.write_bytes(content)
+    changed = Bundle.open(bundle, verify=False).key
+    assert changed not in (good, unverified)
+    (bundle / "image.onnx.data").touch()
+    assert Bundle.open(bundle, verify=False).key == changed
+
+
+def test_a_link_or_new_permissions_change_nothing(bundle, tmp_path):
+    opened = Bundle.open(bundle)
+    (tmp_path / "link").hardlink_to(bundle / "text.onnx")
+    (bundle / "image.onnx").chmod(0o400)
+    assert opened.load(lambda folder: (folder / "text.onnx").stat().st_nlink) == 2
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(bundle):
+    opened, seen = Bundle.open(bundle), []
+
+    def read(folder):
+        seen.append((folder / "text.onnx").read_bytes())
+        if len(seen) == 1:  # the same bytes, in another file
+            shutil.copyfile(folder / "text.onnx", bundle / "copy")
+            (bundle / "copy").replace(bundle / "text.onnx")
+        return len(seen)
+
+    assert opened.load(read) == 2
+    with pytest.raises(BundleError, match="changes all the time; open it when it is written"):
+        opened.load(lambda folder: (bundle / "text.onnx").write_bytes(seen[0]))
+    with pytest.raises(BundleError, match=r"text\.onnx was changed since the bundle was opened; open it again"):
+        opened.load(lambda folder: (bundle / "text.onnx").write_bytes(seen[0][:-1] + b"x"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder can be held open on Linux alone")
+def test_a_bundle_that_is_replaced_is_not_mixed_with_the_new_one(bundle, tmp_path):
+    opened = Bundle.open(bundle)
+    bundle.rename(tmp_path / "old")
+    bundle.mkdir()
+    (bundle / "text.onnx").write_bytes(b"another")
+    before = (tmp_path / "old" / "text.onnx").read_bytes()
+    assert opened.load(lambda folder: (folder / "text.onnx").read_bytes()) == before
+    shutil.rmtree(tmp_path / "old")
+    with pytest.raises(BundleError, match="was removed or replaced meanwhile; open it again"):
+        opened.load(lambda folder: None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are listed in /proc/self/fd, which Linux has")
+def test_opening_leaves_no_descriptor_behind(bundle):
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        Bundle.open(bundle, verify=False)
+    (bundle / "image.onnx").write_bytes(b"")
+    for _ in range(20):
+        error_of(bundle)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "nul\0byte"])
+def test_a_name_that_no_folder_can_have(tmp_path, name):
+    assert "cannot be read (" in error_of(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_read(bundle):
+    if os.geteuid() == 0:
+        pytest.skip("root reads every folder")
+    bundle.chmod(0)
+    try:
+        assert "cannot be read (Permission denied)" in error_of(bundle)
+    finally:
+        bundle.chmod(0o755)
