@@ -51,7 +51,7 @@ class RawOutputs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest differences over all pairs; infinite where a candidate has no counterpart at all.
+    """Largest differences over all pairs; infinite where a candidate has no counterpart at all, or is not a number.
 
     Attributes:
         count: torch's candidates that were looked for.
@@ -102,6 +102,8 @@ def compare(
     slots = [min(config.candidates_per_level, classes * h * w) for h, w in sizes]
     if found.scores.shape[1] != sum(slots):
         raise ParityError(f"{IMAGE_GRAPH}: {found.scores.shape[1]} candidates, torch gives {sum(slots)}")
+    if not _finite(found):
+        return Comparison(0, np.inf, np.inf)  # NaN would compare as neither a large difference nor a small one
     count, pairs = 0, [(0.0, 0.0)]
     start = first = 0
     for stride, (rows, columns), kept in zip(config.strides, sizes, slots, strict=True):
@@ -153,6 +155,11 @@ def _possible(
     limit = np.tile(inputs.image_sizes[0, ::-1] - 1, 2)
     boxes = np.minimum(np.maximum(boxes, 0), limit)
     return _Set(boxes, np.sqrt(rank[chosen]), labels), certain
+
+
+def _finite(found: Candidates) -> bool:
+    """Return whether all scores are numbers, and all boxes that have one; slots without a candidate score 0."""
+    return bool(np.isfinite(found.scores).all() and np.isfinite(found.boxes[found.scores != 0]).all())
 
 
 def _sigmoid(x: Array) -> Array:

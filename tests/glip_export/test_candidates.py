@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 from dataclasses import replace
 
@@ -69,9 +71,19 @@ class Case:
         return result.box <= BOX_TOLERANCE and result.score <= SCORE_TOLERANCE
 
 
-@pytest.fixture(scope="module")
+def case_of(seed: int) -> Case:
+    """A case that may be changed; its outputs are computed once."""
+    return copy.copy(_computed(seed))
+
+
+@functools.cache
+def _computed(seed: int) -> Case:
+    return Case(seed)
+
+
+@pytest.fixture
 def case():
-    return Case(0)
+    return case_of(0)
 
 
 def agree_by_final_score(found: Candidates, torchs: Candidates) -> bool:
@@ -88,7 +100,7 @@ def agree_by_final_score(found: Candidates, torchs: Candidates) -> bool:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_models_own_selection_agrees_with_itself(seed):
-    case = Case(seed)
+    case = case_of(seed)
     result = case.compare(case.select())
     assert result.count > 50
     assert result.box < 1e-4 and result.score < 1e-5
@@ -107,13 +119,36 @@ def test_rounding_at_a_limit_is_no_difference():
     """By their final scores many of these would differ: a candidate at a limit has one of 0.1 or 0.2, or none."""
     refused = 0
     for seed in range(4):
-        case = Case(seed)
+        case = case_of(seed)
         case.raw = replace(case.raw, logits=case.raw.logits * 0.05 - 2.8)  # around a class score of 0.05
         for change in range(10):
             found = case.select(case.rounded(change, 6e-4))
             assert case.agrees(found), (seed, change, case.compare(found))
             refused += not agree_by_final_score(found, case.select())
     assert refused >= 8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_at_the_last_rank_of_a_level_is_no_difference(seed):
+    """All class scores far above the threshold and almost equal: only ranks decide, and rounding decides ranks."""
+    case = case_of(seed)
+    spread = np.random.default_rng(seed).uniform(-2e-3, 2e-3, case.raw.logits.shape)
+    case.raw = replace(case.raw, logits=spread.astype(np.float32), centerness=case.raw.centerness * 1e-3)
+    torchs, exchanged, refused = case.select(), 0, 0
+    for change in range(10):
+        found = case.select(case.rounded(change, 6e-4))
+        assert case.agrees(found), (change, case.compare(found))
+        exchanged += not same_places(found, torchs)
+        refused += not agree_by_final_score(found, torchs)
+    assert exchanged == 10 and refused >= 5
+
+
+def same_places(found: Candidates, torchs: Candidates) -> bool:
+    """Whether every candidate of one has one of its label nearby in the other."""
+    return all(
+        (np.abs(found.boxes[0, found.labels[0] == label] - box).max(axis=1) <= BOX_TOLERANCE).any()
+        for box, label in zip(torchs.boxes[0], torchs.labels[0], strict=True)
+    )
 
 
 def test_more_than_rounding_is_a_difference(case):
@@ -184,10 +219,88 @@ def test_a_candidate_too_many_is_seen(case):
     assert not case.agrees(changed(found, scores=(empty, 0.3), boxes=(empty, (1, 2, 30, 40)), labels=(empty, 1)))
 
 
+def test_a_candidate_that_takes_the_place_of_the_last_of_a_full_level_is_seen(case):
+    """One far down the ranks instead of the one at the limit: the limit explains who left, not who came."""
+    found, start = case.select(), 0
+    replaced = 0
+    for rows, columns in SIZES:
+        slots = slice(start, start := start + min(60, 3 * rows * columns))
+        if 3 * rows * columns <= 60 or not (found.scores[0, slots] > 0).all():
+            continue
+        last = slots.start + int(found.scores[0, slots].argmin())
+        everyone = case_of(0)
+        everyone.config = replace(case.config, candidates_per_level=3 * rows * columns, score_threshold=0.0)
+        every = everyone.select()
+        first = sum(3 * r * c for r, c in SIZES[: SIZES.index((rows, columns))])
+        other = first + int(np.argsort(-every.scores[0, first : first + 3 * rows * columns])[100])
+        assert every.scores[0, other] > 0.05
+        exchanged = changed(
+            found,
+            boxes=(last, every.boxes[0, other]),
+            scores=(last, every.scores[0, other]),
+            labels=(last, every.labels[0, other]),
+        )
+        assert not case.agrees(exchanged)
+        replaced += 1
+    assert replaced
+
+
+MUTATIONS = {
+    "a box moved by a pixel": lambda box, score, label: (box + np.array([1, 0, 1, 0], np.float32), score, label),
+    "a box grown by a pixel": lambda box, score, label: (box + np.array([0, 0, 1, 1], np.float32), score, label),
+    "corners exchanged": lambda box, score, label: (box[[2, 3, 0, 1]], score, label),
+    "a score too high": lambda box, score, label: (box, score + 2 * SCORE_TOLERANCE, label),
+    "a score too low": lambda box, score, label: (box, score - 2 * SCORE_TOLERANCE, label),
+    "no root taken": lambda box, score, label: (box, score**2, label),
+    "dropped": lambda box, score, label: (box, 0.0, label),
+    "another label": lambda box, score, label: (box, score, (label + 1) % 3),
+    "a label of no class": lambda box, score, label: (box, score, 3),
+    "a negative label": lambda box, score, label: (box, score, -1),
+    "NaN for a score": lambda box, score, label: (box, np.nan, label),
+    "infinite score": lambda box, score, label: (box, np.inf, label),
+    "NaN in a box": lambda box, score, label: (np.array([np.nan, *box[1:]], np.float32), score, label),
+    "infinite box": lambda box, score, label: (np.array([*box[:3], np.inf], np.float32), score, label),
+}
+
+
+def mutated(found: Candidates, slot: int, mutation: str) -> Candidates:
+    box, score, label = MUTATIONS[mutation](found.boxes[0, slot].copy(), found.scores[0, slot], found.labels[0, slot])
+    return changed(found, boxes=(slot, box), scores=(slot, score), labels=(slot, label))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_every_mutation_of_a_real_candidate_is_seen(case, mutation):
+    found = case.select()
+    slots = strong_slots(case, found)[::3]
+    assert len(slots) > 10
+    for slot in slots:
+        assert not case.agrees(mutated(found, slot, mutation)), slot
+
+
+@pytest.fixture(scope="module")
+def borderline():
+    """A case with most class scores at the threshold, its candidates, and the slots of those that rounding may drop."""
+    case = case_of(0)
+    case.raw = replace(case.raw, logits=case.raw.logits * 0.05 - 2.8)
+    found = case.select()
+    slots = [int(slot) for slot in np.flatnonzero(found.scores[0] > 0)]
+    slots = [slot for slot in slots if case.agrees(changed(found, scores=(slot, 0.0)))]
+    assert len(slots) > 5
+    return case, found, slots
+
+
+@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if "NaN" in name or "infinite" in name])
+def test_values_that_are_no_numbers_are_seen_in_borderline_candidates_too(borderline, mutation):
+    """Rounding may take such a candidate away, but it does not make it NaN."""
+    case, found, slots = borderline
+    for slot in slots:
+        assert not case.agrees(mutated(found, slot, mutation)), slot
+
+
 def test_a_candidate_of_a_level_far_below_its_threshold_is_no_borderline_case(case):
     """Only what is within rounding of the limit may come or go."""
     lowered = replace(case.config, score_threshold=case.config.score_threshold - 0.005)
-    more = Case(0)
+    more = case_of(0)
     more.config = lowered
     assert not case.agrees(more.select())
 
