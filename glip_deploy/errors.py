@@ -22,6 +22,10 @@ Command-line programs print it without a traceback and exit with status 1.
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable
+from itertools import islice
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -38,7 +42,9 @@ __all__ = [
     "PromptError",
     "SourceError",
     "SourceLost",
+    "listed",
     "reason_of",
+    "shown",
 ]
 
 
@@ -106,3 +112,22 @@ def reason_of(error: BaseException) -> str:
     """Return why something failed, as a single line of at most 200 characters to put into a message."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split())[:200] or type(error).__name__
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Return a value as `repr` writes it, shortened to about `limit` characters to put into a message."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    try:
+        if isinstance(value, str):
+            return repr(value if len(value) <= limit else f"{value[: limit - 3]}...")
+        return short.repr(value)
+    except Exception:  # an int of too many digits, or whatever the value's own class raises
+        return f"a {type(value).__name__}"
+
+
+def listed(names: Iterable[str], count: int = 10, limit: int = 60) -> str:
+    """Return the first `count` names with commas between them, each at most `limit` long, to put into a message."""
+    first = list(islice(names, count + 1))
+    texts = [name if len(name) <= limit else f"{name[: limit - 3]}..." for name in first[:count]]
+    return ", ".join(texts + (["..."] if len(first) > count else []))

@@ -23,7 +23,7 @@ from glip_deploy.cli.arguments import (
     seconds,
 )
 from glip_deploy.cli.console import frame_progress, log_lines, say
-from glip_deploy.errors import OutputError
+from glip_deploy.errors import OutputError, listed
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.prompts.syntax import Phrases
 
@@ -162,7 +162,7 @@ def detect(
     for one in class_thresholds or ():
         if fold(one.name) not in map(fold, labels):
             raise bad_option(
-                "--class-threshold", f'"{one.name}" is not in the prompt; its classes: {", ".join(labels)}'
+                "--class-threshold", f'"{listed([one.name])}" is not in the prompt; its classes: {listed(labels)}'
             )
 
     with (

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_deploy.errors import PromptError
+from glip_deploy.errors import PromptError, listed, shown
 from glip_deploy.prompts.syntax import Caption, ClassName, PromptText
 
 if TYPE_CHECKING:
@@ -86,18 +86,18 @@ def _class_name(entry: Any, what: str) -> str | ClassName:
     if isinstance(entry, str):
         return entry
     if not isinstance(entry, dict):
-        raise PromptError(f'{what} is {entry!r}; a name, or an object with "name", "prefix", "suffix" is needed')
+        raise PromptError(f'{what} is {shown(entry)}; a name, or an object with "name", "prefix", "suffix" is needed')
     _check_keys(entry, {"name"}, {"prefix", "suffix"}, what)
     for key, value in entry.items():
         if not isinstance(value, str):
-            raise PromptError(f'"{key}" of {what} is {value!r}; a string is needed')
+            raise PromptError(f'"{key}" of {what} is {shown(value)}; a string is needed')
     return ClassName(**entry)
 
 
 def _check_keys(data: dict[str, Any], needed: set[str], optional: set[str], what: str) -> None:
     missing, extra = sorted(needed - set(data)), sorted(set(data) - needed - optional)
     if missing or extra:
-        problem = f'lacks "{missing[0]}"' if missing else f'has "{extra[0]}", which means nothing here'
+        problem = f'lacks "{missing[0]}"' if missing else f'has "{listed(extra[:1])}", which means nothing here'
         legal = ", ".join(f'"{key}"' for key in sorted(needed) + sorted(optional))
         raise PromptError(f"{what} {problem}; legal keys are {legal}")
 

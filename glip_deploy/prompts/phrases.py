@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from glip_deploy.errors import MissingPackage, PromptError
+from glip_deploy.errors import MissingPackage, PromptError, shown
 
 if TYPE_CHECKING:
     from glip_deploy.prompts.syntax import Span
@@ -110,8 +110,7 @@ def find_phrases(text: str) -> list[Span]:
         for found in _PHRASE.finditer(_letters(lower, tags)):
             spans.append((sentence[found.start()].start(), sentence[found.end() - 1].end()))
     if not spans:
-        shown = repr(text if len(text) <= 60 else text[:57] + "...")
-        raise PromptError(f"no noun is found in {shown}; put brackets around what to find: 'a [dog] that runs'")
+        raise PromptError(f"no noun is found in {shown(text)}; put brackets around what to find: 'a [dog] that runs'")
     return spans
 
 

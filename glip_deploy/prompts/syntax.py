@@ -12,14 +12,15 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from glip_deploy.errors import OptionError, PromptError
+from glip_deploy.errors import OptionError, PromptError, shown
 from glip_deploy.prompts.phrases import find_phrases, is_plain_name, tagger_installed
 
 __all__ = ["Caption", "ClassName", "MarkedCaption", "Phrases", "PromptText", "Span", "fold", "mark"]
 
 # A prompt of nothing but these has no words in it.
 _SEPARATORS = ".,;|_"
-_SEPARATING_DOT = re.compile(r"\.+(?=\s|$)")
+# Possessive, and only where no dot precedes: linear in the number of dots.
+_SEPARATING_DOT = re.compile(r"(?<!\.)\.++(?=\s|$)")
 Span: TypeAlias = tuple[int, int]
 """(start, end) character positions, end exclusive."""
 
@@ -110,7 +111,7 @@ def mark(text: PromptText, phrases: Phrases | str = Phrases.AUTO) -> MarkedCapti
     try:
         how = Phrases(phrases)
     except ValueError:
-        raise OptionError(f"phrases is {phrases!r}; legal is {', '.join(Phrases)}") from None
+        raise OptionError(f"phrases is {shown(phrases)}; legal is {', '.join(Phrases)}") from None
     if isinstance(text, str):
         return _from_string(text, how)
     if isinstance(text, Caption):
@@ -136,10 +137,10 @@ def _from_names(names: Sequence[str | ClassName]) -> MarkedCaption:
     for index, name in enumerate(names):
         entry, label = _class_name(name, index)
         if not label.strip(_SEPARATORS + " ") or not entry.name.strip(_SEPARATORS + " "):
-            raise PromptError(f"class {index} is empty ({name!r}); remove it or name it")
+            raise PromptError(f"class {index} is empty ({shown(name)}); remove it or name it")
         first = seen.setdefault(fold(label), index)
         if first != index:
-            raise PromptError(f"class {index} ({label!r}) repeats class {first}; remove one of them")
+            raise PromptError(f"class {index} ({shown(label)}) repeats class {first}; remove one of them")
         caption += (". " if index else "") + entry.prefix
         spans.append(((len(caption), len(caption) + len(entry.name)),))
         caption += entry.name + entry.suffix
@@ -152,24 +153,26 @@ def _class_name(name: object, index: int) -> tuple[ClassName, str]:
     if isinstance(name, ClassName) and all(isinstance(s, str) for s in (name.name, name.prefix, name.suffix)):
         return name, " ".join(name.name.split())
     if not isinstance(name, str):
-        raise PromptError(f"class {index} is {name!r}, a {type(name).__name__}; class names are strings")
+        raise PromptError(f"class {index} is {shown(name)}, a {type(name).__name__}; class names are strings")
     plain, pieces = _brackets(" ".join(name.split()), f"class {index}")
     if not pieces:
         return ClassName(_cleaned(plain)), plain
     if len(pieces) > 1:
-        raise PromptError(f"class {index} ({name!r}) has {len(pieces)} bracketed parts; one can be the name")
+        raise PromptError(f"class {index} ({shown(name)}) has {len(pieces)} bracketed parts; one can be the name")
     start, end = pieces[0]
     return ClassName(plain[start:end], prefix=plain[:start], suffix=plain[end:]), plain[start:end]
 
 
 def _cleaned(name: str) -> str:
     """Clean a class name as the official `clean_name` does, to the single pass over double spaces."""
-    return re.sub("  ", " ", re.sub(r"\(.*\)", "", name).replace("_", " "))
+    start, end = name.find("("), name.rfind(")")  # as re.sub(r"\(.*\)", "", name), which is quadratic where none closes
+    without = name[:start] + name[end + 1 :] if 0 <= start < end else name
+    return without.replace("_", " ").replace("  ", " ")
 
 
 def _from_string(text: str, how: Phrases) -> MarkedCaption:
     if not re.sub(rf"[\s\[\]{re.escape(_SEPARATORS)}]", "", text):
-        raise PromptError(f'the prompt {text!r} has no words; name what to detect, for example "person. dog"')
+        raise PromptError(f'the prompt {shown(text)} has no words; name what to detect, for example "person. dog"')
     caption, spans = _brackets(text, "the prompt")
     if not spans and (how is Phrases.WHOLE or (how is Phrases.AUTO and not _has_dots_or_name(caption))):
         spans = find_phrases(caption)
@@ -186,7 +189,7 @@ def _from_string(text: str, how: Phrases) -> MarkedCaption:
         if not label.strip(_SEPARATORS):
             continue
         if fold(label) in seen:
-            raise PromptError(f"phrase {label!r} repeats {seen[fold(label)]!r}; remove one of them")
+            raise PromptError(f"phrase {shown(label)} repeats {shown(seen[fold(label)])}; remove one of them")
         seen[fold(label)] = label
         labels.append(" ".join(label.split()))
         spans.append(span)
@@ -207,7 +210,7 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
     spans: list[Span] = []
     start = opened = -1
     for token in re.finditer(r"\\([\[\]])|(\[)|(\])|[^\\\[\]]+|\\", text):
-        at = f"at character {token.start() + 1} of {what} ({_shortened(text)})"
+        at = f"at character {token.start() + 1} of {what} ({shown(text)})"
         if token[2]:
             if start >= 0:
                 raise PromptError(f"'[' {at} is inside another bracket; close that first, or write '\\['")
@@ -224,7 +227,7 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
             plain += token[1] or token[0]
     if start >= 0:
         raise PromptError(
-            f"'[' at character {opened} of {what} ({_shortened(text)}) is never closed; add a ']' or write '\\['"
+            f"'[' at character {opened} of {what} ({shown(text)}) is never closed; add a ']' or write '\\['"
         )
     return plain, spans
 
@@ -232,24 +235,26 @@ def _brackets(text: str, what: str) -> tuple[str, list[Span]]:
 def _from_caption(caption: Caption) -> MarkedCaption:
     text = caption.text
     if not isinstance(text, str) or not text.strip(_SEPARATORS + " \t\r\n"):
-        raise PromptError(f"the caption {text!r} has no words; it must be a string that describes the picture")
+        raise PromptError(f"the caption {shown(text)} has no words; it must be a string that describes the picture")
     if not isinstance(caption.spans, Sequence) or len(caption.spans) == 0:
         raise PromptError("the caption has no spans; give a (start, end) pair of character positions per phrase")
     spans = tuple(_pairs(element, index, text) for index, element in enumerate(caption.spans))
     if caption.phrases is None:
         return MarkedCaption(text, tuple(_words(text, pairs) for pairs in spans), spans)
+    if not isinstance(caption.phrases, Sequence) or isinstance(caption.phrases, str):
+        raise PromptError(f"phrases of the caption are {shown(caption.phrases)}; give a list with one label per span")
     phrases = tuple(caption.phrases)
-    if isinstance(caption.phrases, str) or len(phrases) != len(spans):
+    if len(phrases) != len(spans):
         raise PromptError(f"the caption has {len(spans)} spans and {len(phrases)} phrases; give one label per span")
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str) or not phrase.strip():
-            raise PromptError(f"phrase {index} of the caption is {phrase!r}; labels are strings with words in them")
+            raise PromptError(f"phrase {index} of the caption is {shown(phrase)}; labels are strings with words")
     return MarkedCaption(text, phrases, spans)
 
 
 def _pairs(element: Any, index: int, text: str) -> tuple[Span, ...]:
     what = f"span {index} of the caption"
-    shape = f"{what} is {element!r}; it must be a (start, end) pair of whole numbers, or several pairs"
+    shape = f"{what} is {shown(element)}; it must be a (start, end) pair of whole numbers, or several pairs"
     if not isinstance(element, Sequence) or isinstance(element, str) or len(element) == 0:
         raise PromptError(shape)
     pairs = [element] if _is_pair(element) else list(element)
@@ -284,7 +289,3 @@ def _stripped(text: str, start: int, end: int) -> Span:
 
 def _words(text: str, spans: Sequence[Span]) -> str:
     return " ".join(" ".join(text[start:end] for start, end in spans).split())
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

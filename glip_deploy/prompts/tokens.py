@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glip_deploy.errors import OptionError, PromptError
+from glip_deploy.errors import OptionError, PromptError, listed, shown
 from glip_deploy.prompts.syntax import MarkedCaption, Phrases, PromptText, Span, fold, mark
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ __all__ = ["MAX_TOKENS", "Prompt", "parse_prompt", "thresholds"]
 MAX_TOKENS = 256
 """Longest prompt in tokens, [CLS] and [SEP] included (official MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN)."""
 _log = logging.getLogger(__name__)
+_LONGEST_TYPO = 100
+"""Characters of a name for which similar ones are looked up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +160,14 @@ def thresholds(
             if not isinstance(phrase, str) or fold(phrase) not in places:
                 raise _unknown_phrase(phrase, prompt)
             for index in places[fold(phrase)]:
-                limits[index] = _threshold(number, f"phrase {phrase!r}")
+                limits[index] = _threshold(number, f"phrase {shown(phrase)}")
         return np.array(limits, dtype=np.float32)
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and np.ndim(value) > 0:
-        if np.ndim(value) != 1 or len(value) != len(prompt):
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0:
+        # Not np.shape: it refuses rows of unequal length.
+        shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
+        if shape != (len(prompt),):
             raise OptionError(
-                f"thresholds have shape {np.shape(value)}, the prompt has {len(prompt)} classes;"
+                f"thresholds have shape {shape}, the prompt has {len(prompt)} classes;"
                 " give one number, or one per class"
             )
         return np.array([_threshold(n, f"class {i}") for i, n in enumerate(value)], dtype=np.float32)
@@ -179,53 +183,63 @@ def _tokenised(draft: MarkedCaption, tokenizer: Tokenizer, max_tokens: int) -> P
             f"the prompt holds {error.object[error.start]!r}, which is not a character; write it in UTF-8"
         ) from error
     encoding = tokenizer.encode(draft.caption)
-    token_spans = tuple(_token_positions(encoding, spans) for spans in draft.spans)
-    for index, (phrase, positions) in enumerate(zip(draft.phrases, token_spans, strict=True)):
-        if not positions:
+    ids = encoding.ids
+    tokens = _tokens_by_character(encoding, len(draft.caption))
+    ranges = [_token_ranges(tokens, spans) for spans in draft.spans]
+    for index, (phrase, found) in enumerate(zip(draft.phrases, ranges, strict=True)):
+        if not found:
             raise PromptError(
-                f"class {index} ({phrase!r}) has no character that the tokenizer knows, so it could never be"
+                f"class {index} ({shown(phrase)}) has no character that the tokenizer knows, so it could never be"
                 " detected; remove it or use other words"
             )
-    if len(encoding.ids) > max_tokens:
-        raise _too_long(draft, token_spans, len(encoding.ids), max_tokens)
+    if len(ids) > max_tokens:
+        raise _too_long(draft, [max(last for _, last in found) for found in ranges], len(ids), max_tokens)
+    token_spans = tuple(
+        tuple(sorted({position for first, last in found for position in range(first, last + 1)})) for found in ranges
+    )
     unknown = tokenizer.token_to_id("[UNK]")
     lost = [
         phrase
         for phrase, positions in zip(draft.phrases, token_spans, strict=True)
-        if any(encoding.ids[position] == unknown for position in positions)
+        if any(ids[position] == unknown for position in positions)
     ]
     if lost:
         _log.warning(
             "the vocabulary lacks words of %s; they become [UNK], which the network cannot tell apart",
-            ", ".join(repr(phrase) for phrase in lost),
+            listed(map(repr, lost)),
         )
-    return Prompt(draft.caption, draft.phrases, np.array(encoding.ids, dtype=np.int64), token_spans)
+    return Prompt(draft.caption, draft.phrases, np.array(ids, dtype=np.int64), token_spans)
 
 
-def _token_positions(encoding: Encoding, spans: Sequence[Span]) -> tuple[int, ...]:
-    positions: set[int] = set()
+def _tokens_by_character(encoding: Encoding, length: int) -> list[int]:
+    """Return the token of each character, -1 where it has none: `Encoding.char_to_token` of all, in linear time."""
+    tokens = [-1] * length
+    for token, (start, end) in enumerate(encoding.offsets):
+        tokens[start:end] = [token] * (end - start)
+    return tokens
+
+
+def _token_ranges(tokens: Sequence[int], spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Return the first and last token of each span that has any."""
+    ranges = []
     for start, end in spans:
-        first = _first_token(encoding, (start, start + 1, start + 2))
-        last = _first_token(encoding, (end - 1, end - 2, end - 3))
-        if first is not None and last is not None:
-            positions.update(range(first, last + 1))
-    return tuple(sorted(positions))
+        first = _first_token(tokens, (start, start + 1, start + 2))
+        last = _first_token(tokens, (end - 1, end - 2, end - 3))
+        if 0 <= first <= last:
+            ranges.append((first, last))
+    return ranges
 
 
-def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
-    for character in characters:
-        token = encoding.char_to_token(character) if character >= 0 else None
-        if token is not None:
-            return int(token)
-    return None
+def _first_token(tokens: Sequence[int], characters: Sequence[int]) -> int:
+    return next((tokens[i] for i in characters if 0 <= i < len(tokens) and tokens[i] >= 0), -1)
 
 
-def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], count: int, max_tokens: int) -> PromptError:
+def _too_long(draft: MarkedCaption, last_tokens: Sequence[int], count: int, max_tokens: int) -> PromptError:
     # The last position belongs to [SEP], so a class must end before it.
-    beyond = [index for index, positions in enumerate(token_spans) if max(positions) >= max_tokens - 1]
+    beyond = [index for index, last in enumerate(last_tokens) if last >= max_tokens - 1]
     where = "only words after the last class reach beyond"
     if beyond:
-        where = f"the first class that reaches beyond is {draft.phrases[beyond[0]]!r} (index {beyond[0]})"
+        where = f"the first class that reaches beyond is {shown(draft.phrases[beyond[0]])} (index {beyond[0]})"
     return PromptError(
         f"the prompt has {count} tokens with [CLS] and [SEP], the limit is {max_tokens}; {where};"
         " name fewer classes, or split them over several prompts"
@@ -233,14 +247,21 @@ def _too_long(draft: MarkedCaption, token_spans: Sequence[tuple[int, ...]], coun
 
 
 def _threshold(value: object, what: str) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except (OverflowError, ValueError, TypeError):  # 10**400, or a number of the caller's own kind
+        number = math.nan
     if not 0 <= number <= 1:
-        raise OptionError(f"threshold of {what} is {value!r}; it must be a number in [0, 1], for example 0.5")
+        raise OptionError(f"threshold of {what} is {shown(value)}; it must be a number in [0, 1], for example 0.5")
     return number
 
 
 def _unknown_phrase(phrase: object, prompt: Prompt) -> PromptError:
     names = {fold(known): known for known in prompt.phrases}
-    close = [names[match] for match in difflib.get_close_matches(fold(str(phrase)), list(names), n=3)]
-    advice = "did you mean " + " or ".join(map(repr, close)) if close else "it has " + ", ".join(prompt.phrases)
-    return PromptError(f"a threshold is given for {phrase!r}, which the prompt does not have; {advice}")
+    wanted = fold(phrase) if isinstance(phrase, str) else ""
+    close = []
+    if len(wanted) <= _LONGEST_TYPO:  # comparing takes the product of both lengths
+        near = difflib.get_close_matches(wanted, [name for name in names if len(name) <= _LONGEST_TYPO], n=3)
+        close = [names[match] for match in near]
+    advice = "did you mean " + " or ".join(map(repr, close)) if close else f"it has {listed(prompt.phrases)}"
+    return PromptError(f"a threshold is given for {shown(phrase)}, which the prompt does not have; {advice}")

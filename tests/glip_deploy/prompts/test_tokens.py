@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -394,3 +395,64 @@ def test_prompt_files_that_are_not_there(tmp_path):
         read_prompt_file(tmp_path / "absent.txt")
     with pytest.raises(PromptError, match="cannot be read"):
         read_prompt_file(tmp_path)
+
+
+# --- hostile sizes ---
+
+HOSTILE = {
+    "dots": "." * 30_000 + "a",
+    "open parentheses": ["(" * 100_000],
+    "phrases": ". ".join(f"a{i}" for i in range(40_000)),
+    "names": [f"n{i}" for i in range(100_000)],
+    "spans": Caption("dog " * 40_000, [(4 * i, 4 * i + 3) for i in range(40_000)]),
+    "caption": "a dog and " * 5_000,
+    "brackets": "[a] " * 40_000,
+    "one word": "a" * 1_000_000,
+    "one bracket": "[" + "a" * 1_000_000,
+    "no words": "." * 1_000_000,
+    "no noun": Caption(" " * 1_000_000, [(0, 1)]),
+    "label": Caption("dog", [(0, 3)], ["\0" * 1_000_000, "b"]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_large_prompts_take_linear_time_and_short_messages(name):
+    """The first three took 8, 3 and 6 seconds when their time was quadratic."""
+    before = time.process_time()
+    try:
+        parse(HOSTILE[name])
+    except PromptError as refused:
+        assert len(str(refused)) < 400 and "\n" not in str(refused)
+    assert time.process_time() - before < 2.5
+
+
+def test_a_threshold_for_an_endless_name_is_refused_at_once():
+    prompt = parse([f"name {i}" for i in range(60)])
+    before = time.process_time()
+    with pytest.raises(PromptError, match=r"prompt does not have; it has name 0, .*name 9, \.\.\.$") as refused:
+        thresholds(prompt, {"x" * 1_000_000: 0.5})
+    assert len(str(refused.value)) < 400 and time.process_time() - before < 1
+
+
+@pytest.mark.parametrize("phrases", [1.5, 7, "dog", {"dog"}, b"dog", True])
+def test_labels_that_are_no_list(phrases):
+    assert "phrases of the caption are" in error(Caption("a dog", [(2, 5)], phrases)) or phrases == b"dog"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [[0.1], [0.2, 0.3]],
+        lambda: [10**400, 0.5],
+        lambda: 10**400,
+        lambda: 10**5000,
+        lambda: np.zeros((1, 2)).view(np.matrix),
+        lambda: [object(), 0.5],
+        lambda: b"ab",
+        lambda: "ab",
+    ],
+)
+def test_thresholds_of_any_shape_are_refused_in_a_line(make):
+    with pytest.raises(OptionError) as refused:
+        thresholds(parse(["cat", "dog"]), make())
+    assert len(str(refused.value)) < 300
