@@ -1,6 +1,6 @@
 """Write a short video that pans over a photograph: something to run a video loop on, made offline.
 
-python examples/pan_video.py picture.jpg pan.mp4 --frames 24
+python examples/pan_video.py street.jpg pan.mp4 --frames 12 --size 96 64
 """
 
 from __future__ import annotations
@@ -43,4 +43,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from glip_deploy import GlipError
+
+    try:
+        sys.exit(main())
+    except GlipError as error:
+        sys.exit(f"pan_video: {error}")

@@ -28,7 +28,13 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ROOT_FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 ROOM_FILES = [
     ROOT / name
-    for name in ("benchmarks/README.md", "engines/precision.md", "engines/plugin/README.md", "examples/nano/README.md")
+    for name in (
+        "benchmarks/README.md",
+        "engines/precision.md",
+        "engines/plugin/README.md",
+        "examples/README.md",
+        "examples/nano/README.md",
+    )
 ]
 TEXTS = [file for file in (*ROOT_FILES, *PAGES, *ROOM_FILES) if file.is_file()]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
