@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends import check_trusted, open_backend
+from glip_deploy.backends import MAX_THREADS, check_trusted, open_backend
 from glip_deploy.backends.base import Backend
 from glip_deploy.bundle.contract import ImageInputs
 from glip_deploy.bundle.manifest import Bundle
@@ -136,7 +136,7 @@ class Detector:
             shortest_side: pixels; frames are resized to it before the network.
             longest_side: pixels; the other side's limit, None for no limit (as in the official demo).
             resize: "exact" (as GLIP was evaluated) or "fast".
-            threads: CPU threads, None for one a core.
+            threads: CPU threads, up to 512; None for one a core.
             cache_dir: where encoded prompts are kept between runs; None keeps them in memory only.
             verify: check the hashes of all files.
             trusted: False to refuse native code that comes with the bundle, for one from a stranger: "onnxruntime" and
@@ -150,7 +150,7 @@ class Detector:
         """
         check_sides(shortest_side, longest_side)
         if threads is not None:
-            check_whole("threads", threads, 1)
+            check_whole("threads", threads, 1, MAX_THREADS)
         try:
             method = Resize(resize)
         except ValueError:

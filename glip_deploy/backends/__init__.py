@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from glip_deploy.backends.base import Backend
     from glip_deploy.bundle.manifest import Bundle
 
-__all__ = ["BACKENDS", "DATA_ONLY", "PROVIDERS", "check_trusted", "open_backend"]
+__all__ = ["BACKENDS", "DATA_ONLY", "MAX_THREADS", "PROVIDERS", "check_trusted", "open_backend"]
 
 PROVIDERS = {
     "onnxruntime": ("CPUExecutionProvider",),
@@ -22,6 +22,8 @@ PROVIDERS = {
 }
 """ONNX Runtime's execution providers by backend: what the first does not take is the next one's, and last the CPU's."""
 BACKENDS = (*PROVIDERS, "tensorrt")
+MAX_THREADS = 512
+"""On a CPU; every one is a thread of the system, whether or not there is a core for it."""
 DATA_ONLY = ("onnxruntime", "onnxruntime-cuda")
 """Backends to which all of a bundle is data. The others run native code that a bundle may hold: engines and their
 plugin libraries, or engines inside a graph (nodes `EPContext`, which ONNX Runtime's TensorRT providers load)."""

@@ -45,16 +45,17 @@ class ClassThreshold:
     value: float
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return the parser of a whole number of at least `least`."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the parser of a whole number of at least `least`, and at most `most` where that is given."""
 
     def whole_number(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise typer.BadParameter(f"{text!r} is not a whole number of at least {least}")
+        if value < least or (most is not None and value > most):
+            limit = "" if most is None else f" and at most {most}"
+            raise typer.BadParameter(f"{text!r} is not a whole number of at least {least}{limit}")
         return value
 
     return whole_number

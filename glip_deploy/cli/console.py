@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "phase_progress", "say"]
+__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "phase_progress", "say", "stdout_for_data"]
 
 _BARS: list[Progress] = []
 """The bar that is shown, if any; lines are printed above it."""
@@ -33,6 +34,32 @@ def one_line(message: str) -> str:
     """Return a message as a single line: line breaks become spaces, other control characters are spelled out."""
     line = " ".join(message.splitlines())
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+@contextlib.contextmanager
+def stdout_for_data() -> Iterator[None]:
+    """Keep standard output for what Python writes to it: what C libraries print there goes to standard error."""
+    before = sys.stdout
+    try:
+        ours = before is not None and before.fileno() == 1
+    except (OSError, ValueError):  # not a file: captured, or closed
+        ours = False
+    if not ours:
+        yield
+        return
+    before.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(os.dup(kept), "w", encoding=before.encoding, errors=before.errors)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        data, sys.stdout = sys.stdout, before
+        os.dup2(kept, 1)
+        os.close(kept)
+        with contextlib.suppress(OSError):
+            data.close()
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glip_deploy.backends import BACKENDS
+from glip_deploy.backends import BACKENDS, MAX_THREADS
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -22,7 +23,7 @@ from glip_deploy.cli.arguments import (
     probability,
     seconds,
 )
-from glip_deploy.cli.console import frame_progress, log_lines, say
+from glip_deploy.cli.console import frame_progress, log_lines, say, stdout_for_data
 from glip_deploy.errors import OutputError, listed
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.prompts.syntax import Phrases
@@ -126,7 +127,9 @@ def detect(
     no_plugins: Annotated[
         bool, flag("--no-plugins", "tensorrt: load no plugin library, only engines that need none.", HOW)
     ] = False,
-    threads: Annotated[int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1))] = None,
+    threads: Annotated[
+        int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1, MAX_THREADS))
+    ] = None,
     no_verify: Annotated[bool, flag("--no-verify", "Do not check the bundle's hashes.", HOW)] = False,
     cache_dir: Annotated[str | None, option("DIR", "Where encoded prompts are kept between runs.", HOW)] = None,
     no_cache: Annotated[bool, flag("--no-cache", "Keep no encoded prompts on disk.", HOW)] = False,
@@ -168,9 +171,12 @@ def detect(
     with (
         log_lines(PROGRAM, "error" if quiet else log_level, "glip_deploy"),
         open_source(source, stride=stride, max_frames=max_frames, timeout=timeout, reconnect=reconnect) as frames,
+        ExitStack() as outputs,
     ):
         # Outputs are checked before the model is loaded, which may take long.
         to_stdout = json == "-" or json is output is coco is None
+        if to_stdout:
+            outputs.enter_context(stdout_for_data())
         sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json)]
         sinks += [] if coco is None else [_coco(coco, coco_categories, labels)]
         sinks += [] if output is None else [_annotated(output, frames)]

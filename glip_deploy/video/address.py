@@ -19,6 +19,18 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# FFmpeg goes by a file's content: a text that lists other files or addresses (concat, HLS, DASH, SDP, ...) would be
+# followed, whatever its name. These are the formats that hold their pictures themselves.
+_ONE_FILE = {
+    "protocol_whitelist": "file",
+    "format_whitelist": (
+        "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,live_flv,kux,mpeg,mpegts,mpegvideo,mpegtsraw,m4v,h261,h263,h264"
+        ",hevc,vvc,evc,apv,av1,obu,ivf,vc1,vc1test,dirac,dnxhd,cavsvideo,avs2,avs3,mjpeg,mjpeg_2000,smjpeg,mpjpeg,asf,asf_o"
+        ",ogg,nut,mxf,gxf,lxf,dv,dhav,wtv,rm,ivr,nsv,nuv,swf,yuv4mpegpipe,gif,apng,webp,webp_anim,jpegxl_anim,flic,film_cpk,bink"
+        ",smk,roq,amv,xmv,vivo,viv,mtv,mlv,cine,r3d,pva,ty,usm,moflex,lmlm4"
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Address:
@@ -44,8 +56,8 @@ class Address:
 
     @classmethod
     def of_file(cls, path: Path) -> Address:
-        """Return the address of a local file."""
-        return cls(file_url(path), str(path), file=path)
+        """Return the address of a local file; a list of other files, whatever its name, is none."""
+        return cls(file_url(path), str(path), options=dict(_ONE_FILE), file=path)
 
 
 def file_url(path: Path) -> str:
@@ -60,7 +72,7 @@ def live_address(text: str) -> Address | None:
         SourceError: a camera number on Windows, where cameras have names.
     """
     if text.lower().startswith("file://"):
-        return Address(text, text, file=Path(text[len("file://") :]))
+        return Address(text, text, options=dict(_ONE_FILE), file=Path(text[len("file://") :]))
     if _SCHEME.match(text):
         name = without_credentials(text)
         if text.lower().startswith(("rtsp://", "rtsps://")):

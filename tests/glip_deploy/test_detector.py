@@ -323,6 +323,7 @@ def test_a_threshold_only_takes_away(detector):
         ({"backend": "openvino"}, "openvino"),
         ({"resize": "bicubic"}, "exact, fast"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": 3000}, "threads is 3000; it must be a whole number of at least 1 and at most 512"),
         ({"shortest_side": 0}, "shortest_side is 0"),
         ({"longest_side": -1}, "longest_side is -1"),
         ({"shortest_side": 800.5}, "shortest_side is 800.5; it must be a whole number"),

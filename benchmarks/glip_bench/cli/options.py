@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from glip_deploy.backends import MAX_THREADS
 from glip_deploy.cli.arguments import at_least, flag, probability
 
 WHAT, HOW, OUTPUT = "What is measured", "How it is measured", "Output"
@@ -73,7 +74,7 @@ Runs = Annotated[int | None, _how("--runs", "N", "Timed frames of each subject. 
 Quick = Annotated[bool, flag("--quick", help="Under a minute, at 320 pixels; on what `make demo` left.", panel=HOW)]
 Untrusted = Annotated[bool, flag("--untrusted", help="Refuse native code in the bundle, such as engines.", panel=HOW)]
 NoPlugins = Annotated[bool, flag("--no-plugins", help="Load no plugin library.", panel=HOW)]
-Threads = Annotated[int | None, _how("--threads", "N", "CPU threads. Default: one a core", _positive)]
+Threads = Annotated[int | None, _how("--threads", "N", "CPU threads. Default: one a core", at_least(1, MAX_THREADS))]
 FrameRate = Annotated[float | None, _how("--frame-rate", "FPS", "Also latency and drops at this rate.", frame_rate)]
 NoMemory = Annotated[bool, flag("--no-memory", help="Leave out peak memory (a fresh process a subject).", panel=HOW)]
 NoDetails = Annotated[bool, flag("--no-details", help="Leave out blocks, prompts, resizing, limits.", panel=HOW)]

@@ -167,6 +167,7 @@ def test_a_changed_bundle_is_refused(tiny_bundle, tmp_path, capsys):
         (["--frame", "0x5"], "'0x5' is not a size"),
         (["--runs", "0"], "'0' is not a whole number of at least 1"),
         (["--threads", "x"], "'x' is not a whole number"),
+        (["--threads", "3000"], "'3000' is not a whole number of at least 1 and at most 512"),
         (["--frame-rate", "0"], "'0' is not a number of frames a second, above 0"),
         (["--threshold", "2"], "'2' is not a number in [0, 1]"),
         (["--longest-side", "-5"], "'-5' is not a whole number of at least 0"),

@@ -519,6 +519,17 @@ from glip_deploy.cli.detect import main
 sys.exit(main(sys.argv[1:]))
 """
 
+NOISY = SLOW.replace("        time.sleep(0.02)", "        os.write(1, b'a library\\n')").replace(
+    "import sys", "import os, sys", 1
+)
+
+
+def test_what_a_library_prints_does_not_get_into_the_data(here):
+    command = [sys.executable, "-c", NOISY, "--model", "m", "--prompt", "x", "--source", "v.mp4"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=60)
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 12
+    assert done.stderr.count("a library") == 12
+
 
 def start_slow(here, *args, source="long.mp4"):
     command = [sys.executable, "-c", SLOW, "--model", "m", "--prompt", "x", "--source", source, *args]

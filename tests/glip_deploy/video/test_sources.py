@@ -243,6 +243,25 @@ def test_a_colon_in_a_file_name_is_no_protocol(tmp_path, monkeypatch, name):
         assert values(source) == list(range(12))
 
 
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile 'v.mp4'\n",
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nv.ts\n#EXT-X-ENDLIST\n",
+    "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5000 RTP/AVP 32\n",
+    "a text": "hello\n" * 1000,
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_text_that_lists_other_files_is_no_video(tmp_path, kind, form):
+    """FFmpeg goes by the content, whatever the name."""
+    write_video(tmp_path / "v.mp4")
+    write_video(tmp_path / "v.ts")
+    (tmp_path / "list.mp4").write_text(LISTS[kind])
+    with pytest.raises(SourceError, match=r"list\.mp4: cannot be opened as a video"):
+        open_source(form.format(tmp_path / "list.mp4"))
+
+
 def test_a_file_address_is_a_file(tmp_path):
     video = write_video(tmp_path / "v.mp4")
     with open_source(f"file://{video}") as source:
