@@ -1,4 +1,4 @@
-"""`glip-detect`: a bundle, a prompt and a source in; annotated files, JSON lines or COCO results out."""
+"""`glip-detect`: a bundle, a prompt and a source in; annotated files, JSON lines, COCO results or labels out."""
 
 from __future__ import annotations
 
@@ -112,6 +112,12 @@ def detect(
     coco_categories: Annotated[
         Path | None, option("FILE", "COCO annotation file from which category and image ids are taken, by name.", WRITE)
     ] = None,
+    label_studio: Annotated[
+        str | None, option("FILE", "Of pictures: tasks with predictions, to import into Label Studio.", WRITE)
+    ] = None,
+    yolo: Annotated[
+        str | None, option("DIR", "Of pictures: YOLO label files in DIR/labels, class names in DIR/classes.txt.", WRITE)
+    ] = None,
     shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
     longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
     resize: Annotated[Resize, option("HOW", "exact, as GLIP was evaluated; fast changes results a little.", HOW)] = (
@@ -174,12 +180,14 @@ def detect(
         ExitStack() as outputs,
     ):
         # Outputs are checked before the model is loaded, which may take long.
-        to_stdout = json == "-" or json is output is coco is None
+        to_stdout = json == "-" or all(one is None for one in (json, output, coco, label_studio, yolo))
         if to_stdout:
             outputs.enter_context(stdout_for_data())
         sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json)]
         sinks += [] if coco is None else [_coco(coco, coco_categories, labels)]
         sinks += [] if output is None else [_annotated(output, frames)]
+        sinks += [] if label_studio is None else [_label_studio(label_studio, frames, model)]
+        sinks += [] if yolo is None else [_yolo(yolo, frames, labels)]
         inputs = {prompt_file: "the prompt file", coco_categories: "the file of COCO categories"}
         if os.path.isdir(model):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inputs |= dict.fromkeys(Path(model).iterdir(), "a file of the bundle")
@@ -232,6 +240,30 @@ def _coco(coco: str, categories_file: Path | None, phrases: Sequence[str]) -> Si
     sink = CocoSink(coco, categories=categories, image_ids=image_ids)
     sink.ids.check(phrases)
     return sink
+
+
+def _label_studio(label_studio: str, source: PictureSource | VideoSource, model: str) -> Sink:
+    from glip_deploy.video.label_sinks import LabelStudioSink
+
+    root = _pictures("--label-studio", source).root
+    return LabelStudioSink(label_studio, root, model_version=Path(model).resolve().name)
+
+
+def _yolo(yolo: str, source: PictureSource | VideoSource, phrases: Sequence[str]) -> Sink:
+    from glip_deploy.video.label_sinks import YoloSink
+
+    return YoloSink(yolo, _pictures("--yolo", source).root, phrases)
+
+
+def _pictures(name: str, source: PictureSource | VideoSource) -> PictureSource:
+    from glip_deploy.video.pictures import PictureSource
+
+    if isinstance(source, PictureSource):
+        return source
+    raise OutputError(
+        f"{name} labels pictures, but source {source.name} is a video or a camera; save its frames as pictures first,"
+        " or use --json"
+    )
 
 
 def _annotated(output: str, source: PictureSource | VideoSource) -> Sink:

@@ -11,6 +11,7 @@ import numpy as np
 
 from glip_deploy.errors import MissingPackage
 from glip_deploy.results.coco import coco_results
+from glip_deploy.results.exchange import fiftyone_detections, hugging_face, label_studio_task, yolo_lines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -149,8 +150,7 @@ class Detections:
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}` per box, ready for JSON.
 
-        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats. This is the form
-        of Hugging Face's zero-shot object detection pipeline.
+        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats.
         """
         return [
             {
@@ -160,6 +160,63 @@ class Detections:
             }
             for one in self
         ]
+
+    def to_hf(self) -> list[dict[str, Any]]:
+        """Return what the zero-shot object detection pipeline of Hugging Face transformers returns for a picture.
+
+        That is the form of `to_dicts`, with boxes in whole pixels: fractions are cut off, as the pipeline does
+        (`ZeroShotObjectDetectionPipeline._get_bounding_box`).
+        """
+        return hugging_face(self)
+
+    def to_fiftyone(self, width: int, height: int) -> Any:
+        """Return a `fiftyone.Detections`, one `fiftyone.Detection` with label, confidence and bounding box per box.
+
+        Args:
+            width: of the picture, in pixels; bounding boxes are relative to it.
+            height: of the picture.
+
+        Raises:
+            MissingPackage: the `fiftyone` package is not installed.
+            OptionError: boxes reach out of a picture of that size.
+        """
+        return fiftyone_detections(self, width, height)
+
+    def to_label_studio(
+        self, image: str, width: int, height: int, *, model_version: str = "glip-deploy"
+    ) -> dict[str, Any]:
+        """Return a task of Label Studio with these boxes as a prediction; a list of tasks in a JSON file is imported.
+
+        The labeling configuration needs `<Image name="image" value="$image"/>` and
+        `<RectangleLabels name="label" toName="image">` with a `<Label>` for each phrase.
+        Format: https://labelstud.io/guide/predictions.
+
+        Args:
+            image: the address under which Label Studio finds the picture.
+            width: of the picture, in pixels; boxes are in percent of it.
+            height: of the picture.
+            model_version: what Label Studio calls the prediction.
+
+        Raises:
+            OptionError: boxes reach out of a picture of that size.
+        """
+        return label_studio_task(self, image, width, height, model_version)
+
+    def to_yolo(self, width: int, height: int) -> str:
+        """Return the label file of a picture in YOLO's format: `class x y width height` per line.
+
+        The class is the index in the prompt; x and y are the center, and all four are shares of the picture's width or
+        height, with six digits. The score has no place in the format. No boxes give an empty string, which YOLO takes
+        as a picture with no objects.
+
+        Args:
+            width: of the picture, in pixels.
+            height: of the picture.
+
+        Raises:
+            OptionError: boxes reach out of a picture of that size.
+        """
+        return yolo_lines(self, width, height)
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Return COCO results: `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` per box.

@@ -1,4 +1,7 @@
-"""Where detections go: annotated pictures, JSON lines, COCO results. An annotated video is in `video_out`."""
+"""Where detections go: annotated pictures, JSON lines, COCO results.
+
+An annotated video is in `video_out`, labels for annotation tools and training are in `label_sinks`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,16 @@ if TYPE_CHECKING:
     from glip_deploy.results.detections import Detections
     from glip_deploy.video.base import Frame, Source
 
-__all__ = ["PICTURE_FORMATS", "CocoSink", "JsonLinesSink", "PictureSink"]
+__all__ = ["PICTURE_FORMATS", "CocoSink", "JsonLinesSink", "PictureSink", "below"]
 
 PICTURE_FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 """Suffixes of an annotated picture, and what Pillow calls the format."""
+
+
+def below(root: Path | None, source: str) -> Path:
+    """Return the path of a picture inside the folder `root`, or its name alone where it is not in there."""
+    path = Path(source)
+    return path.relative_to(root) if root is not None and path.is_relative_to(root) else Path(path.name)
 
 
 class PictureSink(Sink):
@@ -80,10 +89,7 @@ class PictureSink(Sink):
         """Do nothing: every picture is complete already."""
 
     def _path(self, source: str) -> Path:
-        name = Path(source)
-        relative = Path(name.name)
-        if self._root is not None and name.is_relative_to(self._root):
-            relative = name.relative_to(self._root)
+        relative = below(self._root, source)
         if relative.suffix.lower() not in PICTURE_FORMATS:
             relative = relative.with_name(f"{relative.name}.png")
         return self._output / relative

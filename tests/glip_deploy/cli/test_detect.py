@@ -356,6 +356,43 @@ def test_coco_names(here, detector, capsys):
     assert 'class "unicorn" is not among the 2 COCO categories' in capsys.readouterr().err
 
 
+def test_yolo_labels(here, detector, capsys):
+    """The fake finds the first class in the left half of every picture."""
+    assert detect("--source", "photos", "--yolo", "set", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert names_in("set") == ["classes.txt", "labels"] and names_in("set/labels") == ["1.txt", "10.txt", "2.txt"]
+    assert Path("set/classes.txt").read_text() == "person\ntraffic light\n"
+    label, *shares = Path("set/labels/10.txt").read_text().split()
+    assert label == "0" and [float(share) for share in shares] == pytest.approx([0.25, 0.5, 0.5, 1], abs=0.04)
+
+
+def test_label_studio_tasks(here, detector, capsys):
+    (here / "photos" / "1.png").rename(here / "photos" / "1 of ä.png")
+    assert detect("--source", "photos", "--label-studio", "tasks.json", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    tasks = json.loads(Path("tasks.json").read_text())
+    places = [task["data"]["image"] for task in tasks]
+    assert places[0] == "/data/local-files/?d=photos/1%20of%20%C3%A4.png"
+    assert places[1:] == ["/data/local-files/?d=photos/2.png", "/data/local-files/?d=photos/10.jpg"]
+    (prediction,) = tasks[0]["predictions"]
+    assert prediction["model_version"] == "bundle"
+    (region,) = prediction["result"]
+    assert region["value"]["rectanglelabels"] == ["person"] and region["value"]["width"] == pytest.approx(50, abs=3)
+
+
+def test_a_single_pictures_task_names_its_folder(here, detector):
+    assert detect("--source", "photos/2.png", "--label-studio", "tasks.json", "--quiet") == 0
+    (task,) = json.loads(Path("tasks.json").read_text())
+    assert task["data"]["image"] == "/data/local-files/?d=photos/2.png"
+
+
+def test_pictures_that_would_share_a_label_file(here, detector, capsys):
+    (here / "photos" / "2.jpg").write_bytes((here / "a.jpg").read_bytes())
+    assert detect("--source", "photos", "--yolo", "set") == 1
+    assert "photos/2.jpg and photos/2.png would have the same label file" in capsys.readouterr().err
+    assert not Path("set").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -388,6 +425,14 @@ def test_coco_names(here, detector, capsys):
         (["--source", "a.jpg", "--coco", "photos"], "is a folder"),
         (["--source", "a.jpg", "--coco", "o.json", "--coco-categories", "a.jpg"], "COCO file a.jpg"),
         (["--source", "a.txt"], "source a.txt does not exist"),
+        (["--source", "v.mp4", "--yolo", "o"], "--yolo labels pictures, but source v.mp4 is a video"),
+        (["--source", "v.mp4", "--label-studio", "o.json"], "--label-studio labels pictures, but source v.mp4 is a"),
+        (["--source", "a.jpg", "--label-studio", "a.jpg"], "is the source itself"),
+        (["--source", "a.jpg", "--label-studio", "no/o.json"], "folder no does not exist"),
+        (["--source", "a.jpg", "--label-studio", "o", "--json", "o"], "is named twice"),
+        (["--source", "a.jpg", "--yolo", "c.json"], "c.json is a file"),
+        (["--source", "a.jpg", "--yolo", "out", "--json", "out/classes.txt"], "is named twice"),
+        (["--source", "photos", "--yolo", "n" * 300], "File name too long"),
     ],
 )
 def test_wrong_outputs_are_found_before_the_model_is_loaded(here, detector, capsys, args, message):

@@ -19,6 +19,7 @@ from PIL import Image
 from glip_deploy.errors import OutputError
 from glip_deploy.results.detections import Detections
 from glip_deploy.video.base import Frame
+from glip_deploy.video.label_sinks import LabelStudioSink, YoloSink
 from glip_deploy.video.open import open_source
 from glip_deploy.video.pictures import PictureSource
 from glip_deploy.video.sinks import CocoSink, JsonLinesSink, PictureSink
@@ -499,3 +500,60 @@ def test_every_sink_can_be_completed_without_a_frame(tmp_path):
             pass
     assert names_in(tmp_path) == ["o.json", "o.jsonl"]
     assert json.loads((tmp_path / "o.json").read_text()) == []
+
+
+# --- labels ---
+
+
+def test_yolo_labels_of_folders_below(tmp_path):
+    source = tmp_path / "photos" / "north" / "a.b.jpg"
+    with YoloSink(tmp_path / "set", tmp_path / "photos", ["person", "traffic\nlight"]) as sink:
+        sink.write(frame(source=str(source)), one())
+        sink.write(frame(source="elsewhere.jpg"), Detections())
+    assert (tmp_path / "set" / "classes.txt").read_text() == "person\ntraffic light\n"
+    labels = tmp_path / "set" / "labels"
+    assert (labels / "north" / "a.b.txt").read_text() == "1 0.269531 0.500000 0.414062 0.666667\n"
+    assert (labels / "elsewhere.txt").read_bytes() == b""
+
+
+def test_label_files_of_before_an_error_stay(tmp_path):
+    def fail():
+        with YoloSink(tmp_path / "set", tmp_path, NAMES) as sink:
+            sink.write(frame(), one())
+            raise RuntimeError("the detector failed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names_in(tmp_path / "set" / "labels") == ["a.txt"]
+
+
+def test_a_label_file_that_cannot_be_written(tmp_path, monkeypatch):
+    with YoloSink(tmp_path / "set", tmp_path, NAMES) as sink:
+        sink.write(frame(), one())
+        before = (tmp_path / "set" / "labels" / "a.txt").read_text()
+        monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(OutputError, match=r"a\.txt cannot be written"):
+            sink.write(frame(), Detections())
+    assert (tmp_path / "set" / "labels" / "a.txt").read_text() == before
+    assert names_in(tmp_path / "set" / "labels") == ["a.txt"]
+
+
+def test_label_studio_tasks_are_whole_or_not_there(tmp_path):
+    def fail():
+        with LabelStudioSink(tmp_path / "t.json", tmp_path, model_version="m") as sink:
+            sink.write(frame(), one())
+            raise RuntimeError("the detector failed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names_in(tmp_path) == []
+    with LabelStudioSink(tmp_path / "t.json", tmp_path, model_version="m"):
+        pass
+    assert json.loads((tmp_path / "t.json").read_text()) == []
+
+
+def test_label_studio_addresses_of_names_that_are_not_utf8(tmp_path):
+    with LabelStudioSink(tmp_path / "t.json", tmp_path, model_version="m") as sink:
+        sink.write(frame(source=os.fsdecode(bytes(tmp_path / "a?b") + b"\xff.jpg")), one())
+    (task,) = json.loads((tmp_path / "t.json").read_text())
+    assert task["data"]["image"] == f"/data/local-files/?d={tmp_path.name}/a%3Fb%FF.jpg"
