@@ -150,7 +150,8 @@ def _usage_problem(error: Any, program: str) -> str:
         problem = error.format_message().rstrip(".")
         return f"{problem}; see {context.command_path if context else program} --help"
     named = str(error.param_hint or "").strip("'") or "/".join(error.param.opts if error.param else ())
-    return f"argument {named}: {error.message}" if named else str(error.message)
+    problem = str(error.message).removeprefix("Value error, ").rstrip(".")  # as typer words what a type refuses
+    return f"argument {named}: {problem}" if named else problem
 
 
 @contextlib.contextmanager
