@@ -115,6 +115,7 @@ class Detector:
         path: str | Path,
         *,
         backend: str = "onnxruntime",
+        precision: str | None = None,
         engines: str | Path | None = None,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
@@ -130,17 +131,20 @@ class Detector:
         Args:
             path: directory that `glip-export` wrote.
             backend: "onnxruntime" on the CPU; "onnxruntime-cuda", "onnxruntime-tensorrt" or
-                "onnxruntime-nv-tensorrt-rtx" on a GPU; or "tensorrt" for engines that `glip-build` made (TensorRT or
-                TensorRT-RTX).
+                "onnxruntime-nv-tensorrt-rtx" on a GPU; "openvino" on the CPU; or "tensorrt" for engines that
+                `glip-build` made (TensorRT or TensorRT-RTX).
+            precision: for "openvino" alone: "f32" (None means it too), "bf16", or "auto" for bf16 where the CPU has
+                instructions for it.
             engines: their folder or its name in the bundle; None takes the first that fit this machine.
             shortest_side: pixels; frames are resized to it before the network.
             longest_side: pixels; the other side's limit, None for no limit (as in the official demo).
             resize: "exact" (as GLIP was evaluated) or "fast".
             threads: CPU threads, up to 512; None for one a core.
-            cache_dir: where encoded prompts are kept between runs; None keeps them in memory only.
+            cache_dir: where encoded prompts, and the graphs that OpenVINO compiled, are kept between runs; None keeps
+                them in memory only.
             verify: check the hashes of all files.
-            trusted: False to refuse native code that comes with the bundle, for one from a stranger: "onnxruntime" and
-                "onnxruntime-cuda" only read data, all other backends are refused.
+            trusted: False to refuse native code that comes with the bundle, for one from a stranger: "onnxruntime",
+                "onnxruntime-cuda" and "openvino" only read data, all other backends are refused.
             plugins: False to load no plugin library: "tensorrt" then takes only engines that need none.
 
         Raises:
@@ -158,6 +162,7 @@ class Detector:
             raise OptionError(f'resize is "{resize}"; legal is {legal}') from None
         check_trusted(backend, trusted)
         directory = cache_folder() if isinstance(cache_dir, _Default) else cache_dir
+        folder = None if directory is None else Path(directory)
         bundle = Bundle.open(path, verify=verify)
         return cls(
             bundle,
@@ -168,11 +173,13 @@ class Detector:
                 None if engines is None else Path(engines),
                 trusted=trusted,
                 plugins=plugins,
+                precision=precision,
+                cache_dir=folder,
             ),
             shortest_side=shortest_side,
             longest_side=longest_side,
             resize=method,
-            cache_dir=None if directory is None else Path(directory),
+            cache_dir=folder,
         )
 
     def clone(self) -> Detector:

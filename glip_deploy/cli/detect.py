@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glip_deploy.backends import BACKENDS, MAX_THREADS
+from glip_deploy.backends.openvino import Precision
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -124,6 +125,10 @@ def detect(
         Resize.EXACT
     ),
     backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
+    precision: Annotated[
+        Precision | None,
+        option("HOW", "openvino: f32, bf16, or auto for bf16 where the CPU has it (default: f32).", HOW),
+    ] = None,
     engines: Annotated[
         str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
     ] = None,
@@ -201,6 +206,7 @@ def detect(
         with Detector.open(
             model,
             backend=backend,
+            precision=precision,
             engines=engines,
             shortest_side=shortest_side,
             longest_side=longest_side or None,

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["describe_machine", "processor", "versions"]
 
-PACKAGES = ("glip-deploy", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow", "tokenizers", "torch")
+PACKAGES = ("glip-deploy", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "pillow", "tokenizers", "torch")
 
 
 def describe_machine() -> dict[str, Any]:

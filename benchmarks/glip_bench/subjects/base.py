@@ -35,6 +35,8 @@ class SubjectName(StrEnum):
     ONNXRUNTIME_CUDA = "onnxruntime-cuda"
     ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
     ONNXRUNTIME_NV_TENSORRT_RTX = "onnxruntime-nv-tensorrt-rtx"
+    OPENVINO = "openvino"
+    OPENVINO_BF16 = "openvino-bf16"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     DETR_R50 = "detr-r50"

@@ -1,4 +1,4 @@
-"""An exported bundle, run by `glip_deploy.Detector` on ONNX Runtime or on TensorRT engines."""
+"""An exported bundle, run by `glip_deploy.Detector` on ONNX Runtime, OpenVINO or TensorRT engines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
 from glip_bench.subjects.profile import profile_image_branch
-from glip_deploy.backends import PROVIDERS, check_trusted, open_backend
+from glip_deploy.backends import OPENVINO, PROVIDERS, check_trusted, open_backend
 from glip_deploy.backends.onnxruntime import provider_absence
+from glip_deploy.backends.openvino import Precision, openvino_absence
 from glip_deploy.detector import Detector, EncodedPrompt, FrameStep
 from glip_deploy.errors import GlipError, OptionError
 
@@ -35,16 +36,20 @@ BACKENDS = {
     SubjectName.ONNXRUNTIME_TENSORRT: "onnxruntime-tensorrt",
     SubjectName.ONNXRUNTIME_NV_TENSORRT_RTX: "onnxruntime-nv-tensorrt-rtx",
 }
+PRECISIONS = {SubjectName.OPENVINO: Precision.F32, SubjectName.OPENVINO_BF16: Precision.BF16}
+"""OpenVINO's subjects, by the precision in which each computes."""
 PACKAGES = {SubjectName.TENSORRT: "tensorrt", SubjectName.TENSORRT_RTX: "tensorrt_rtx"}
 
 
 def bundle_absence(name: SubjectName, options: Options) -> str | None:
     """Say why a bundle cannot run here as the subject `name`; return None where it can. No graph is loaded."""
-    backend = BACKENDS.get(name, "tensorrt")
+    backend = OPENVINO if name in PRECISIONS else BACKENDS.get(name, "tensorrt")
     try:
         check_trusted(backend, options.trusted)
     except OptionError as error:
         return str(error)
+    if name in PRECISIONS:
+        return openvino_absence(PRECISIONS[name])
     return _engine_absence(name, options) if name in PACKAGES else provider_absence(PROVIDERS[backend][0])
 
 
@@ -88,6 +93,10 @@ def open_bundle_subject(name: SubjectName, options: Options, bundle: Bundle) -> 
     if name in PACKAGES:
         folder, record = next((folder, record) for folder, record in _usable(options) if record.flavour == name)
         backend, precision = opened("tensorrt", bundle, options.threads, folder), record.precision
+    elif name in PRECISIONS:
+        # Nothing is cached: the time to open is the time to compile.
+        precision = "fp32" if name is SubjectName.OPENVINO else "bf16"
+        backend = opened(OPENVINO, bundle, options.threads, precision=PRECISIONS[name])
     else:
         backend = opened(BACKENDS[name], bundle, options.threads)
         precision = bundle.manifest.precision
@@ -154,7 +163,7 @@ class BundleSubject(Subject):
     def describe(self) -> Mapping[str, Any]:
         """See `Subject.describe`."""
         return {
-            "device": "cpu" if self.name is SubjectName.ONNXRUNTIME_CPU else "cuda",
+            "device": "cpu" if self.name is SubjectName.ONNXRUNTIME_CPU or self.name in PRECISIONS else "cuda",
             "precision": self._precision,
             "tokens": 0 if self._prompt is None else len(self._prompt.embedding),
         }

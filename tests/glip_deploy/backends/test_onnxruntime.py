@@ -54,8 +54,8 @@ def test_the_number_of_threads_changes_no_result(bundle, backend, threads):
 
 
 def test_an_unknown_engine(bundle):
-    message = error_of(open_backend, "openvino", bundle, None, kind=OptionError)
-    assert '"openvino" is unknown' in message and all(name in message for name in BACKENDS)
+    message = error_of(open_backend, "tflite", bundle, None, kind=OptionError)
+    assert '"tflite" is unknown' in message and all(name in message for name in BACKENDS)
 
 
 def test_an_engine_that_is_not_installed(bundle, monkeypatch):

@@ -454,7 +454,7 @@ def test_native_code_of_a_stranger_is_refused_before_anything_is_opened(tmp_path
         if name not in DATA_ONLY:
             said = error_of(partial(Detector.open, tmp_path / "none", backend=name, trusted=False))
             assert f"backend {name} runs native code that comes with the bundle, which is not trusted" in said
-            assert said.endswith("use backend onnxruntime or onnxruntime-cuda")
+            assert said.endswith("use backend onnxruntime or onnxruntime-cuda or openvino")
     assert "does not exist" in error_of(partial(Detector.open, tmp_path / "none", trusted=False))
 
 

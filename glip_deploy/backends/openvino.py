@@ -1,0 +1,298 @@
+"""OpenVINO on the CPU: in fp32 the answers of ONNX Runtime, in bf16 faster on processors that multiply in it.
+
+OpenVINO reads the exported graphs as they are, but for one operator. Its own conversion of DeformConv samples at the
+border of a feature map in another way than ONNX says, and than GLIP was trained; `_deform_conv` replaces it.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glip_deploy.backends.compiled import CompiledCache, compiled_key
+from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from glip_deploy.bundle.manifest import Bundle
+
+__all__ = ["OpenVINOBackend", "Precision", "openvino_absence", "read_graph"]
+
+OLDEST = (2026, 0)
+"""First version with which the graphs were tested."""
+INSTALL = "pip install 'glip-deploy[openvino]'"
+CONVERSION = "1"
+"""Changes with what `_deform_conv` makes, so that graphs compiled before are not used again."""
+
+
+class Precision(StrEnum):
+    """In which type the graphs are computed; weights are stored in fp32."""
+
+    F32 = "f32"
+    """As ONNX Runtime does: within the parity tolerance of the reference."""
+    BF16 = "bf16"
+    """Convolutions and products in bf16: faster where the CPU has instructions for it, at some cost in accuracy."""
+    AUTO = "auto"
+    """bf16 where the CPU has instructions for it, else fp32."""
+
+    @classmethod
+    def of(cls, value: str) -> Precision:
+        """Return the member that a value names.
+
+        Raises:
+            OptionError: it names none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise OptionError(f'precision is "{value}"; backend openvino takes {", ".join(cls)}') from None
+
+
+def openvino_absence(precision: Precision = Precision.F32) -> str | None:
+    """Say in a line why OpenVINO cannot run here in a precision, and what to do; return None where it can."""
+    try:
+        _element_type(_core(), precision)
+    except (MissingPackage, BackendError, OptionError) as error:
+        return str(error)
+    return None
+
+
+def _module() -> Any:
+    try:
+        import openvino
+        import openvino.frontend.onnx
+    except ImportError:
+        raise MissingPackage(f"OpenVINO is not installed; {INSTALL}") from None
+    if tuple(int(part) for part in openvino.__version__.split("-")[0].split(".")[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(f"OpenVINO {openvino.__version__} is too old; pip install -U 'openvino>={oldest}'")
+    return openvino
+
+
+def _core() -> Any:
+    """Return an OpenVINO core that converts DeformConv exactly."""
+    openvino = _module()
+    core = openvino.Core()
+    core.add_extension(openvino.frontend.onnx.ConversionExtension("DeformConv", _deform_conv))
+    return core
+
+
+def _deform_conv(node: Any) -> Any:
+    """Convert an ONNX DeformConv (inputs: X, W, offset, and B and mask if they are there).
+
+    A sample between the border of the map and the next pixel outside is interpolated with zero, as in ONNX and in the
+    official `deform_conv_cuda_kernel.cu`: OpenVINO calls that `bilinear_interpolation_pad`.
+    """
+    from openvino import opset8
+
+    inputs = [node.get_input(index) for index in range(node.get_input_size())]
+    pads = node.get_attribute("pads", [0, 0, 0, 0])
+    result = opset8.deformable_convolution(
+        inputs[0],
+        inputs[2],
+        inputs[1],
+        node.get_attribute("strides", [1, 1]),
+        pads[:2],
+        pads[2:],
+        node.get_attribute("dilations", [1, 1]),
+        inputs[4] if len(inputs) > 4 else None,
+        group=node.get_attribute("group", 1),
+        deformable_group=node.get_attribute("offset_group", 1),
+        bilinear_interpolation_pad=True,
+    )
+    if len(inputs) > 3:
+        bias = opset8.reshape(inputs[3], opset8.constant(np.array([1, -1, 1, 1], np.int64)), special_zero=False)
+        result = opset8.add(result, bias)
+    return result.outputs()
+
+
+def _element_type(core: Any, precision: Precision) -> str:
+    """Return what OpenVINO's hint for the precision of inference is set to.
+
+    Raises:
+        OptionError: the CPU has no instructions for bf16.
+    """
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision is Precision.BF16 and not native:
+        name = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise OptionError(f'precision is "bf16"; this CPU ({name}) has no instructions for it: use f32 or auto')
+    return "bf16" if native and precision is not Precision.F32 else "f32"
+
+
+def read_graph(file: Path | bytes, core: Any = None) -> Any:
+    """Read an ONNX graph as an OpenVINO model, its DeformConv nodes converted exactly.
+
+    Args:
+        file: an ONNX file, or a serialized model without external data.
+        core: made by this module; None makes one.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+        BackendError: it is too old, or cannot read the graph.
+    """
+    core = core or _core()
+    try:
+        return core.read_model(file if isinstance(file, bytes) else str(file))
+    except Exception as error:  # the library raises RuntimeError for everything
+        name = "a graph in memory" if isinstance(file, bytes) else file
+        raise BackendError(f"OpenVINO cannot load {name}: {_reason(error)}; export the bundle again") from None
+
+
+class _Graphs:
+    """The compiled graphs of a bundle, which clones share. The text graph is compiled by the first new prompt."""
+
+    def __init__(self, bundle: Bundle, threads: int | None, precision: Precision, cache: Path | None) -> None:
+        # The key of a compiled graph is made of the hashes of its files, which must be known to be theirs.
+        self._bundle, self._cache = bundle, CompiledCache(cache if bundle.verified else None)
+        self._core = _core()
+        self.precision = _element_type(self._core, precision)
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        if threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._lock = threading.Lock()
+        self._text: Any = None
+        self.image = self._compile(IMAGE_GRAPH)
+
+    def _compile(self, graph: str) -> Any:
+        key = self._key(graph)
+        known = self._cache.get(key)
+        if known is not None:
+            try:
+                return self._core.import_model(io.BytesIO(known), "CPU", self._config)
+            except Exception:  # the library raises RuntimeError for everything
+                self._cache.remove(key)
+        compiled = self._bundle.load(lambda folder: self._compiled(folder / graph))
+        if self._cache.keeps:
+            self._cache.put(key, compiled.export_model().getvalue())
+        return compiled
+
+    def _compiled(self, file: Path) -> Any:
+        model = read_graph(file, self._core)
+        try:
+            return self._core.compile_model(model, "CPU", self._config)
+        except Exception as error:  # the library raises RuntimeError for everything
+            raise BackendError(f"OpenVINO cannot compile {file}: {_reason(error)}; use backend onnxruntime") from None
+
+    def _key(self, graph: str) -> str:
+        """Return what a compiled graph depends on."""
+        openvino, files = _module(), self._bundle.files
+        options = (f"{name}={value}" for name, value in sorted(self._config.items()))
+        hashes = (f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(graph))
+        cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        return compiled_key(("glip", CONVERSION, openvino.__version__, cpu, *options, *hashes))
+
+    @property
+    def text(self) -> Any:
+        with self._lock:
+            if self._text is None:
+                self._text = self._compile(TEXT_GRAPH)
+            return self._text
+
+
+class OpenVINOBackend:
+    """A `Backend` on OpenVINO. Use `OpenVINOBackend.open`."""
+
+    def __init__(self, graphs: _Graphs) -> None:
+        self._graphs: _Graphs | None = graphs
+        self._requests: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        threads: int | None = None,
+        precision: str | Precision = Precision.F32,
+        cache_dir: Path | None = None,
+    ) -> OpenVINOBackend:
+        """Load a bundle's graphs.
+
+        Args:
+            bundle: the bundle.
+            threads: CPU threads, None for one a core.
+            precision: see `Precision`.
+            cache_dir: compiled graphs are kept in a folder in it, so that opening is quicker the next time; None
+                compiles each time, and so does a bundle whose files were not verified.
+
+        Raises:
+            MissingPackage: OpenVINO is not installed.
+            OptionError: an unknown precision, or one that this CPU does not have.
+            BackendError: OpenVINO is too old, or cannot load the image graph.
+        """
+        return cls(_Graphs(bundle, threads, Precision.of(precision), cache_dir))
+
+    @property
+    def precision(self) -> str:
+        """In what it computes: "f32" or "bf16"."""
+        return self._opened.precision
+
+    @property
+    def text_key(self) -> str:
+        """See `Backend.text_key`."""
+        return "" if self.precision == "f32" else f"openvino-{self.precision}"
+
+    def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Backend.encode_text`."""
+        (embedding,) = self._run("text", ["text_embedding"], text_inputs(input_ids))
+        result: NDArray[np.float32] = embedding[0]
+        return result
+
+    def detect(self, inputs: ImageInputs) -> Candidates:
+        """See `Backend.detect`. Calls of several threads wait for each other; clones do not."""
+        if not isinstance(inputs.frames, np.ndarray):
+            raise FrameError(
+                "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
+            )
+        return Candidates(*self._run("image", ["boxes", "scores", "labels"], inputs.feed()))
+
+    def clone(self) -> OpenVINOBackend:
+        """See `Backend.clone`. The compiled graphs are shared; buffers are not."""
+        return OpenVINOBackend(self._opened)
+
+    def close(self) -> None:
+        """See `Backend.close`. The compiled graphs end with the last clone."""
+        with self._lock:
+            self._requests = {}
+            self._graphs = None
+
+    @property
+    def _opened(self) -> _Graphs:
+        if self._graphs is None:
+            raise ClosedError("this detector is closed; open it again with Detector.open")
+        return self._graphs
+
+    def _run(self, graph: str, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+        compiled = getattr(self._opened, graph)
+        with self._lock:
+            request = self._requests.get(graph)
+            try:
+                if request is None:
+                    request = compiled.create_infer_request()
+                request.infer(dict(feed))
+                # The request's own memory is written again by the next call.
+                found = [np.array(request.get_tensor(name).data) for name in outputs]
+            except Exception as error:  # the library raises RuntimeError for everything
+                shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+                raise BackendError(f"OpenVINO failed on {shapes}: {_reason(error)}") from None
+            if self._graphs is not None:
+                self._requests[graph] = request
+            return found
+
+
+def _reason(error: Exception) -> str:
+    """Return what an OpenVINO message says, without the places in its source code that come first."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (" ".join(told) or type(error).__name__)[:200]
