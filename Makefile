@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test engines lint docs clean
+.PHONY: demo demo-full test engines fuzz faults soak lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -54,6 +54,22 @@ engines: $(VENV)/.ready
 	@test -f $(DEMO)/glip_t/manifest.json || $(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t
 	$(BIN)/python benchmarks/kernels/build_matrix.py $(DEMO)/glip_t --others --limit 900 --output build/engines.json
 	GLIP_SLOW=1 $(BIN)/python -m pytest tests/glip_engines
+
+# Damaged and hostile inputs of every kind, half a minute each, from a seed: make fuzz SEED=7 SECONDS=60
+SEED    ?= 0
+SECONDS ?= 30
+fuzz: $(VENV)/.ready
+	$(BIN)/python tests/fuzz/campaign.py --replay
+	$(BIN)/python tests/fuzz/campaign.py --seed $(SEED) --seconds $(SECONDS)
+
+# Kills, full disks, closed streams and signals at random moments: the short selection of `make test`, and the long one.
+faults: $(VENV)/.ready
+	GLIP_SLOW=1 $(BIN)/python -m pytest tests/faults
+
+# 20,000 frames of GLIP-nano with changing prompts, sizes, clones and backends: does anything grow?
+soak: $(VENV)/.ready
+	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
+	$(BIN)/python benchmarks/robustness/soak.py $(DEMO)/glip_nano --json build/soak.json
 
 STUBS := build/stubs
 

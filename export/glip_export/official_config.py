@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glip_deploy.errors import OptionError
+from glip_deploy.errors import OptionError, shown
 from glip_deploy.files import unreadable
 from glip_export.model.config import GlipConfig
 
@@ -74,7 +74,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
     for name, supported in REQUIRED:
         found = value(name, supported)
         if found != supported and list(_sequence(found)) != list(_sequence(supported)):
-            raise OptionError(f"config {path}: {name} = {found!r} is not supported, only {supported!r}")
+            raise OptionError(f"config {path}: {name} = {shown(found)} is not supported, only {supported!r}")
     derived = {
         "MODEL.SWINT.EMBED_DIM": config.swin.embed_dim,
         "MODEL.SWINT.DEPTHS": list(config.swin.depths),
@@ -89,7 +89,7 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
         found = value(name, expected)
         if found != expected and list(_sequence(found)) != list(_sequence(expected)):
             raise OptionError(
-                f"config {path}: {name} = {found!r}, but the checkpoint has {expected!r} ({config.variant}); "
+                f"config {path}: {name} = {shown(found)}, but the checkpoint has {expected!r} ({config.variant}); "
                 "leave --config out to use the checkpoint's own"
             )
 
@@ -97,28 +97,28 @@ def apply_official_config(config: GlipConfig, path: Path) -> GlipConfig:
         found = value(name, default)
         try:
             converted = math.nan if isinstance(found, bool) else float(found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             converted = math.nan
         whole = isinstance(default, int)
         if not math.isfinite(converted) or (whole and converted != int(converted)):
             kind = "a whole number" if whole else "a number"
-            raise OptionError(f"config {path}: {name} = {found!r} is not {kind}; released files have {default}")
+            raise OptionError(f"config {path}: {name} = {shown(found)} is not {kind}; released files have {default}")
         if not least <= converted <= most:
             legal = f"{least} or more" if most == math.inf else f"{least} to {most}"
-            raise OptionError(f"config {path}: {name} = {found!r} is out of range; legal is {legal}")
+            raise OptionError(f"config {path}: {name} = {shown(found)} is out of range; legal is {legal}")
         return type(default)(converted)
 
     def channels(name: str, default: tuple[float, float, float], positive: bool) -> tuple[float, float, float]:
         found = value(name, default)
         try:
             blue, green, red = (float(v) for v in found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise OptionError(
-                f"config {path}: {name} = {found!r} is not three numbers; released files have {default}"
+                f"config {path}: {name} = {shown(found)} is not three numbers; released files have {default}"
             ) from None
         if not all(math.isfinite(v) and (v > 0 or not positive) for v in (blue, green, red)):
             legal = "finite numbers above 0" if positive else "finite numbers"
-            raise OptionError(f"config {path}: {name} = {found!r} is out of range; legal are {legal}")
+            raise OptionError(f"config {path}: {name} = {shown(found)} is out of range; legal are {legal}")
         return blue, green, red
 
     head, source = config.head, config.input

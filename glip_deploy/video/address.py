@@ -91,12 +91,13 @@ def without_credentials(url: str) -> str:
     """Return a URL in which user, password and query values that look like either are replaced by `***`.
 
     A password may hold "@", "/" or "?", where the URL itself becomes ambiguous. So if there is user information, or a
-    port that is no number (as "/" in a password makes it), everything before the last "@" of all is replaced.
+    port that is no number (as "/" in a password makes it), everything before the last "@" of all is replaced. Digits
+    before a "/" are taken for a port: they cannot be told from a password that begins so.
     """
     scheme, slashes, rest = url.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    port = re.sub(r"^\[[^]]*\]", "", authority).partition(":")[2]
-    if "@" in rest and ("@" in authority or (port and not port.isdecimal())):
+    _, colon, port = re.sub(r"^\[[^]]*\]", "", authority).partition(":")
+    if "@" in rest and ("@" in authority or (colon and not port.isdecimal())):
         rest = f"{_HIDDEN}@{rest.rpartition('@')[2]}"
     return scheme + slashes + _SECRET.sub(rf"\1{_HIDDEN}", rest)
 
