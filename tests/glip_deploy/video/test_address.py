@@ -20,7 +20,10 @@ def test_addresses():
     web = live_address("https://host/v.mp4")
     assert web.is_remote and not web.is_live
     assert live_address("file:///tmp/v.mp4").file == Path("/tmp/v.mp4")
-    assert Address.of_file(Path("12:30.mp4")) == Address("file:12:30.mp4", "12:30.mp4", file=Path("12:30.mp4"))
+    local = Address.of_file(Path("12:30.mp4"))
+    assert local == Address("file:12:30.mp4", "12:30.mp4", options=local.options, file=Path("12:30.mp4"))
+    assert local.options["protocol_whitelist"] == "file" and "concat" not in local.options["format_whitelist"]
+    assert live_address("file:///tmp/v.mp4").options == local.options
 
 
 def test_a_number_is_a_camera_unless_there_is_such_a_file(tmp_path, monkeypatch):
@@ -42,6 +45,9 @@ def test_a_number_is_a_camera_unless_there_is_such_a_file(tmp_path, monkeypatch)
         "me:s#ecret",
         "me:se/c@r@secret",
         "me:se@1/secret@x",
+        "me:/secret",
+        "me:?secret",
+        "secret:#",
     ],
 )
 @pytest.mark.parametrize("rest", ["host/path", "host:554/path?channel=1", "[::1]:554/"])
