@@ -65,6 +65,7 @@ class ProblemStruct(ctypes.Structure):
         ("position_type", ctypes.c_int),
         ("x_layout", ctypes.c_int),
         ("y_layout", ctypes.c_int),
+        ("mask_logits", ctypes.c_int),
         ("num_levels", ctypes.c_int),
         ("levels", LevelStruct * MAX_LEVELS),
         ("weight", ctypes.c_void_p),
@@ -87,6 +88,8 @@ class Shape:
     position_type: DataType = DataType.F32
     x_layout: Layout = Layout.NCHW
     y_layout: Layout = Layout.NCHW
+    mask_logits: bool = False
+    """Whether masks are given before their sigmoid."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def problem(shape: Shape, levels: Sequence[Level], weight: int = 0, bias: int | 
         shape.position_type,
         shape.x_layout,
         shape.y_layout,
+        shape.mask_logits,
         len(levels),
         structs,
         weight,

@@ -8,11 +8,12 @@ before it is built, whatever the version.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glip_deploy.errors import EngineError
+from glip_engines.deform_abi import MAX_LEVELS
 from glip_engines.rewriting.deformable import PLUGIN_DOMAIN
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def check_network(module: Any, network: Any, expected: Expected, *, typed: bool)
     _check_samplers(module, layers.get("GRID_SAMPLE", []), expected.samplers)
     if typed:
         _check_positions(layers.get("GRID_SAMPLE", []), (1,))
-        _check_positions(plugins, (2, 4))
+        _check_positions(plugins, range(3, 3 + MAX_LEVELS))
 
 
 def _is_single(tensor: Any) -> bool:
@@ -140,7 +141,7 @@ def _check_samplers(module: Any, layers: list[Any], expected: Mapping[str, int])
         wanted[understood] -= 1
 
 
-def _check_positions(layers: list[Any], inputs: tuple[int, ...]) -> None:
+def _check_positions(layers: list[Any], inputs: Iterable[int]) -> None:
     for layer in layers:
         for i in inputs:
             tensor = layer.get_input(i) if i < layer.num_inputs else None

@@ -15,13 +15,15 @@
 namespace glip {
 
 constexpr char kName[] = "ModulatedDeformConv";
-constexpr char kVersion[] = "2";
+constexpr char kVersion[] = "3";
 constexpr char kNamespace[] = "glip";
 
-// Inputs, in the order of ONNX DeformConv. Bias and mask may be left out from the end. Weights are packed already, as
-// glip_deform_pack_weights does it: (taps, padded input channels, padded output channels).
-enum Input { kX = 0, kWeight = 1, kOffset = 2, kBias = 3, kMask = 4 };
-constexpr int kMinInputs = 3, kMaxInputs = 5;
+// Inputs: features (batch, locations of all levels one after another, channels); weights, packed as
+// glip_deform_pack_weights does it: (taps, padded input channels, padded output channels); bias; then for each level,
+// from the largest map to the smallest, a map of its size whose channels are 2 x taps offsets and taps masks before
+// their sigmoid.
+enum Input { kX = 0, kWeight = 1, kBias = 2, kPositions = 3 };
+constexpr int kMinInputs = kPositions + 1, kMaxInputs = kPositions + GLIP_DEFORM_MAX_LEVELS;
 
 // -- messages -------------------------------------------------------------------------------------------------------
 
@@ -54,10 +56,11 @@ inline void log_error(const std::string& message) {
 
 // -- attributes -----------------------------------------------------------------------------------------------------
 
-// The attributes of ONNX DeformConv, by the names they have there, and the output channels before padding.
+// The attributes of ONNX DeformConv, by the names they have there, and two more.
 struct Attributes {
   int kernel_shape[2] = {0, 0};  // needed, as packed weights do not tell it
-  int out_channels = 0;          // likewise
+  int out_channels = 0;          // likewise, before padding
+  int reads = 0;                 // level i reads level i + reads: its own (0), the larger (-1) or the smaller (1)
   int strides[2] = {1, 1};
   int pads[4] = {0, 0, 0, 0};  // top, left, bottom, right
   int dilations[2] = {1, 1};
@@ -70,9 +73,9 @@ struct Attributes {
     int count;
   };
   std::vector<Slot> slots() {
-    return {{"kernel_shape", kernel_shape, 2}, {"out_channels", &out_channels, 1}, {"strides", strides, 2},
-            {"pads", pads, 4},                 {"dilations", dilations, 2},        {"group", &group, 1},
-            {"offset_group", &offset_group, 1}};
+    return {{"kernel_shape", kernel_shape, 2}, {"out_channels", &out_channels, 1}, {"reads", &reads, 1},
+            {"strides", strides, 2},           {"pads", pads, 4},                  {"dilations", dilations, 2},
+            {"group", &group, 1},              {"offset_group", &offset_group, 1}};
   }
 };
 
@@ -104,7 +107,10 @@ inline std::string attribute_error(const Attributes& a) {
   if (a.kernel_shape[0] < 1 || taps < 1 || taps > GLIP_DEFORM_MAX_TAPS)
     return "kernel_shape is " + std::to_string(a.kernel_shape[0]) + "x" + std::to_string(a.kernel_shape[1]) +
            "; 1 to 9 taps are supported";
-  if (a.out_channels < 1) return "out_channels is " + std::to_string(a.out_channels) + "; at least 1 is supported";
+  if (a.out_channels < 1 || a.out_channels % kVector)
+    return "out_channels is " + std::to_string(a.out_channels) + "; multiples of " + std::to_string(kVector) +
+           " are supported";
+  if (a.reads < -1 || a.reads > 1) return "reads is " + std::to_string(a.reads) + "; -1, 0 and 1 are supported";
   return "";
 }
 
@@ -155,16 +161,11 @@ inline int data_type(nvinfer1::DataType type) {
 // Whether tensor `position`, inputs first and then the output, may have its type and format, given those before it.
 inline bool format_is_supported(int position, const nvinfer1::PluginTensorDesc* tensors, int inputs) {
   const nvinfer1::PluginTensorDesc& here = tensors[position];
-  const nvinfer1::DataType data = tensors[kX].type;
-  const bool linear = here.format == nvinfer1::TensorFormat::kLINEAR;
-  // Channels-last pixels that need no padding: what a padded channel holds is not specified.
-  const bool last = here.format == nvinfer1::TensorFormat::kHWC8 && data_type(data) > GLIP_DEFORM_F32 &&
-                    here.dims.nbDims == 4 && here.dims.d[1] > 0 && here.dims.d[1] % 8 == 0;
-  if (position == kX) return data_type(data) >= 0 && (linear || last);
-  if (position == inputs) return here.type == data && (linear || last);
+  if (here.format != nvinfer1::TensorFormat::kLINEAR) return false;  // which is channels last for X and the output
+  if (position == kX) return data_type(here.type) >= 0;
   // Never in half precision, even where the builder may choose (8.6): positions would be off by 1/16 pixel and more.
-  if (position == kOffset || position == kMask) return linear && here.type == nvinfer1::DataType::kFLOAT;
-  return linear && here.type == data;
+  if (position >= kPositions && position < inputs) return here.type == nvinfer1::DataType::kFLOAT;
+  return here.type == tensors[kX].type;
 }
 
 // -- running --------------------------------------------------------------------------------------------------------
@@ -175,40 +176,77 @@ inline std::string dims_text(const nvinfer1::Dims& dims) {
   return text;
 }
 
+// What a node convolves: pairs of a level that says where to sample and a level that is sampled.
+inline int first_level(const Attributes& a) { return a.reads < 0 ? 1 : 0; }
+inline int last_level(const Attributes& a, int levels) { return a.reads > 0 ? levels - 2 : levels - 1; }
+// The level whose size the output of level `i` has: the smaller one.
+inline int output_level(const Attributes& a, int i) { return a.reads > 0 ? i + 1 : i; }
+
 // Returns what is wrong with the shapes of a node's inputs, or an empty string; a side of -1 is not known yet.
 inline std::string shape_error(const Attributes& a, const nvinfer1::Dims* dims, int inputs) {
   if (inputs < kMinInputs || inputs > kMaxInputs)
-    return std::to_string(inputs) + " inputs; X, W, offset and at most B, mask are supported";
-  for (const int i : {kX, kOffset})
-    if (dims[i].nbDims != 4)
-      return "input " + std::to_string(i) + " has shape " + dims_text(dims[i]) + ", not four sides";
+    return std::to_string(inputs) + " inputs; X, W, B and 1 to " + std::to_string(GLIP_DEFORM_MAX_LEVELS) +
+           " maps are supported";
   const nvinfer1::Dims &x = dims[kX], &w = dims[kWeight];
+  if (x.nbDims != 3) return "X has shape " + dims_text(x) + ", not (batch, locations, channels)";
   const int taps = a.kernel_shape[0] * a.kernel_shape[1];
-  const auto differs = [](auto given, auto wanted) { return given >= 0 && given != wanted; };
-  const int padded_in = x.d[1] < 0 ? -1 : round_up(static_cast<int>(x.d[1]), kChannelStep);
+  const auto differs = [](auto given, auto wanted) { return given >= 0 && wanted >= 0 && given != wanted; };
+  if (x.d[2] >= 0 && x.d[2] % kVector)
+    return "X has " + std::to_string(x.d[2]) + " channels; multiples of " + std::to_string(kVector) + " are supported";
+  const int padded_in = x.d[2] < 0 ? -1 : round_up(static_cast<int>(x.d[2]), kChannelStep);
   const int padded_out = round_up(a.out_channels, kOutputStep);
-  if (w.nbDims != 3 || w.d[0] != taps || differs(padded_in, w.d[1]) || w.d[2] != padded_out)
+  if (w.nbDims != 3 || w.d[0] != taps || differs(w.d[1], padded_in) || w.d[2] != padded_out)
     return "W has shape " + dims_text(w) + "; packed for X of shape " + dims_text(x) + " it is " +
            std::to_string(taps) + "x" + std::to_string(padded_in) + "x" + std::to_string(padded_out);
-  if (differs(dims[kOffset].d[1], 2 * taps))
-    return "offset has shape " + dims_text(dims[kOffset]) + "; channels are 2 x taps, offset_group 1 only";
-  if (inputs > kBias && (dims[kBias].nbDims != 1 || differs(dims[kBias].d[0], a.out_channels)))
+  if (dims[kBias].nbDims != 1 || differs(dims[kBias].d[0], a.out_channels))
     return "B has shape " + dims_text(dims[kBias]) + ", not one number for each of the out_channels";
-  if (inputs > kMask && (dims[kMask].nbDims != 4 || differs(dims[kMask].d[1], taps)))
-    return "mask has shape " + dims_text(dims[kMask]) + "; channels are taps, offset_group 1 only";
+  const int levels = inputs - kPositions;
+  if (a.reads && levels < 2) return "there is one level, which has no neighbor to read";
+  long long locations = 0;
+  bool known = true;
+  for (int i = 0; i < levels; ++i) {
+    const nvinfer1::Dims& map = dims[kPositions + i];
+    if (map.nbDims != 4 || differs(map.d[1], 3 * taps) || differs(map.d[0], x.d[0]))
+      return "map " + std::to_string(i) + " has shape " + dims_text(map) + "; it is (batch, 3 x taps, height, width)";
+    known = known && map.d[2] >= 0 && map.d[3] >= 0;
+    locations += static_cast<long long>(map.d[2]) * map.d[3];
+  }
+  if (!known) return "";
+  if (differs(static_cast<long long>(x.d[1]), locations))
+    return "X has " + std::to_string(x.d[1]) + " locations; the maps have " + std::to_string(locations);
+  for (int i = first_level(a); i <= last_level(a, levels); ++i)
+    for (int axis = 0; axis < 2; ++axis) {
+      const auto size = dims[kPositions + i + a.reads].d[2 + axis];
+      const auto out = dims[kPositions + output_level(a, i)].d[2 + axis];
+      const auto reach = size + a.pads[axis] + a.pads[2 + axis] - a.dilations[axis] * (a.kernel_shape[axis] - 1) - 1;
+      if (reach < 0 || reach / a.strides[axis] + 1 != out)
+        return "level " + std::to_string(i) + " convolves a side of " + std::to_string(size) +
+               ", whose result is not the " + std::to_string(out) + " of the smaller map";
+    }
   return "";
 }
 
-// Returns a node's problem without its buffers; all sides must be known.
-inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::PluginTensorDesc* in,
-                                      const nvinfer1::PluginTensorDesc& out) {
+// Returns the shape of a node's output: as many locations as X, without the largest map's where neighbors are read.
+inline nvinfer1::DimsExprs output_dims(const Attributes& a, const nvinfer1::DimsExprs* in,
+                                       nvinfer1::IExprBuilder& builder) {
+  using nvinfer1::DimensionOperation;
+  nvinfer1::DimsExprs out = in[kX];
+  out.d[2] = builder.constant(a.out_channels);
+  if (a.reads) {
+    const nvinfer1::DimsExprs& largest = in[kPositions];
+    const auto* locations = builder.operation(DimensionOperation::kPROD, *largest.d[2], *largest.d[3]);
+    out.d[1] = builder.operation(DimensionOperation::kSUB, *out.d[1], *locations);
+  }
+  return out;
+}
+
+// Returns a node's problem; all sides must be known. X and the output are read and written in place.
+inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs,
+                                      const void* const* buffers, void* result) {
   const auto side = [](const nvinfer1::PluginTensorDesc& tensor, int i) { return static_cast<int>(tensor.dims.d[i]); };
-  const auto layout = [](const nvinfer1::PluginTensorDesc& tensor) {
-    return tensor.format == nvinfer1::TensorFormat::kLINEAR ? GLIP_DEFORM_NCHW : GLIP_DEFORM_NHWC;
-  };
   GlipDeformProblem p{};
   p.batch = side(in[kX], 0);
-  p.in_channels = side(in[kX], 1);
+  p.in_channels = side(in[kX], 2);
   p.out_channels = a.out_channels;
   p.kernel_height = a.kernel_shape[0];
   p.kernel_width = a.kernel_shape[1];
@@ -219,33 +257,48 @@ inline GlipDeformProblem make_problem(const Attributes& a, const nvinfer1::Plugi
   p.dilation_height = a.dilations[0];
   p.dilation_width = a.dilations[1];
   p.data_type = data_type(in[kX].type);
-  p.position_type = data_type(in[kOffset].type);
-  p.x_layout = layout(in[kX]);
-  p.y_layout = layout(out);
-  p.num_levels = 1;
-  p.levels[0].height = side(in[kX], 2);
-  p.levels[0].width = side(in[kX], 3);
-  p.levels[0].out_height = side(in[kOffset], 2);
-  p.levels[0].out_width = side(in[kOffset], 3);
+  p.position_type = GLIP_DEFORM_F32;
+  p.x_layout = p.y_layout = GLIP_DEFORM_NHWC;
+  p.mask_logits = 1;
+  p.weight = buffers[kWeight];
+  p.bias = buffers[kBias];
+
+  const int levels = inputs - kPositions, taps = p.kernel_height * p.kernel_width;
+  const int element = p.data_type == GLIP_DEFORM_F32 ? 4 : 2;
+  long long starts[GLIP_DEFORM_MAX_LEVELS + 1] = {0};
+  const auto height = [&](int i) { return side(in[kPositions + i], 2); };
+  const auto width = [&](int i) { return side(in[kPositions + i], 3); };
+  for (int i = 0; i < levels; ++i) starts[i + 1] = starts[i] + static_cast<long long>(height(i)) * width(i);
+  const long long skipped = a.reads ? starts[1] : 0;  // the output has no level of the largest map's size then
+  for (int i = first_level(a); i <= last_level(a, levels); ++i) {
+    const int from = i + a.reads, to = output_level(a, i);
+    GlipDeformLevel& level = p.levels[p.num_levels++];
+    const auto* positions = static_cast<const float*>(buffers[kPositions + i]);
+    const long long plane = starts[i + 1] - starts[i];
+    level.x = static_cast<const char*>(buffers[kX]) + starts[from] * p.in_channels * element;
+    level.offset = positions;
+    level.mask = positions + 2 * taps * plane;
+    level.y = static_cast<char*>(result) + (starts[to] - skipped) * p.out_channels * element;
+    level.x_batch_stride = starts[levels] * p.in_channels;
+    level.offset_batch_stride = level.mask_batch_stride = 3 * taps * plane;
+    level.y_batch_stride = (starts[levels] - skipped) * p.out_channels;
+    level.height = height(from);
+    level.width = width(from);
+    level.out_height = height(to);
+    level.out_width = width(to);
+  }
   return p;
 }
 
 // Enqueues a node; returns 0 for success.
-inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs,
-               const nvinfer1::PluginTensorDesc& out, const void* const* buffers, void* result, void* workspace,
-               void* stream) {
-  GlipDeformProblem p = make_problem(a, in, out);
+inline int run(const Attributes& a, const nvinfer1::PluginTensorDesc* in, int inputs, const void* const* buffers,
+               void* result, void* stream) {
+  const GlipDeformProblem p = make_problem(a, in, inputs, buffers, result);
   if (const char* error = glip_deform_problem_error(&p)) {
     log_error(error);
     return 1;
   }
-  p.weight = buffers[kWeight];
-  p.bias = inputs > kBias ? buffers[kBias] : nullptr;
-  p.levels[0].x = buffers[kX];
-  p.levels[0].offset = buffers[kOffset];
-  p.levels[0].mask = inputs > kMask ? buffers[kMask] : nullptr;
-  p.levels[0].y = result;
-  const int status = glip_deform_launch(&p, workspace, glip_deform_workspace_bytes(&p), stream);
+  const int status = glip_deform_launch(&p, nullptr, 0, stream);
   if (status) log_error("the kernel could not be launched, CUDA error " + std::to_string(status));
   return status;
 }

@@ -1,4 +1,4 @@
-// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 2 as an IPluginV2DynamicExt.
+// The plugin for TensorRT 8.6: glip::ModulatedDeformConv version 3 as an IPluginV2DynamicExt.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <memory>
@@ -10,7 +10,7 @@ namespace {
 
 using namespace nvinfer1;
 
-constexpr std::int32_t kIntegers = 14;  // serialized: the attributes, and how many inputs there are
+constexpr std::int32_t kIntegers = 15;  // serialized: the attributes, and how many inputs there are
 
 class DeformPlugin final : public IPluginV2DynamicExt {
  public:
@@ -52,13 +52,7 @@ class DeformPlugin final : public IPluginV2DynamicExt {
   }
 
   DimsExprs getOutputDimensions(int32_t, DimsExprs const* inputs, int32_t, IExprBuilder& builder) noexcept override {
-    DimsExprs output;
-    output.nbDims = 4;
-    output.d[0] = inputs[glip::kX].d[0];
-    output.d[1] = builder.constant(attributes_.out_channels);
-    output.d[2] = inputs[glip::kOffset].d[2];
-    output.d[3] = inputs[glip::kOffset].d[3];
-    return output;
+    return glip::output_dims(attributes_, inputs, builder);
   }
 
   bool supportsFormatCombination(int32_t pos, PluginTensorDesc const* inOut, int32_t nbInputs,
@@ -78,16 +72,13 @@ class DeformPlugin final : public IPluginV2DynamicExt {
     if (wrong_) glip::log_error(error);
   }
 
-  size_t getWorkspaceSize(PluginTensorDesc const* inputs, int32_t, PluginTensorDesc const* outputs,
-                          int32_t) const noexcept override {
-    if (wrong_) return static_cast<size_t>(-1) / 2;
-    const GlipDeformProblem problem = glip::make_problem(attributes_, inputs, outputs[0]);
-    return glip_deform_workspace_bytes(&problem);
+  size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override {
+    return wrong_ ? static_cast<size_t>(-1) / 2 : 0;
   }
 
-  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc, void const* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-    return glip::run(attributes_, inputDesc, inputs_, outputDesc[0], inputs, outputs[0], workspace, stream);
+  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
+                  void* const* outputs, void*, cudaStream_t stream) noexcept override {
+    return glip::run(attributes_, inputDesc, inputs_, inputs, outputs[0], stream);
   }
 
  private:
@@ -95,7 +86,7 @@ class DeformPlugin final : public IPluginV2DynamicExt {
 
   glip::Attributes attributes_;
   std::string namespace_ = glip::kNamespace;
-  int inputs_ = glip::kMaxInputs;  // enqueue does not get it
+  int inputs_ = glip::kMinInputs;  // enqueue does not get it
   bool wrong_ = false;
 };
 

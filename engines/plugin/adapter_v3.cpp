@@ -1,4 +1,4 @@
-// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 2 as an IPluginV3.
+// The plugin for TensorRT 10 and up, and TensorRT-RTX: glip::ModulatedDeformConv version 3 as an IPluginV3.
 //
 // Load it with registry.load_library; it links against no TensorRT library.
 #include <exception>
@@ -43,21 +43,17 @@ class DeformPlugin final : public IPluginV3,
 
   int32_t getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, DataType const* inputTypes,
                              int32_t nbInputs) const noexcept override {
-    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W and offset are needed, and one output");
+    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W, B and a map are needed, and one output");
     outputTypes[0] = inputTypes[glip::kX];
     return 0;
   }
 
   int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
                           int32_t nbOutputs, IExprBuilder& builder) noexcept override {
-    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W and offset are needed, and one output");
-    for (const int i : {glip::kX, glip::kOffset})
-      if (inputs[i].nbDims != 4) return fail("X and offset have four sides each");
-    outputs[0].nbDims = 4;
-    outputs[0].d[0] = inputs[glip::kX].d[0];
-    outputs[0].d[1] = builder.constant(fields_.attributes.out_channels);
-    outputs[0].d[2] = inputs[glip::kOffset].d[2];
-    outputs[0].d[3] = inputs[glip::kOffset].d[3];
+    if (nbOutputs != 1 || nbInputs < glip::kMinInputs) return fail("X, W, B and a map are needed, and one output");
+    if (inputs[glip::kX].nbDims != 3 || inputs[glip::kPositions].nbDims != 4)
+      return fail("X has three sides and a map four");
+    outputs[0] = glip::output_dims(fields_.attributes, inputs, builder);
     return 0;
   }
 
@@ -77,15 +73,9 @@ class DeformPlugin final : public IPluginV3,
     return error.empty() ? 0 : fail(error);
   }
 
-  size_t getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
-                          DynamicPluginTensorDesc const* outputs, int32_t) const noexcept override {
-    PluginTensorDesc largest[glip::kMaxInputs]{};
-    for (int i = 0; i < nbInputs && i < glip::kMaxInputs; ++i) {
-      largest[i] = inputs[i].desc;
-      largest[i].dims = inputs[i].max;
-    }
-    const GlipDeformProblem problem = glip::make_problem(fields_.attributes, largest, outputs[0].desc);
-    return glip_deform_workspace_bytes(&problem);
+  size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
+                          int32_t) const noexcept override {
+    return 0;
   }
 
   // Lets layers with equal attributes, types and shapes share their timings, in one build and through a timing cache.
@@ -101,9 +91,9 @@ class DeformPlugin final : public IPluginV3,
     return error.empty() ? 0 : fail(error);
   }
 
-  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const* outputDesc, void const* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-    return glip::run(fields_.attributes, inputDesc, inputs_, outputDesc[0], inputs, outputs[0], workspace, stream);
+  int32_t enqueue(PluginTensorDesc const* inputDesc, PluginTensorDesc const*, void const* const* inputs,
+                  void* const* outputs, void*, cudaStream_t stream) noexcept override {
+    return glip::run(fields_.attributes, inputDesc, inputs_, inputs, outputs[0], stream);
   }
 
   IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return copy(); }
@@ -123,7 +113,7 @@ class DeformPlugin final : public IPluginV3,
 
   glip::Fields fields_;
   std::string timing_id_;
-  int inputs_ = glip::kMaxInputs;  // enqueue does not get it
+  int inputs_ = glip::kMinInputs;  // enqueue does not get it
 };
 
 class DeformCreator final : public IPluginCreatorV3One {

@@ -46,6 +46,7 @@ struct Launch {
   int dilation_height;
   int dilation_width;
   int position_type;
+  int mask_logits;
   int y_layout;
 };
 
@@ -118,6 +119,7 @@ GLIP_BOTH Corners tap_corners(const Launch& launch, const GlipDeformLevel& level
   const float dy = read(level.offset, dy_at), dx = read(level.offset, dy_at + plane);
   float modulation = 1.0f;
   if (level.mask) modulation = read(level.mask, pixel.image * level.mask_batch_stride + tap * plane + pixel.index);
+  if (level.mask && launch.mask_logits) modulation = 1.0f / (1.0f + expf(-modulation));
   const int tap_row = tap / launch.kernel_width, tap_column = tap - tap_row * launch.kernel_width;
   const int row = pixel.row * launch.stride_height - launch.pad_top + tap_row * launch.dilation_height;
   const int column = pixel.column * launch.stride_width - launch.pad_left + tap_column * launch.dilation_width;

@@ -98,6 +98,7 @@ inline Launch make_launch(const GlipDeformProblem& p, int tile_pixels, void* wor
   launch.dilation_height = p.dilation_height;
   launch.dilation_width = p.dilation_width;
   launch.position_type = p.position_type;
+  launch.mask_logits = p.mask_logits;
   launch.y_layout = p.y_layout;
   auto* place = static_cast<unsigned char*>(workspace);
   for (int i = 0; i < p.num_levels; ++i) {

@@ -32,7 +32,7 @@ enum { GLIP_DEFORM_NCHW = 0, GLIP_DEFORM_NHWC = 1 };
 typedef struct GlipDeformLevel {
   const void* x;      /* (batch, in_channels, height, width) or channels last */
   const void* offset; /* (batch, 2 * taps, out_height, out_width); channels 2k, 2k + 1 are dy, dx of tap k */
-  const void* mask;   /* (batch, taps, out_height, out_width), after the sigmoid; null for all ones */
+  const void* mask;   /* (batch, taps, out_height, out_width), see mask_logits; null for all ones */
   void* y;            /* (batch, out_channels, out_height, out_width) or channels last */
   long long x_batch_stride;
   long long offset_batch_stride;
@@ -60,6 +60,7 @@ typedef struct GlipDeformProblem {
   int position_type; /* of offset and mask: GLIP_DEFORM_F32, or data_type */
   int x_layout;      /* GLIP_DEFORM_NHWC needs in_channels that are a multiple of 8 */
   int y_layout;
+  int mask_logits; /* 0: masks are after their sigmoid; 1: before it, and it is applied here */
   int num_levels;
   GlipDeformLevel levels[GLIP_DEFORM_MAX_LEVELS];
   const void* weight; /* as glip_deform_pack_weights wrote it */

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorRTBackend", "choose_engines"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-PLUGIN_CREATOR = ("ModulatedDeformConv", "2", "glip")
+PLUGIN_CREATOR = ("ModulatedDeformConv", "3", "glip")
 """Name, version and namespace of the plugin; the version counts its interface, not its build."""
 SHAPES_KEPT = {"text": 2, "image": 4}
 """Shapes of each graph that keep their buffers and CUDA graph; of more, the one unused for longest gives way."""

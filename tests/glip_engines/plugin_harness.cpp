@@ -54,7 +54,7 @@ GLIP_DEFORM_API int harness_accepts(void* plugin, int position, int inputs, cons
   return static_cast<IPluginV3OneBuild*>(build)->supportsFormatCombination(position, tensors.data(), inputs, 1);
 }
 
-// Runs a plugin on fp32 buffers in the CPU's memory, channels first; ranks and dims of the inputs, then of the output.
+// Runs a plugin on fp32 buffers in the CPU's memory; ranks and dims of the inputs, then of the output.
 // Returns -1 where a shape is refused, else enqueue's status.
 GLIP_DEFORM_API int harness_run(void* plugin, int inputs, const int* ranks, const int64_t* const* dims,
                                 const void* const* buffers, void* result) {

@@ -71,6 +71,7 @@ def emulate(
     position=DataType.F32,
     backwards=False,
     eager=False,
+    logits=False,
 ):
     """levels: rows of (x, offset, mask or None) in NCHW, positions as large as the output or read flat; y NCHW float64.
 
@@ -86,7 +87,8 @@ def emulate(
         offset = offset.to(TYPES[position]).contiguous()  # noqa: PLW2901
         mask = mask.to(TYPES[position]).contiguous()  # noqa: PLW2901
         flat = [flat_read(a.double(), *out) for a in (offset, mask)]
-        expected.append(deform_conv2d(x.double(), *flat, weight.double(), bias.double(), stride))
+        shares = flat[1].sigmoid() if logits else flat[1]
+        expected.append(deform_conv2d(x.double(), flat[0], shares, weight.double(), bias.double(), stride))
         stored = x.permute(0, 2, 3, 1).contiguous() if last else x.contiguous()
         size = (batch, *out, len(weight)) if last else (batch, len(weight), *out)
         y = torch.full(size, float("nan"), dtype=kind)
@@ -98,6 +100,7 @@ def emulate(
     shape = Shape(weight.shape[1], len(weight), batch, stride=stride, data_type=data, position_type=position)
     given = problem(shape, rows, 0, bias.data_ptr())
     given.x_layout = given.y_layout = layout
+    given.mask_logits = logits
     pointer = ctypes.c_void_p(weight.data_ptr())
     assert library.glip_deform_emulate(ctypes.byref(given), pointer, tile, int(backwards), int(eager)) == 0
     return [(y.permute(0, 3, 1, 2) if last else y).double() for y in results], expected
@@ -203,6 +206,14 @@ def test_positions_of_the_data_type(libraries, data):
     levels = random_levels([(6, 7)], 8, 1, 1)
     weights = random_weights(8, 8)
     results, expected = emulate(libraries(800), levels, *weights, data=data, tile=SMALL, position=data)
+    assert worst(results, expected) <= TOLERANCE[data]
+
+
+@pytest.mark.parametrize(("capability", "data"), [(800, DataType.F16), (600, DataType.F32)])
+def test_masks_before_their_sigmoid(libraries, capability, data):
+    levels = [(x, offset, 8 * mask - 4, out) for x, offset, mask, out in random_levels([(6, 7), (3, 4)], 8, 2, 1)]
+    kernel = {"data": data, "tile": SMALL, "layout": Layout.NHWC, "logits": True}
+    results, expected = emulate(libraries(capability), levels, *random_weights(8, 8), **kernel)
     assert worst(results, expected) <= TOLERANCE[data]
 
 

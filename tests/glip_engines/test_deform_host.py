@@ -38,10 +38,12 @@ def address(array):
     return array.ctypes.data
 
 
-def run(library, levels, weight, bias, *, stride=1, layout=Layout.NCHW, tile=32, strides=(0, 0)):
+def run(library, levels, weight, bias, *, stride=1, layout=Layout.NCHW, tile=32, strides=(0, 0), logits=False):
     """levels: rows of (x, offset, mask or None, out_hw), NCHW; returns NCHW results."""
     batch = levels[0][0].shape[0]
-    shape = Shape(weight.shape[1], weight.shape[0], batch, stride=stride, x_layout=layout, y_layout=layout)
+    shape = Shape(
+        weight.shape[1], weight.shape[0], batch, stride=stride, x_layout=layout, y_layout=layout, mask_logits=logits
+    )
     kept, rows, results = [], [], []
     for x, offset, mask, out in levels:
         stored = x if layout is Layout.NCHW else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
@@ -183,6 +185,13 @@ def test_weights_packed_into_a_graph_are_those_of_the_c_interface(library, chann
     assert half.dtype == np.float16 and np.array_equal(half, ours.astype(np.float16))
 
 
+def test_masks_before_their_sigmoid(library):
+    _, x, offset, mask, weight, bias, out = golden_case("same")
+    logits = np.log(mask / (1 - mask))
+    (ours,) = run(library, [(x, offset, logits, out.shape[2:])], weight, bias, logits=True)
+    assert relative_error(ours, out) <= 2e-5
+
+
 def test_without_mask_and_bias(library):
     _, x, offset, mask, weight, bias, _ = golden_case("same")
     (ours,) = run(library, [(x, offset, None, x.shape[2:])], weight, None)
@@ -231,4 +240,6 @@ def test_a_large_level_gets_the_wide_tile_and_a_small_one_many_blocks(library):
 def test_structures_match_the_header(library):
     given = problem(Shape(8, 8), [Level(0, 0, 0, 0, (4, 4), (4, 4))])
     assert library.glip_deform_host_launch_argument(ctypes.byref(given), 32, None, None) % 8 == 0
-    assert ctypes.sizeof(ProblemStruct) == 16 * 4 + 8 * (8 * 8 + 4 * 4) + 2 * 8
+    assert (
+        ctypes.sizeof(ProblemStruct) == 18 * 4 + 8 * (8 * 8 + 4 * 4) + 2 * 8
+    )  # seventeen integers, and four bytes until pointers may begin

@@ -71,7 +71,7 @@ def test_the_plugin_form(tiny_bundle, tmp_path, version):
     folder = write(tiny_bundle, tmp_path / "graphs", "--form", "plugin", "--trt-version", version)
     model = ir.load(folder / "image.onnx")
     nodes = [node for node in model.graph if node.op_type == PLUGIN_OPERATOR]
-    assert len(nodes) == Expected.of(model).plugins > 20
+    assert len(nodes) == Expected.of(model).plugins == 6  # two layers
     assert not any(node.op_type in ("DeformConv", "GridSample") for node in model.graph)
     assert all("--dynamicPlugins=libglip_deform_tensorrt.so" in command for command in commands(folder))
     assert "cmake -S engines" in (folder / "README.md").read_text()

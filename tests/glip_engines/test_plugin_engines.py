@@ -37,42 +37,41 @@ def test_exports(plugin):
     assert count.value == 1
 
 
-FOUND = {"plugin_namespace": "glip", "plugin_version": "2"}
+FOUND = {"plugin_namespace": "glip", "plugin_version": "3"}
 
 
-def one_node(path, attributes, data="fp16", channels=(32, 24), offsets=18, inputs="xwobm", domain="glip"):
+def one_node(path, attributes, data="fp16", channels=(32, 24), maps=27, levels=2, domain="glip", positions="fp32"):
+    """A graph of one node whose levels are each half as large as the one before it, every size dynamic.
+
+    Returns the profile: two levels are (8, 8) and (4, 4) at least.
+    """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper, save
 
-    kind, array = {"fp16": (TensorProto.FLOAT16, np.float16), "fp32": (TensorProto.FLOAT, np.float32)}[data]
+    kinds = {"fp16": (TensorProto.FLOAT16, np.float16), "fp32": (TensorProto.FLOAT, np.float32)}
+    kind, array = kinds[data]
+    names = [f"p{i}" for i in range(levels)]
     node = helper.make_node(
-        "ModulatedDeformConv", list(inputs), ["y0"], domain=domain, name="dcn", **FOUND, **attributes
+        "ModulatedDeformConv", ["x", "w", "b", *names], ["y0"], domain=domain, name="dcn", **FOUND, **attributes
     )
-    sides = ["height", "width"]
-    values = [
-        helper.make_tensor_value_info(name, of, [1, size, *sides])
-        for name, of, size in (
-            ("x0", kind, channels[0]),
-            ("o", TensorProto.FLOAT, offsets),
-            ("m", TensorProto.FLOAT, 9),
-            ("y", kind, channels[1]),
-        )
+    x = helper.make_tensor_value_info("x0", kind, [1, "locations", channels[0]])
+    used = [
+        helper.make_tensor_value_info(name, kinds[positions][0], [1, maps, f"height_{name}", f"width_{name}"])
+        for name in names
     ]
+    y = helper.make_tensor_value_info("y", kind, [1, "results", channels[1]])
     weights = [
         numpy_helper.from_array(pack_weights(np.ones((channels[1], channels[0], 3, 3), array)), "w"),
         numpy_helper.from_array(np.ones(channels[1], array), "b"),
     ]
     around = [helper.make_node("Relu", ["x0"], ["x"]), node, helper.make_node("Relu", ["y0"], ["y"])]
-    used = [value for value in values[:3] if value.name == "x0" or value.name in inputs]
-    graph = helper.make_graph(around, "one", used, values[3:], [w for w in weights if w.name in inputs])
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 2)]
+    graph = helper.make_graph(around, "one", [x, *used], [y], weights)
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("glip", 3)]
     save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    return {
-        value.name: tuple(
-            (1, value.type.tensor_type.shape.dim[1].dim_value, *hw) for hw in ((8, 8), (20, 24), (99, 99))
-        )
-        for value in used
-    }
+    largest = ((8, 8), (32, 24), (96, 96))
+    sizes = [[(side[0] >> i, side[1] >> i) for i in range(levels)] for side in largest]
+    profile = {"x0": tuple((1, sum(h * w for h, w in row), channels[0]) for row in sizes)}
+    return profile | {name: tuple((1, maps, *row[i]) for row in sizes) for i, name in enumerate(names)}
 
 
 def build_engine(plugin, folder, **node):
@@ -89,18 +88,18 @@ def build_engine(plugin, folder, **node):
     [
         {},
         {"data": "fp32"},
-        {"attributes": {"kernel_shape": [3, 3], "out_channels": 24}},
-        {"inputs": "xwo"},
-        {"inputs": "xwob"},
-        {"channels": (12, 10), "attributes": {**GOOD, "out_channels": 10}},
+        {"levels": 1},
+        {"levels": 5, "attributes": {**GOOD, "reads": 1}},
+        {"levels": 3, "attributes": {**GOOD, "reads": -1, "strides": [2, 2]}},
+        {"channels": (40, 72), "attributes": {**GOOD, "out_channels": 72}},
         {"domain": ""},  # TensorRT 8.6 and 10.0 to 10.9 look a plugin up by its attributes
-        {"attributes": {**GOOD, "strides": [2, 2], "dilations": [1, 1], "group": 1, "offset_group": 1}},
+        {"attributes": {**GOOD, "dilations": [1, 1], "group": 1, "offset_group": 1}},
     ],
     ids=str,
 )
 def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
     built = build_engine(plugin, tmp_path, **node)
-    assert built.outputs[0].shape == (1, node.get("channels", (32, 24))[1], -1, -1)
+    assert built.outputs[0].shape == (1, -1, node.get("channels", (32, 24))[1])
     assert built.outputs[0].dtype == {"fp32": "float32"}.get(node.get("data"), "float16")
     assert b"ModulatedDeformConv" in (tmp_path / "one.plan").read_bytes()
 
@@ -113,12 +112,17 @@ def test_tensorrt_builds_engines_with_the_plugin(plugin, tmp_path, node):
         {"attributes": {**GOOD, "offset_group": 2}},
         {"attributes": {**GOOD, "kernel_shape": [5, 5]}},
         {"attributes": {**GOOD, "kernel_shape": [1, 3]}},
-        {"attributes": {**GOOD, "out_channels": 65}},
+        {"attributes": {**GOOD, "out_channels": 72}},
+        {"attributes": {**GOOD, "out_channels": 20}},
+        {"attributes": {**GOOD, "reads": 2}},
         {"attributes": {"kernel_shape": [3, 3]}},
         {"attributes": {"out_channels": 24}},
         {"attributes": {**GOOD, "strides": [0, 1]}},
         {"attributes": {**GOOD, "pads": [1, 1, -1, 1]}},
-        {"offsets": 20},
+        {"channels": (36, 24)},
+        {"maps": 18},
+        {"levels": 1, "attributes": {**GOOD, "reads": 1}},
+        {"positions": "fp16"},
     ],
     ids=str,
 )

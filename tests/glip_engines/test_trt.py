@@ -198,6 +198,6 @@ def test_a_library_without_the_plugin(monkeypatch):
     monkeypatch.setattr(module_under_test, "_LOGGERS", {})
     monkeypatch.setattr(module_under_test, "current_gpu", lambda: Gpu("Some GPU", 80))
     monkeypatch.setattr("glip_engines.flavours.installed", lambda flavour: True)
-    with pytest.raises(EngineError, match="it holds no TensorRT plugin glip::ModulatedDeformConv 2"):
+    with pytest.raises(EngineError, match="it holds no TensorRT plugin glip::ModulatedDeformConv 3"):
         Toolkit(Settings(Flavour.TENSORRT, "fp16")).load_plugin("lib.so")
-    assert asked == [("ModulatedDeformConv", "2", "glip")]
+    assert asked == [("ModulatedDeformConv", "3", "glip")]

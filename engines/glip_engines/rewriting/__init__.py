@@ -1,8 +1,9 @@
 """A bundle's portable graph as a version of TensorRT can read it and computes it well.
 
 The bundle stays standard ONNX. `rewrite` puts a graph into a precision (`glip_export.precision`), expresses deformable
-convolution by the plugin's operator or by TensorRT's own (deformable.py), avoids what a parser does not know
-(parsers.py) and what a target cannot multiply well enough (products.py). edit.py has the small steps these are made of.
+convolution by the plugin's operator (channels_last.py) or by TensorRT's own (deformable.py), avoids what a parser does
+not know (parsers.py), and computes long products and the best candidates side by side (products.py, top_k.py). edit.py
+has the small steps these are made of.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glip_engines.rewriting.deformable import use_native_ops, use_plugin
+from glip_engines.rewriting.channels_last import use_plugin
+from glip_engines.rewriting.deformable import use_native_ops
 from glip_engines.rewriting.parsers import for_parser
-from glip_engines.rewriting.products import accumulate_in_single, products_as_sums
+from glip_engines.rewriting.products import over_locations_in_parts, products_as_sums
+from glip_engines.rewriting.top_k import top_k_in_groups
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -47,14 +50,14 @@ def rewrite(
             return side
         return pinned.get(side.value, side.value) if side.value is not None else None
 
+    for value in model.graph.inputs:
+        value.shape = onnx_ir.Shape([size(side) for side in value.shape or ()])
     model = to_precision(stamp(model), precision)
     model = use_plugin(model) if form == "plugin" else use_native_ops(model)
     model = for_parser(model, dialect)
     if dialect.multiplies_half_only:
         model = products_as_sums(model)
-    model = accumulate_in_single(model)
-    for value in model.graph.inputs:
-        value.shape = onnx_ir.Shape([size(side) for side in value.shape or ()])
+    model = top_k_in_groups(over_locations_in_parts(model))
     return model
 
 

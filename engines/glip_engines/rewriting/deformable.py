@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from glip_export.stages import inherit
 
 from glip_deploy.errors import BundleError
 from glip_deploy.frames.geometry import ceil_to
@@ -22,17 +21,25 @@ if TYPE_CHECKING:
 
     from glip_engines.rewriting.edit import Constants
 
-__all__ = ["PLUGIN_DOMAIN", "PLUGIN_OPERATOR", "PLUGIN_VERSION", "pack_weights", "use_native_ops", "use_plugin"]
+__all__ = [
+    "PLUGIN_DOMAIN",
+    "PLUGIN_OPERATOR",
+    "PLUGIN_VERSION",
+    "Deformable",
+    "deformable_nodes",
+    "pack_weights",
+    "use_native_ops",
+]
 
 PLUGIN_DOMAIN = "glip"
 PLUGIN_OPERATOR = "ModulatedDeformConv"
-PLUGIN_VERSION = 2
+PLUGIN_VERSION = 3
 _CHANNEL_STEP, _OUTPUT_STEP = 32, 64
 """What packed weights pad their input and output channels to; kChannelStep and kOutputStep of plugin/deform_math.h."""
 
 
 @dataclass(frozen=True)
-class _Deformable:
+class Deformable:
     """The parts of a standard `DeformConv` node."""
 
     x: onnx_ir.Value
@@ -50,12 +57,17 @@ class _Deformable:
     dilations: tuple[int, ...]
 
     @property
+    def attributes(self) -> tuple[tuple[int, ...], ...]:
+        """Kernel, strides, pads and dilations."""
+        return self.kernel, self.strides, self.pads, self.dilations
+
+    @property
     def taps(self) -> int:
         """Number of positions the kernel reads."""
         return self.kernel[0] * self.kernel[1]
 
     @classmethod
-    def of(cls, node: onnx_ir.Node) -> _Deformable:
+    def of(cls, node: onnx_ir.Node) -> Deformable:
         """Read the parts of a node.
 
         Raises:
@@ -106,64 +118,9 @@ class _Deformable:
         )
 
 
-def _deformable_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:
+def deformable_nodes(model: onnx_ir.Model) -> list[onnx_ir.Node]:
+    """Return the standard `DeformConv` nodes of a graph, in its order."""
     return [node for node in model.graph if node.op_type == "DeformConv" and node.domain == ""]
-
-
-def use_plugin(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Turn every standard `DeformConv` into `glip::ModulatedDeformConv`.
-
-    The order of inputs (X, W, offset, B, mask) and the attributes stay; out_channels is new among these. X, W, B and
-    the output have the data's type. Where that is fp16 or bf16, offset and mask are fp32: sampling positions in half
-    precision are too coarse. W is packed (`pack_weights`), once for all nodes that share it.
-
-    The parsers of TensorRT 8.6 and 10.0 to 10.9 look a plugin up by the attributes `plugin_namespace` and
-    `plugin_version`, later ones by the node's domain too, so a node has all of them.
-
-    Raises:
-        BundleError: an attribute that engines are not built with, or weights that are not constant.
-    """
-    import onnx_ir
-
-    graph = model.graph
-    constants: Constants = {}
-    packed: dict[onnx_ir.Value, onnx_ir.Value] = {}
-    for node in _deformable_nodes(model):
-        parts, writer = _Deformable.of(node), Writer(graph, node, constants)
-        weight = None if parts.weight.const_value is None else parts.weight.const_value.numpy()
-        if weight is None:
-            raise BundleError(f"DeformConv {node.name}: its weights are not constant; export it again with glip-export")
-        if parts.weight not in packed:
-            packed[parts.weight] = writer.initializer(f"{parts.weight.name}_packed", pack_weights(weight))
-        bias = None if parts.bias is None else writer.cast(parts.bias, parts.data, parts.dtype)
-        position = [
-            None if value is None else writer.cast(value, onnx_ir.DataType.FLOAT, parts.dtype)
-            for value in (parts.offset, parts.mask)
-        ]
-        inputs = [parts.x, packed[parts.weight], position[0], bias, position[1]]
-        while inputs[-1] is None:
-            inputs.pop()
-        output = onnx_ir.Value(name=f"{node.outputs[0].name}_plugin", type=onnx_ir.TensorType(parts.data))
-        attributes = [
-            *(attribute for name, attribute in node.attributes.items() if name != "kernel_shape"),
-            onnx_ir.AttrInt64s("kernel_shape", parts.kernel),
-            onnx_ir.AttrInt64("out_channels", len(weight)),
-            onnx_ir.AttrString("plugin_namespace", PLUGIN_DOMAIN),
-            onnx_ir.AttrString("plugin_version", str(PLUGIN_VERSION)),
-        ]
-        plugin = onnx_ir.Node(
-            PLUGIN_DOMAIN,
-            PLUGIN_OPERATOR,
-            inputs,
-            attributes,
-            outputs=[output],
-            name=node.name,
-            version=PLUGIN_VERSION,
-        )
-        graph.insert_before(node, inherit(plugin, node))
-        replace(node, writer.cast(output, parts.dtype), graph)
-    model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
-    return clean(model)
 
 
 def pack_weights(weight: NDArray[Any]) -> NDArray[Any]:
@@ -193,13 +150,13 @@ def use_native_ops(model: onnx_ir.Model) -> onnx_ir.Model:
     """
     graph = model.graph
     constants: Constants = {}
-    for node in _deformable_nodes(model):
+    for node in deformable_nodes(model):
         writer = Writer(graph, node, constants)
-        replace(node, _sample_and_multiply(writer, _Deformable.of(node)), graph)
+        replace(node, _sample_and_multiply(writer, Deformable.of(node)), graph)
     return clean(model)
 
 
-def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
+def _sample_and_multiply(writer: Writer, parts: Deformable) -> onnx_ir.Value:
     """Add the nodes of one deformable convolution, (B, Cin, H, W) to (B, Cout, h, w)."""
     import onnx_ir
 
@@ -239,7 +196,7 @@ def _sample_and_multiply(writer: Writer, parts: _Deformable) -> onnx_ir.Value:
 
 
 def _normalized_positions(
-    writer: Writer, parts: _Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
+    writer: Writer, parts: Deformable, offset: onnx_ir.Value, axis: int, side: onnx_ir.Value
 ) -> onnx_ir.Value:
     """Return where every tap reads along one axis, (B, taps, h, w, 1) in GridSample's units.
 

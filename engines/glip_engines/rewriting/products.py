@@ -1,10 +1,13 @@
 """Matrix products that TensorRT would compute too coarsely, or cannot compute, as they are written.
 
+Fusion updates the text from all locations of the image: (heads x tokens) by locations, 22,400 of them at 800x1344, by
+256 channels. That is so small a result of so long a sum that a GPU computes it on two of its multiprocessors.
+`over_locations_in_parts` cuts the sum into parts that are computed side by side and added.
+
 In a strongly typed network an fp16 product may be summed in fp16. That suffices for the few hundred terms of nearly all
-of them, but not where fusion updates the text from all locations of the image: 22,400 terms at 800x1344, with factors
-near 4e-5. `accumulate_in_single` casts the factors of that product to fp32 and its result back, which asks for a
-product of fp16 numbers with sums in fp32. (TensorRT-RTX reads it so: it builds it for Turing, where it refuses products
-of fp32 numbers.)
+of them, but not in that product, whose factors are near 4e-5. Its factors are cast to fp32 and its result back, which
+asks for a product of fp16 numbers with sums in fp32. (TensorRT-RTX reads it so: it builds it for Turing, where it
+refuses products of fp32 numbers.)
 
 TensorRT-RTX on Turing (SM75) multiplies matrices in half precision only. Symptom: "Cannot compile operation ... for
 Turing (SM75): FP32 GEMM is not supported". The products of the fp32 islands are small (the classifiers of DyReLU, the
@@ -29,27 +32,55 @@ if TYPE_CHECKING:
 
     from glip_engines.rewriting.edit import Constants
 
-__all__ = ["accumulate_in_single", "products_as_sums"]
+__all__ = ["over_locations_in_parts", "products_as_sums"]
+
+_PARTS = 21
+"""Every canvas has more locations than this (the sides are multiples of 32), so that no part is empty, nor the rest."""
 
 
-def accumulate_in_single(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Sum fp16 products over all locations in fp32.
+def over_locations_in_parts(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Compute products over all locations in parts, and sum those of fp16 numbers in fp32.
 
     Args:
         model: a graph with stages, in any precision; changed.
     """
-    import onnx_ir
-
     graph = model.graph
     constants: Constants = {}
-    half, single = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
     for node in list(graph):
-        factors = [value for value in node.inputs if value is not None]
-        if node.op_type == "MatMul" and _is_over_locations(factors[0]) and factors[0].dtype == half:
-            writer = Writer(graph, node, constants)
-            product = writer.op("MatMul", *(writer.cast(value, single) for value in factors), dtype=single)
-            replace(node, writer.cast(product, half), graph)
+        left, right = [*node.inputs, None, None][:2]
+        if node.op_type == "MatMul" and left is not None and right is not None and _is_over_locations(left):
+            replace(node, _in_parts(Writer(graph, node, constants), left, right), graph)
     return clean(model)
+
+
+def _in_parts(writer: Writer, left: onnx_ir.Value, right: onnx_ir.Value) -> onnx_ir.Value:
+    """Multiply (B, M, N) by (B, N, C): `_PARTS` equal parts of N side by side, and what is left of it."""
+    import onnx_ir
+
+    half, single = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
+    kind = left.dtype or single
+    factors = single if kind == half else kind  # products of bf16 numbers are summed in fp32 as they are
+    zero, parts = writer.constant([0], np.int64), writer.constant([_PARTS], np.int64)
+    count = writer.size(right, 1)
+    size = writer.op("Div", writer.op("Sub", count, writer.constant([1], np.int64)), parts)
+    whole = writer.op("Mul", size, parts)
+
+    def piece(value: onnx_ir.Value, start: onnx_ir.Value, end: onnx_ir.Value, axis: int) -> onnx_ir.Value:
+        return writer.op("Slice", value, start, end, writer.constant([axis], np.int64), dtype=kind)
+
+    def multiply(a: onnx_ir.Value, b: onnx_ir.Value) -> onnx_ir.Value:
+        product = writer.op("MatMul", writer.cast(a, factors, kind), writer.cast(b, factors, kind), dtype=factors)
+        return writer.cast(product, single)
+
+    rows = writer.op("Reshape", piece(left, zero, whole, 2), writer.vector(0, 0, _PARTS, size), dtype=kind)
+    order = onnx_ir.AttrInt64s("perm", (0, 2, 1, 3))
+    rows = writer.op("Transpose", rows, attributes=[order], dtype=kind)
+    columns = writer.op("Reshape", piece(right, zero, whole, 1), writer.vector(0, _PARTS, size, -1), dtype=kind)
+    keep = onnx_ir.AttrInt64("keepdims", 0)
+    one = writer.constant([1], np.int64)
+    total = writer.op("ReduceSum", multiply(rows, columns), one, attributes=[keep], dtype=single)
+    rest = multiply(piece(left, whole, count, 2), piece(right, whole, count, 1))
+    return writer.cast(writer.op("Add", total, rest, dtype=single), kind, single)
 
 
 def _is_over_locations(value: onnx_ir.Value) -> bool:
