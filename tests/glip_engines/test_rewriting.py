@@ -296,6 +296,7 @@ def test_products_over_all_locations_are_computed_in_parts(image_graph, precisio
             for factor in node.inputs:
                 assert factor.dtype == FLOAT and factor.producer().op_type == "Cast"
                 assert factor.producer().inputs[0].dtype == HALF
+            assert [(user.op_type, user.outputs[0].dtype) for user, _ in node.outputs[0].uses()] == [("Cast", HALF)]
     for node in added:  # sums of parts are fp32, and rounded once
         if node.op_type == "ReduceSum":
             assert node.outputs[0].dtype == FLOAT

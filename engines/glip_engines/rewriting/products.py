@@ -5,9 +5,10 @@ Fusion updates the text from all locations of the image: (heads x tokens) by loc
 `over_locations_in_parts` cuts the sum into parts that are computed side by side and added.
 
 In a strongly typed network an fp16 product may be summed in fp16. That suffices for the few hundred terms of nearly all
-of them, but not in that product, whose factors are near 4e-5. Its factors are cast to fp32 and its result back, which
-asks for a product of fp16 numbers with sums in fp32. (TensorRT-RTX reads it so: it builds it for Turing, where it
-refuses products of fp32 numbers.)
+of them, but not in that product, whose factors are near 4e-5. The factors of each part are cast to fp32 and its result
+back, which asks for a product of fp16 numbers with sums in fp32. (TensorRT-RTX reads it so: it builds it for Turing,
+where it refuses products of fp32 numbers. Without the cast back it takes it for one of these.) The parts are added in
+fp32.
 
 TensorRT-RTX on Turing (SM75) multiplies matrices in half precision only. Symptom: "Cannot compile operation ... for
 Turing (SM75): FP32 GEMM is not supported". The products of the fp32 islands are small (the classifiers of DyReLU, the
@@ -70,7 +71,7 @@ def _in_parts(writer: Writer, left: onnx_ir.Value, right: onnx_ir.Value) -> onnx
 
     def multiply(a: onnx_ir.Value, b: onnx_ir.Value) -> onnx_ir.Value:
         product = writer.op("MatMul", writer.cast(a, factors, kind), writer.cast(b, factors, kind), dtype=factors)
-        return writer.cast(product, single)
+        return writer.cast(writer.cast(product, kind, factors), single)
 
     rows = writer.op("Reshape", piece(left, zero, whole, 2), writer.vector(0, 0, _PARTS, size), dtype=kind)
     order = onnx_ir.AttrInt64s("perm", (0, 2, 1, 3))
