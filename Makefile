@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test engines fuzz faults soak lint docs clean
+.PHONY: demo demo-full test coverage engines fuzz faults soak lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -46,6 +46,10 @@ demo-full: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+# The same tests, slower, with a table of the lines that they do not run; the report is in build/coverage.
+coverage: $(VENV)/.ready
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 # Needs no GPU: GLIP-T's engines for five GPU generations in both forms, with their times and sizes, then the slow tests.
 engines: $(VENV)/.ready

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from tiny_glip import HIDDEN
@@ -12,7 +15,7 @@ from glip_deploy.bundle import ImageInputs
 IDS = np.array([2, 40, 41, 3], np.int64)
 
 
-def feed(batch=1, height=64, width=96, tokens=4, classes=2):
+def feed(batch: int = 1, height: int = 64, width: int = 96, tokens: int = 4, classes: int = 2) -> ImageInputs:
     """One call of the image branch, with random pixels and a random embedding."""
     rng = np.random.default_rng(0)
     return ImageInputs(
@@ -23,7 +26,7 @@ def feed(batch=1, height=64, width=96, tokens=4, classes=2):
     )
 
 
-def error_of(function, *arguments, kind=GlipError):
+def error_of(function: Callable[..., object], *arguments: Any, kind: type[GlipError] = GlipError) -> str:
     """Return the message of the error that a call raises: of this class, and a single line."""
     with pytest.raises(kind) as caught:
         function(*arguments)

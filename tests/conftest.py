@@ -1,11 +1,18 @@
 """Makes the helper modules importable from every test, whatever the import mode; shares one tiny bundle."""
 
+from __future__ import annotations
+
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from clean_environment import CleanEnvironment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "parity")]
@@ -16,13 +23,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The clean environment grows: tests of its early states come before those that need it complete."""
     items.sort(key=lambda item: "complete_environment" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory):
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official-format `.pth` of a tiny GLIP; do not change it."""
     from tiny_glip import write_tiny
 
@@ -30,7 +37,7 @@ def tiny_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint):
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """Its bundle; do not change it (copy it: it is small)."""
     from glip_export.bundle_writer import export_bundle
 
@@ -40,7 +47,7 @@ def tiny_bundle(tiny_checkpoint):
 
 
 @pytest.fixture(scope="session")
-def nano_bundle(tmp_path_factory):
+def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of GLIP-nano, as `make demo` exports it; do not change it."""
     from glip_export.bundle_writer import export_bundle
 
@@ -50,7 +57,7 @@ def nano_bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
     from clean_environment import build_wheel
 
@@ -58,7 +65,7 @@ def wheel(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def clean_environment(wheel, tmp_path_factory):
+def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanEnvironment]:
     """A virtual environment of its own, empty at first, which tests fill extra by extra; about 2 GB in the end."""
     from clean_environment import CleanEnvironment
 
@@ -68,7 +75,7 @@ def clean_environment(wheel, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def complete_environment(clean_environment):
+def complete_environment(clean_environment: CleanEnvironment) -> CleanEnvironment:
     """The clean environment with every extra that a machine without a GPU can use."""
     clean_environment.install("video", "bench", "supervision")
     if sys.platform == "linux":

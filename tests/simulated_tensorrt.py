@@ -7,9 +7,11 @@ they would do differently on a GPU is not simulated.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -28,68 +30,72 @@ class SimulatedCuda:
 
     gpu, compute_capability = "Simulated GPU", 80
 
-    def __init__(self, graphs=True):
+    def __init__(self, graphs: bool = True) -> None:
         self.graphs, self.capturable = graphs, True
-        self.memory, self.arrays, self.streams, self.live_graphs = {}, {}, set(), set()
-        self.log, self.waits = [], []
-        self.recording = None
+        self.memory: dict[int, Any] = {}
+        self.arrays: dict[int, Any] = {}
+        self.streams: set[int] = set()
+        self.live_graphs: set[Any] = set()
+        self.log: list[str] = []
+        self.waits: list[int] = []
+        self.recording: list[Any] | None = None
         self.depth = 0
 
     @contextmanager
-    def active(self):
+    def active(self) -> Iterator[None]:
         self.depth += 1
         yield
         self.depth -= 1
 
-    def stream(self):
+    def stream(self) -> int:
         assert self.depth
         self.streams.add(max(self.streams, default=100) + 1)
         return max(self.streams)
 
-    def free_stream(self, stream):
+    def free_stream(self, stream: int) -> None:
         self.streams.remove(stream)
 
-    def synchronize(self, stream):
+    def synchronize(self, stream: int) -> None:
         assert stream in self.streams or stream in (1, 2)  # CUDA's own: the legacy and the per-thread default stream
         assert self.recording is None
         self.waits.append(stream)
 
-    def allocate(self, size):
+    def allocate(self, size: int) -> int:
         assert self.depth
         assert self.recording is None
         buffer = (ctypes.c_uint8 * max(size, 1))()
         self.memory[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
-    def free(self, address):
+    def free(self, address: int) -> None:
         del self.memory[address]
 
-    def pinned(self, shape, dtype):
+    def pinned(self, shape: Any, dtype: Any) -> Any:
         array = np.full(shape, 7, dtype)
         self.arrays[array.ctypes.data] = array
         return array
 
-    def free_pinned(self, array):
+    def free_pinned(self, array: Any) -> None:
         del self.arrays[array.ctypes.data]
 
-    def _do(self, name, work):
+    def _do(self, name: str, work: Callable[[], object]) -> None:
         if self.recording is not None:
             self.recording.append((name, work))
         else:
             self.log.append(name)
             work()
 
-    def upload(self, target, source, stream):
+    def upload(self, target: Any, source: Any, stream: int) -> None:
         assert stream in self.streams
         assert source.ctypes.data in self.arrays
         self._do("upload", lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
 
-    def download(self, target, source, stream):
+    def download(self, target: Any, source: Any, stream: int) -> None:
         assert target.ctypes.data in self.arrays
         self._do("download", lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
 
-    def resize(self, frame, red, canvas, canvas_size, size, stream):
-        """The kernel itself is tested in test_device_frame.py."""
+    def resize(self, frame: Any, red: Any, canvas: Any, canvas_size: Any, size: Any, stream: int) -> None:
+        """The kernel itself is tested in tests/glip_deploy/frames/test_device.py."""
         assert stream in self.streams
         assert self.recording is None
         self.log.append("resize")
@@ -104,7 +110,7 @@ class SimulatedCuda:
         ).frames[0, : size[0], : size[1]]
         ctypes.memmove(canvas, out.ctypes.data, out.nbytes)
 
-    def capture(self, stream, work):
+    def capture(self, stream: int, work: Callable[[], object]) -> Any:
         self.recording = []
         try:
             work()
@@ -118,19 +124,19 @@ class SimulatedCuda:
         self.live_graphs.add(graph)
         return graph
 
-    def launch(self, graph, stream):
+    def launch(self, graph: Any, stream: int) -> None:
         self.log.append("launch")
         for _, work in graph:
             work()
 
-    def free_graph(self, graph):
+    def free_graph(self, graph: Any) -> None:
         self.live_graphs.remove(graph)
 
 
 class SimulatedDeviceArray:
     """A picture in "GPU memory", as CuPy and others present one."""
 
-    def __init__(self, picture, row_bytes=None, stream=None):
+    def __init__(self, picture: Any, row_bytes: Any = None, stream: int | None = None) -> None:
         height, width, channels = picture.shape
         row_bytes = row_bytes or width * channels
         self.memory = np.zeros((height, row_bytes), np.uint8)
@@ -146,25 +152,27 @@ class SimulatedDeviceArray:
 
 
 class SimulatedContext:
-    def __init__(self, engine):
-        self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, 0
-        self.memory = None
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.profile = engine, 0
+        self.shapes: dict[str, Any] = {}
+        self.addresses: dict[str, int] = {}
+        self.memory: Any = None
 
-    def set_device_memory(self, memory, size):
+    def set_device_memory(self, memory: Any, size: int) -> None:
         self.memory = memory, size
 
-    def set_optimization_profile_async(self, index, stream):
+    def set_optimization_profile_async(self, index: int, stream: int) -> Any:
         self.profile = index
         return True
 
-    def set_input_shape(self, name, shape):
+    def set_input_shape(self, name: str, shape: Any) -> Any:
         least, _, most = self.engine.profiles[self.profile][name]
         legal = all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True))
         if legal:
             self.shapes[name] = tuple(shape)
         return legal
 
-    def infer_shapes(self):
+    def infer_shapes(self) -> Any:
         feed = {
             row.name: np.zeros(self.shapes[row.name], self.engine.dtypes[row.name])
             for row in self.engine.session.get_inputs()
@@ -175,18 +183,18 @@ class SimulatedContext:
             self.shapes[name] = array.shape
         return []
 
-    def get_tensor_shape(self, name):
+    def get_tensor_shape(self, name: str) -> Any:
         return self.shapes[name]
 
-    def set_tensor_address(self, name, address):
+    def set_tensor_address(self, name: str, address: int) -> Any:
         self.addresses[name] = address
         return True
 
-    def execute_async_v3(self, stream):
+    def execute_async_v3(self, stream: int) -> Any:
         memory, size = self.memory
         assert len(self.engine.cuda.memory[memory]) >= size == self.engine.memory
 
-        def work():
+        def work() -> None:
             feed = {}
             for row in self.engine.session.get_inputs():
                 dtype, shape = self.engine.dtypes[row.name], self.shapes[row.name]
@@ -205,18 +213,18 @@ class OldContext(SimulatedContext):
     set_device_memory = property()
 
     @property
-    def device_memory(self):
+    def device_memory(self) -> Any:
         return self.memory[0]
 
     @device_memory.setter
-    def device_memory(self, address):
+    def device_memory(self, address: int) -> None:
         self.memory = address, self.engine.memory
 
 
 class RtxContext(SimulatedContext):
     """TensorRT-RTX's, which tells whether it can be recorded."""
 
-    def is_stream_capturable(self, stream):
+    def is_stream_capturable(self, stream: int) -> Any:
         assert stream in self.engine.cuda.streams
         return self.engine.cuda.capturable
 
@@ -226,36 +234,36 @@ class RuntimeConfig:
 
     __slots__ = ("strategy",)
 
-    def set_execution_context_allocation_strategy(self, strategy):
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
 
 class RtxRuntimeConfig(RuntimeConfig):
     __slots__ = ("cache", "dynamic_shapes_kernel_specialization_strategy")
 
-    def create_runtime_cache(self):
+    def create_runtime_cache(self) -> Any:
         return RuntimeCache()
 
-    def set_runtime_cache(self, cache):
+    def set_runtime_cache(self, cache: Any) -> None:
         self.cache = cache
 
 
 class RuntimeCache:
-    def __init__(self):
+    def __init__(self) -> None:
         self.content = b""
 
-    def deserialize(self, content):
+    def deserialize(self, content: Any) -> Any:
         self.content = content if content.startswith(b"kernels") else b""
         return bool(self.content)
 
-    def serialize(self):
+    def serialize(self) -> Any:
         return self.content
 
 
 class SimulatedEngine:
     memory = 1000
 
-    def __init__(self, cuda, graph, profiles):
+    def __init__(self, cuda: Any, graph: Any, profiles: Any) -> None:
         kinds = {"tensor(uint8)": "u1", "tensor(int64)": "i8", "tensor(float)": "f4"}
         self.cuda, self.profiles = cuda, profiles
         self.session = open_session(Path(graph))
@@ -265,16 +273,16 @@ class SimulatedEngine:
         self.dtypes = {row.name: np.dtype(kinds[row.type]) for row in rows}
         self.num_io_tensors = len(rows)
 
-    def get_tensor_name(self, i):
+    def get_tensor_name(self, i: int) -> Any:
         return self.names[i]
 
-    def get_tensor_mode(self, name):
+    def get_tensor_mode(self, name: str) -> Any:
         return "output" if name in self.outputs else "input"
 
-    def get_tensor_dtype(self, name):
+    def get_tensor_dtype(self, name: str) -> Any:
         return self.dtypes[name]
 
-    def context_of(self, kind, strategy):
+    def context_of(self, kind: Any, strategy: Any) -> Any:
         assert strategy == "USER_MANAGED"
         return kind(self)
 
@@ -284,7 +292,7 @@ class OldEngine(SimulatedEngine):
 
     device_memory_size = SimulatedEngine.memory
 
-    def create_execution_context_without_device_memory(self):
+    def create_execution_context_without_device_memory(self) -> Any:
         return OldContext(self)
 
 
@@ -293,19 +301,20 @@ class NewEngine(SimulatedEngine):
 
     device_memory_size_v2 = SimulatedEngine.memory
 
-    def create_execution_context(self, strategy="STATIC"):
+    def create_execution_context(self, strategy: Any = "STATIC") -> Any:
         return self.context_of(SimulatedContext, strategy)
 
 
-class NewestEngine(NewEngine):
+class NewestEngine(SimulatedEngine):
     """TensorRT 10.11's and later, which have an IRuntimeConfig of a single setting."""
 
+    device_memory_size_v2 = SimulatedEngine.memory
     config = RuntimeConfig
 
-    def create_runtime_config(self):
+    def create_runtime_config(self) -> Any:
         return self.config()
 
-    def create_execution_context(self, config):
+    def create_execution_context(self, config: Any) -> Any:
         return self.context_of(SimulatedContext, config.strategy)
 
 
@@ -314,7 +323,7 @@ class RtxEngine(NewestEngine):
 
     config = RtxRuntimeConfig
 
-    def create_execution_context(self, config):
+    def create_execution_context(self, config: Any) -> Any:
         assert config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
         config.cache.content = b"kernels of " + str(self.outputs.keys()).encode()  # compiled for the shapes it meets
         return self.context_of(RtxContext, config.strategy)
@@ -324,22 +333,22 @@ ENGINES = {"8.6.1": OldEngine, "10.9.0": NewEngine, "10.13.3": NewestEngine, "1.
 """By version: what each has of the interface."""
 
 
-def simulated_tensorrt(cuda, version=VERSION):
+def simulated_tensorrt(cuda: Any, version: str = VERSION) -> Any:
     """A module like `tensorrt`; a plan file of `write_engines` names its graph."""
     trt = SimpleNamespace(__name__="simulated_tensorrt", __version__=version, loaded=[], creators=[])
 
     class Runtime:
-        def __init__(self, logger):
+        def __init__(self, logger: Any) -> None:
             pass
 
-        def deserialize_cuda_engine(self, plan):
+        def deserialize_cuda_engine(self, plan: Any) -> Any:
             profiles, graph = eval(plan.decode())  # written by write_engines
             return ENGINES[version](cuda, graph, profiles)
 
     class Logger:
         ERROR = 1
 
-        def __init__(self, level):
+        def __init__(self, level: Any) -> None:
             pass
 
     trt.Logger, trt.Runtime = Logger, Runtime
@@ -359,8 +368,14 @@ def simulated_tensorrt(cuda, version=VERSION):
 
 
 def write_engines(
-    bundle, name="here", tokens=((1, 16, 64),), sizes=((32, 64, 256),) * 2, classes=(1, 4, 16), batch=1, version=VERSION
-):
+    bundle: Any,
+    name: str = "here",
+    tokens: Any = ((1, 16, 64),),
+    sizes: Any = ((32, 64, 256),) * 2,
+    classes: Any = (1, 4, 16),
+    batch: Any = 1,
+    version: str = VERSION,
+) -> Any:
     """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
     folder = bundle.path / "engines" / name
     folder.mkdir(parents=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glip_export.model.config import GlipConfig
+    from glip_export.model.glip import Glip
 
 CLASSES = ("person", "red car", "dog")
 WORDS = ("person", "red", "car", "dog", "cat", "a", "man", "with", "green", "hat", "and", "the", "traffic", "light")
@@ -15,7 +19,7 @@ VOCABULARY = (
 HIDDEN = 32
 
 
-def tiny_config(tunable_tokens: int = 0, fusion: bool = True):
+def tiny_config(tunable_tokens: int = 0, fusion: bool = True) -> GlipConfig:
     from glip_export.model.config import BertConfig, GlipConfig, HeadConfig, SwinConfig
 
     return GlipConfig(
@@ -26,7 +30,7 @@ def tiny_config(tunable_tokens: int = 0, fusion: bool = True):
     )
 
 
-def tiny_model(seed: int = 0, **options: Any):
+def tiny_model(seed: int = 0, **options: Any) -> Glip:
     """Random weights, spread so that scores lie on both sides of the thresholds."""
     import torch
     from glip_export.model.glip import Glip

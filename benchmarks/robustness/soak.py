@@ -29,7 +29,7 @@ from glip_deploy import Detector, GlipError
 from glip_deploy.backends import BACKENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,7 +69,7 @@ def usable_backends(bundle: Path) -> list[str]:
     return usable
 
 
-def prompts(draw: random.Random) -> Iterator[list[str] | str]:
+def prompts(draw: random.Random) -> Iterator[Sequence[str]]:
     """Give prompts without end: a few return again and again, most are new."""
     known = [["dog", "red apple"], "owl. penguin. guitar", "a [red ball] beside a [dog]"]
     while True:

@@ -9,10 +9,11 @@ the same arithmetic, the same values on every machine. What the model then detec
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
+
+from glip_deploy.files import atomic_file
 
 HERE = Path(__file__).resolve().parent
 VARIANTS = ("A", "B", "T", "L", "T_prompt", "L_no_fusion")
@@ -49,12 +50,8 @@ def main() -> int:
         if name is not None:
             state[name] = torch.from_numpy(value)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(args.output.name + f".{os.getpid()}.tmp")
-    try:
-        torch.save({"model": state}, temporary)
-        temporary.replace(args.output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(args.output) as partial:
+        torch.save({"model": state}, partial)
     print(f"{args.output}: stand-in GLIP-{args.variant}, {sum(v.numel() for v in state.values()) / 1e6:.0f} M numbers")
     return 0
 

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 @pytest.fixture
-def host_library(monkeypatch, tmp_path):
+def host_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The ctypes layer on the host build of the same arithmetic: fp32, in the CPU's memory."""
     from glip_engines.compile import build_host_library
     from glip_engines.compilers import find_host_compiler
@@ -31,17 +32,17 @@ def host_library(monkeypatch, tmp_path):
         glip_deform_packed_weight_bytes = staticmethod(host.glip_deform_host_packed_weight_bytes)
 
         @staticmethod
-        def glip_deform_workspace_bytes(problem):
+        def glip_deform_workspace_bytes(problem: Any) -> Any:
             return 0
 
         @staticmethod
-        def glip_deform_pack_weights(problem, weight, packed, stream):
+        def glip_deform_pack_weights(problem: Any, weight: Any, packed: Any, stream: int) -> Any:
             pointers = (ctypes.c_void_p(value) for value in (problem, weight, packed))
             host.glip_deform_host_pack_weights(*pointers)
             return 0
 
         @staticmethod
-        def glip_deform_launch(problem, workspace, size, stream):
+        def glip_deform_launch(problem: Any, workspace: Any, size: int, stream: int) -> Any:
             return host.glip_deform_host_run(ctypes.c_void_p(problem), 32)
 
     from kernels import kernel

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 
 @pytest.fixture(scope="session")
-def ingredients():
+def ingredients() -> None:
     """The font and the photographs."""
     from nano.objects import pictogram
     from nano.scenes import photographs
@@ -23,7 +23,7 @@ def ingredients():
 
 
 @pytest.fixture(scope="session")
-def text_encoder(ingredients):
+def text_encoder(ingredients: None) -> None:
     from nano.text import pretrained_text_encoder
 
     try:
