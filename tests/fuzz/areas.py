@@ -224,7 +224,9 @@ class Frames(Area):
         """See `Area.make`."""
 
         def frame() -> dict[str, Any]:
-            side = lambda: draw.choice((1, 2, 3, 31, 32, 33, 64, 100, *(draw.randint(0, 300) for _ in range(3))))  # noqa: E731
+            def side() -> Any:
+                return draw.choice((1, 2, 3, 31, 32, 33, 64, 100, *(draw.randint(0, 300) for _ in range(3))))
+
             shape = [side(), side(), draw.choice((3, 3, 3, 3, 3, 3, 1, 4, 2))][: draw.choice((3, 3, 3, 3, 3, 3, 2, 1))]
             if draw.random() < 0.05:
                 shape = draw.choice(([1, 60000, 3], [60000, 1, 3], [2, 3, 4, 3], [10**6, 10**6, 3], [1] * 10))
@@ -237,7 +239,10 @@ class Frames(Area):
         frames: list[Any] = [frame() for _ in range(draw.choice((1, 1, 1, 2, 3)))]
         if draw.random() < 0.05:
             frames.append(draw.choice(SPECIAL))
-        side = lambda: draw.choice((1, 2, 32, 64, 128, 129, *[96] * 9, draw.choice(SPECIAL)))  # noqa: E731
+
+        def side() -> Any:
+            return draw.choice((1, 2, 32, 64, 128, 129, *[96] * 9, draw.choice(SPECIAL)))
+
         options = {
             "color": draw.choice((*["rgb", "bgr"] * 8, draw.choice(SPECIAL))),
             "shortest_side": side(),
@@ -348,7 +353,7 @@ class Videos(Area):
         ):
             path = self.folder / f"good{suffix}"
             with av.open(str(path), "w") as container:
-                stream = container.add_stream(codec, rate=10)
+                stream: Any = container.add_stream(codec, rate=10)
                 stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
                 for i in range(8):
                     pixels = np.full((48, 64, 3), i * 30, np.uint8)
@@ -635,7 +640,10 @@ class Addresses(Area):
 
     def make(self, draw: random.Random) -> bytes:
         """See `Area.make`."""
-        noise = lambda: "".join(draw.choice("@:/?#&=[]%.;a ") for _ in range(draw.randint(0, 4)))  # noqa: E731
+
+        def noise() -> str:
+            return "".join(draw.choice("@:/?#&=[]%.;a ") for _ in range(draw.randint(0, 4)))
+
         scheme = draw.choice(("rtsp", "http", "https", "rtmp", "RTSP", "srt", "udp"))
         user = draw.choice((f"user:{noise()}{self.SECRET}{noise()}@", f"{self.SECRET}:{noise()}@"))
         query = draw.choice(("password", "token", "api_key", "PWD", "auth", "user", "x-access-token"))
