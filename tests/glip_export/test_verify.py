@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from engine_needs import slow
 from glip_export import verify
+from glip_export.bundle_writer import export_bundle
 from glip_export.tokenizer import build_tokenizer
 from glip_export.verify import ParityRow
 from onnx import numpy_helper
-from tiny_glip import VOCABULARY, tiny_model
+from tiny_glip import VOCABULARY, tiny_model, tiny_state, write_tiny
 
 from glip_deploy.errors import ParityError
 
@@ -58,3 +60,13 @@ def test_a_weight_that_is_off_is_seen(tiny_bundle, tmp_path, name, function):
     bend(tmp_path, name, 1.5)
     rows = getattr(verify, function)(model, tmp_path, tokenizer)
     assert not all(row.ok for row in rows)
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=slow) for seed in range(1, 13)])
+def test_no_good_checkpoint_is_refused(tmp_path, seed):
+    """When candidates were compared by their final scores, some sets of random weights were refused."""
+    options = {0: {"tunable_tokens": 64}, 1: {"fusion": False}}.get(seed % 4, {})
+    rows = export_bundle(write_tiny(tmp_path / "m.pth", tiny_state(seed, **options)), tmp_path / "bundle").manifest[
+        "parity"
+    ]
+    assert any("candidates" in row["output"] for row in rows)
