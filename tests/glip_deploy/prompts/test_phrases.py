@@ -159,7 +159,8 @@ def test_time_is_linear(unit):
         return time.process_time() - start
 
     seconds(10)
-    assert seconds(16000) < 30 * max(seconds(2000), 0.02)
+    shortest = min(seconds(2000) for _ in range(3))
+    assert any(seconds(16000) < 30 * max(shortest, 0.02) for _ in range(3))  # a busy machine may slow any one of them
 
 
 # --- which captions are read for noun phrases ---
