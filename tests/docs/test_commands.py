@@ -122,6 +122,35 @@ class Makers:
             )
         )
 
+    def lvis(self, target):
+        self.coco(target)
+        content = json.loads(target.read_text())
+        for category in content["categories"]:
+            category["frequency"] = "f"
+        for image in content["images"]:
+            image |= {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
+        target.write_text(json.dumps(content))
+
+    def potholes(self, target):
+        self.coco(target)
+        target.write_text(target.read_text().replace('"person"', '"pothole"'))
+
+    def prompts(self, target):
+        target.write_text('pothole: {prefix: "there are some ", name: holes, suffix: " on the road"}\n')
+
+    def found(self, target):
+        target.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 30], "score": 0.5}]))
+
+    def flickr30k(self, target):
+        for name in ("Sentences", "Annotations"):
+            (target / name).mkdir(parents=True)
+        self.picture(target / "images" / "1.jpg")
+        (target / "test.txt").write_text("1\n")
+        (target / "Sentences" / "1.txt").write_text("[/EN#7/people a man] with a hat\n")
+        box = "<xmin>8</xmin><ymin>8</ymin><xmax>48</xmax><ymax>38</ymax>"
+        thing = f"<object><name>7</name><bndbox>{box}</bndbox></object>"
+        (target / "Annotations" / "1.xml").write_text(f"<annotation>{thing}</annotation>")
+
     def captions(self, target):
         phrase = {"span": [2, 5], "boxes": [[8, 8, 48, 38]]}
         target.write_text(json.dumps([{"image": "1.jpg", "caption": "a man with a green hat", "phrases": [phrase]}]))
@@ -144,6 +173,13 @@ STAND_INS = {
     "yard.mp4": (Makers.video, None),
     "instances_val2017.json": (Makers.coco, None),
     "captions.json": (Makers.captions, None),
+    "lvis_v1_minival.json": (Makers.lvis, None),
+    "coco": (Makers.pictures, r"\bcoco/"),
+    "potholes.json": (Makers.potholes, None),
+    "potholes": (Makers.pictures, r"\bpotholes/"),
+    "potholes.yaml": (Makers.prompts, None),
+    "found.json": (Makers.found, None),
+    "flickr30k": (Makers.flickr30k, r"\bflickr30k/"),
     "old.json": (Makers.result, None),
     "new.json": (Makers.result, None),
 }

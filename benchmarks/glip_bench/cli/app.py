@@ -46,6 +46,7 @@ app = make_app(
         "glip-bench floor A100 --model glip_t/",
         "glip-bench paper",
         "glip-bench accuracy instances_val2017.json --images val2017/ --model glip_t/ --json accuracy.json",
+        "glip-bench grounding flickr30k/test.txt --images flickr30k-images/ --model glip_t/",
         note="exit status: 0 done, 1 an error, 2 bad usage, 3 worse than an old result, 130 interrupted",
     ),
 )
@@ -173,8 +174,8 @@ def sweep(
 @app.command()
 def accuracy(
     context: typer.Context,
-    annotations: Annotated[Path, typer.Argument(metavar="JSON", help="Annotations in COCO's format.")],
-    images: opt.Images,
+    annotations: Annotated[Path, typer.Argument(metavar="JSON", help="Annotations in the format of COCO or LVIS.")],
+    images: opt.ImagesIfRun = None,
     model: opt.Model = None,
     checkpoint: opt.Checkpoint = None,
     subjects: opt.Subjects = None,
@@ -182,6 +183,8 @@ def accuracy(
     longest_side: opt.LongestSide = 1333,
     limit: opt.Limit = None,
     classes_per_prompt: opt.ClassesPerPrompt = None,
+    prompts: opt.CustomPrompts = None,
+    predictions: opt.Predictions = None,
     threads: opt.Threads = None,
     untrusted: opt.Untrusted = False,
     no_plugins: opt.NoPlugins = False,
@@ -189,15 +192,21 @@ def accuracy(
     resume: opt.Resume = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Compute COCO average precision of every subject; no times."""
-    _quality(**context.params)
+    """Compute average precision of every subject, as COCO's or LVIS's evaluation has it; no times."""
+    if predictions is not None:
+        _judge(context, annotations, predictions, json)
+        return
+    if images is None:
+        raise bad_option("--images", "is needed; name the folder of the set's pictures")
+    _quality(**{name: value for name, value in context.params.items() if name != "predictions"})
 
 
 @app.command()
 def grounding(
     context: typer.Context,
     annotations: Annotated[
-        Path, typer.Argument(metavar="JSON", help="Captions with phrases; form: glip_bench.quality.grounding.")
+        Path,
+        typer.Argument(metavar="FILE", help="JSON of captions with phrases, or test.txt of Flickr30K Entities."),
     ],
     images: opt.Images,
     model: opt.Model = None,
@@ -317,6 +326,22 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], name: Path | None) 
     changes, remarks = compare.compare(old, new)
     typer.echo(compare.render_comparison(changes, remarks, name))
     return SLOWER if any(change.worse for change in changes) else 0
+
+
+def _judge(context: typer.Context, annotations: Path, predictions: Path, json: Path | None) -> None:
+    """Judge results that are there already, for which no option of a run has a use."""
+    from glip_bench.quality.accuracy import judge, render_accuracy
+    from glip_bench.reporting.results import write_result
+
+    for name in context.params:
+        given = getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if given and name not in ("annotations", "predictions", "images", "json", "quiet"):
+            raise bad_option(f"--{name.replace('_', '-')}", "has no use beside --predictions, for which nothing is run")
+    _check(json)
+    result = judge(annotations, predictions)
+    if json is not None:
+        write_result(json, result)
+    typer.echo(render_accuracy(result))
 
 
 def _quality(

@@ -63,11 +63,14 @@ Prompt = Annotated[str | None, _what("--prompt", "TEXT", "What to look for. Defa
 Threshold = Annotated[float, _what("--threshold", "SCORE", "Of a box that counts.", probability)]
 ShortestSide = Annotated[int | None, _what("--shortest-side", "PX", "Of the network. Default: 800", _positive)]
 LongestSide = Annotated[int, _what("--longest-side", "PX", "Its limit, 0 for none.", _or_none)]
+ImagesIfRun = Annotated[Path | None, _what("--images", "DIR", "Folder of the set's pictures.")]
 Images = Annotated[Path, _what("--images", "DIR", "Folder of the set's pictures.")]
 Limit = Annotated[int | None, _what("--limit", "N", "Only the first N pictures.", _positive)]
 ClassesPerPrompt = Annotated[
-    int | None, _what("--classes-per-prompt", "N", "At most. Default: as many as fit", _positive)
+    int | None, _what("--classes-per-prompt", "N", "At most. Default: as many as fit; of LVIS 40", _positive)
 ]
+CustomPrompts = Annotated[Path | None, _what("--prompts", "YAML", "What to ask for in place of the classes' names.")]
+Predictions = Annotated[Path | None, _what("--predictions", "JSON", "Judge these results; nothing is run.")]
 Sweeps = Annotated[list[str] | None, _what("--sweep", "AXIS=A,B", "Also the cost of these sizes, as `sweep` has it.")]
 
 Runs = Annotated[int | None, _how("--runs", "N", "Timed frames of each subject. Default: 7", _positive)]

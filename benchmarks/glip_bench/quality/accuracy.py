@@ -1,4 +1,4 @@
-"""Whether subjects are right: COCO average precision, or recall of grounded phrases; an interrupted run continues."""
+"""Whether subjects are right: average precision, or recall of grounded phrases; an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_bench.quality.coco import Precision, average_precision, read_set, xywh
+from glip_bench.quality.coco import Precision, Set, average_precision, read_found, read_set, xywh
+from glip_bench.quality.custom_prompts import read_custom_prompts
+from glip_bench.quality.flickr import read_entities
 from glip_bench.quality.grounding import read_phrases, recall
+from glip_bench.quality.lvis import CLASSES_PER_PROMPT, DETECTIONS, lvis_precision
 from glip_bench.subjects.base import Options
 from glip_bench.subjects.open import choose, open_subjects
 from glip_deploy.bundle.manifest import Bundle
@@ -19,6 +22,7 @@ from glip_deploy.cli.console import frame_progress
 from glip_deploy.errors import GlipError, OptionError
 from glip_deploy.files import not_written, sha256_of, write_atomically
 from glip_deploy.frames import load_image
+from glip_deploy.prompts.syntax import ClassName
 from glip_deploy.prompts.tokens import parse_prompt
 
 if TYPE_CHECKING:
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from glip_bench.subjects.base import Subject
     from glip_deploy.results.detections import Detections
 
-__all__ = ["Task", "best_boxes", "measure", "prompts_that_fit", "render_accuracy"]
+__all__ = ["Task", "best_boxes", "judge", "measure", "prompts_that_fit", "render_accuracy"]
 
 Job = tuple[Path, str, Any]
 """Picture, key in the work file, prompt."""
@@ -35,7 +39,7 @@ Rows = Mapping[str, Any]
 """What one subject found: boxes, scores and labels by key."""
 BEST = 300
 """Boxes a picture, over all prompts together, as the official evaluation of large sets has it. A prompt gives 100 at
-most; COCO itself counts 100 a picture and class."""
+most, of LVIS 300; COCO itself counts 100 a picture and class."""
 LOSERS = 10
 
 
@@ -52,12 +56,14 @@ class Task:
     limit: int | None = None
     """Only so many pictures, the first ones."""
     classes_per_prompt: int | None = None
-    """At most; None for as many as fit."""
+    """At most; None for as many as fit, of LVIS 40."""
+    prompts: Path | None = None
+    """What to ask for in place of the classes' names, see `custom_prompts.read_custom_prompts`."""
 
 
 def prompts_that_fit(
-    names: Sequence[str], tokenizer: Tokenizer, max_tokens: int, at_most: int | None = None
-) -> list[list[str]]:
+    names: Sequence[str | ClassName], tokenizer: Tokenizer, max_tokens: int, at_most: int | None = None
+) -> list[list[str | ClassName]]:
     """Cut a list of names into prompts, in order, each as long as tokens (and `at_most`) allow.
 
     The official evaluation asks for COCO's 80 classes at once, and for those of larger sets 40 at a time
@@ -66,7 +72,7 @@ def prompts_that_fit(
     Raises:
         PromptError: a name that does not fit into a prompt by itself, or is no name at all.
     """
-    prompts: list[list[str]] = []
+    prompts: list[list[str | ClassName]] = []
     for name in names:
         longer = [*prompts[-1], name] if prompts else [name]
         if prompts and (at_most is None or len(longer) <= at_most):
@@ -106,9 +112,10 @@ def measure(
     bundle = Bundle.open(task.options.bundle)
     data = _Grounded(task) if task.grounding else _Labeled(task, bundle)
     identity = _identity(task, bundle)
+    options = replace(task.options, threshold=0.0, max_detections=data.max_detections)
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        ((subject, _),) = open_subjects([name], replace(task.options, threshold=0.0), on_step)
+        ((subject, _),) = open_subjects([name], options, on_step)
         work_file = _WorkFile(work / f"{name}.jsonl", {**identity, "subject": str(name)})
         try:
             rows = found[str(name)] = work_file.read() if resume else {}
@@ -133,13 +140,61 @@ def measure(
     }
 
 
+def judge(annotations: Path, predictions: Path) -> dict[str, Any]:
+    """Return a result file's content for results in COCO's format that are there already; nothing is run.
+
+    Raises:
+        OptionError: a damaged set or results, or results that are not of its pictures and categories.
+        MissingPackage: the package that computes average precision is not installed.
+    """
+    data = read_set(annotations, None)
+    precision = _precision(data, read_found(predictions, data))
+    return {
+        "schema": 1,
+        "kind": "accuracy",
+        "model": predictions.name,
+        "set": annotations.name,
+        "pictures": len(data.pictures),
+        "absent": {},
+        **_compared({"predictions": precision}),
+    }
+
+
+def _precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precision:
+    return average_precision(data, found) if data.federation is None else lvis_precision(data, found)
+
+
+def _compared(precisions: Mapping[str, Precision]) -> dict[str, Any]:
+    """Return the figures of every subject, and their differences from those of the first."""
+    first = next(iter(precisions.values()))
+    return {
+        "subjects": {
+            name: {
+                "figures": {key: _number(value) for key, value in own.figures.items()},
+                "difference": {key: _number(value - first.figures[key]) for key, value in own.figures.items()},
+                "losers": _losers(first, own),
+            }
+            for name, own in precisions.items()
+        }
+    }
+
+
 class _Labeled:
-    """A COCO-format set, whose classes are the prompts."""
+    """A set of labeled boxes, in the form of COCO or LVIS, whose classes are the prompts."""
 
     def __init__(self, task: Task, bundle: Bundle) -> None:
         self.data = read_set(task.annotations, task.images, task.limit)
-        names = [name for _, name in self.data.categories]
-        self.prompts = prompts_that_fit(names, bundle.tokenizer(), bundle.max_tokens, task.classes_per_prompt)
+        lvis = self.data.federation is not None
+        self.max_detections = DETECTIONS if lvis else None
+        names = [name for _, name in (sorted(self.data.categories) if lvis else self.data.categories)]
+        asked: Mapping[str, str | ClassName] = {}
+        if task.prompts is not None:
+            asked = read_custom_prompts(task.prompts, self.data.categories)
+        at_most = task.classes_per_prompt or (CLASSES_PER_PROMPT if lvis else None)
+        wanted = [asked.get(name, name) for name in names]
+        self.prompts = prompts_that_fit(wanted, bundle.tokenizer(), bundle.max_tokens, at_most)
+        left = iter(names)
+        self.names = [[next(left) for _ in prompt] for prompt in self.prompts]
         self.jobs: list[Job] = [
             (picture.file, f"{picture.id}/{number}", prompt)
             for number, prompt in enumerate(self.prompts)
@@ -149,28 +204,24 @@ class _Labeled:
     def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
         """Return this set's part of a result file; the other subjects are compared with the first."""
         precisions = {}
+        lvis = self.data.federation is not None
         for name, rows in found.items():
-            best = (best_boxes(self.data.numbers, self.prompts, rows, picture.id) for picture in self.data.pictures)
-            precisions[name] = average_precision(self.data, [one for some in best for one in some])
-        first = next(iter(precisions.values()))
-        return {
-            "prompts": len(self.prompts),
-            "subjects": {
-                name: {
-                    "figures": {key: _number(value) for key, value in own.figures.items()},
-                    "difference": {key: _number(value - first.figures[key]) for key, value in own.figures.items()},
-                    "losers": _losers(first, own),
-                }
-                for name, own in precisions.items()
-            },
-        }
+            best = (
+                best_boxes(self.data.numbers, self.names, rows, picture.id, None if lvis else BEST, last_pixel=not lvis)
+                for picture in self.data.pictures
+            )
+            precisions[name] = _precision(self.data, [one for some in best for one in some])
+        return {"prompts": len(self.prompts), **_compared(precisions)}
 
 
 class _Grounded:
     """Captions with phrases; each caption is a prompt."""
 
+    max_detections = None
+
     def __init__(self, task: Task) -> None:
-        self.pictures = read_phrases(task.annotations, task.images, task.limit)
+        read = read_entities if task.annotations.suffix == ".txt" else read_phrases
+        self.pictures = read(task.annotations, task.images, task.limit)
         self.jobs: list[Job] = [(one.file, str(number), one.caption) for number, one in enumerate(self.pictures)]
 
     def results(self, found: Mapping[str, Rows]) -> dict[str, Any]:
@@ -204,6 +255,7 @@ def _identity(task: Task, bundle: Bundle) -> dict[str, Any]:
         "longest_side": options.longest_side,
         "grounding": task.grounding,
         "classes_a_prompt": task.classes_per_prompt,
+        "prompts_sha256": None if task.prompts is None else sha256_of(task.prompts),
     }
 
 
@@ -278,15 +330,22 @@ def _row(found: Detections) -> dict[str, Any]:
 
 
 def best_boxes(
-    numbers: Mapping[str, int], prompts: Sequence[Sequence[str]], rows: Rows, picture: int
+    numbers: Mapping[str, int],
+    prompts: Sequence[Sequence[str]],
+    rows: Rows,
+    picture: int,
+    count: int | None = BEST,
+    last_pixel: bool = True,
 ) -> list[dict[str, Any]]:
     """Return the best boxes of a picture over all prompts, as COCO results.
 
     Args:
         numbers: category by name.
-        prompts: the names of each prompt.
+        prompts: the classes of each prompt, as the set names them.
         rows: what was found, by "picture/prompt".
         picture: its id.
+        count: so many; None for all.
+        last_pixel: whether a width counts it, as in COCO's evaluation and not in LVIS's.
     """
     merged = []
     for index, prompt in enumerate(prompts):
@@ -297,21 +356,26 @@ def best_boxes(
         ]
     merged.sort(key=lambda one: -one[0])
     return [
-        {"image_id": picture, "category_id": category, "bbox": xywh(box), "score": score}
-        for score, category, box in merged[:BEST]
+        {"image_id": picture, "category_id": category, "bbox": xywh(box, last_pixel), "score": score}
+        for score, category, box in merged[:count]
     ]
 
 
 def render_accuracy(result: Mapping[str, Any]) -> str:
     """Return a result as text."""
     subjects: Mapping[str, Any] = result["subjects"]
-    head = f"{result['model']} on {result['set']}: {result['pictures']} pictures, "
-    head += f"{result['phrases']} phrases" if result["kind"] == "grounding" else f"{result['prompts']} prompts each"
+    head = f"{result['model']} on {result['set']}: {result['pictures']} pictures"
+    counts = {"phrases": "phrases", "prompts": "prompts each"}
+    head += "".join(f", {result[key]} {words}" for key, words in counts.items() if key in result)
     lines = [head, *(f"not here: {name}: {reason}" for name, reason in result["absent"].items()), ""]
     figures = next(iter(subjects.values()))["figures"]
     lines.append(f"{'':<22}" + "".join(f"{name:>11}" for name in figures))
     for name, facts in subjects.items():
         lines.append(f"{name:<22}" + "".join(_cell(value) for value in facts["figures"].values()))
+    for name, facts in subjects.items():
+        if "R@1 by kind" in facts:
+            kinds = ", ".join(f"{kind} {value:.2f}" for kind, value in facts["R@1 by kind"].items())
+            lines.append(f"{name}, R@1 by kind: {kinds}")
     first, *others = subjects
     for name in others:
         difference = subjects[name].get("difference")

@@ -29,6 +29,8 @@ class Picture:
     caption: Caption
     boxes: tuple[NDArray[np.float64], ...]
     """(N, 4) xyxy in pixels, N of 1 or more, for every phrase."""
+    kinds: tuple[tuple[str, ...], ...] = ()
+    """Of every phrase, what it names in general (people, vehicles, ...); empty where the file does not say."""
 
 
 def read_phrases(annotations: Path, images: Path, limit: int | None = None) -> list[Picture]:
@@ -84,7 +86,7 @@ def _picture(one: Mapping[str, Any], images: Path) -> Picture:
 
 
 def recall(pictures: Sequence[Picture], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recall@1, 5 and 10, in percent, by the two protocols of the official evaluation.
+    """Return recall@1, 5 and 10, in percent, by the two protocols of the official evaluation; recall@1 by kind too.
 
     "any": one of the k best boxes of a phrase overlaps one of its objects by half or more (as GLIP reports it).
     "merged": the smallest box around all its objects is what must be overlapped.
@@ -98,6 +100,7 @@ def recall(pictures: Sequence[Picture], rows: Mapping[str, Any]) -> dict[str, An
     """
     hits = {(protocol, rank): 0 for protocol in ("any", "merged") for rank in RANKS}
     total = 0
+    by_kind: dict[str, list[bool]] = {}
     for number, picture in enumerate(pictures):
         row = rows[str(number)]
         boxes = np.asarray(row["boxes"], np.float64).reshape(-1, 4)
@@ -111,11 +114,15 @@ def recall(pictures: Sequence[Picture], rows: Mapping[str, Any]) -> dict[str, An
                 right = np.asarray((_iou(best, target) >= LEAST_IOU).any(axis=1))
                 for rank in RANKS:
                     hits[protocol, rank] += bool(right[:rank].any())
+                if protocol == "any":
+                    for kind in picture.kinds[label] if picture.kinds else ():
+                        by_kind.setdefault(kind, []).append(bool(right[:1].any()))
     figures = {
         f"R@{rank}" + (" merged" if protocol == "merged" else ""): round(100 * count / total, 4)
         for (protocol, rank), count in hits.items()
     }
-    return {"figures": figures}
+    kinds = {kind: round(100 * sum(rows) / len(rows), 4) for kind, rows in sorted(by_kind.items())}
+    return {"figures": figures, **({"R@1 by kind": kinds} if kinds else {})}
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -82,6 +82,8 @@ class Options:
     """False refuses native code of the bundle: engines, plugin libraries."""
     plugins: bool = True
     """False loads no plugin library."""
+    max_detections: int | None = None
+    """Of a picture and prompt; None for as many as the bundle says."""
     yardsticks: bool = False
     """Whether other detectors run too where no subjects are named."""
 

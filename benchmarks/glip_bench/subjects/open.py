@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glip_bench.subjects.base import Options, Subject, SubjectName
@@ -78,12 +79,22 @@ def open_subjects(
     from glip_deploy.bundle.manifest import Bundle
 
     bundle = Bundle.open(options.bundle)
+    if options.max_detections is not None:
+        bundle = _with_max_detections(bundle, options.max_detections)
     weights: list[Any] = []
     for name in names:
         on_step(f"open {name}")
         start = time.perf_counter()
         subject = _open(name, options, bundle, weights)
         yield subject, time.perf_counter() - start
+
+
+def _with_max_detections(bundle: Bundle, count: int) -> Bundle:
+    from msgspec.structs import replace as replaced
+
+    config = bundle.manifest.config
+    config = replaced(config, head=replaced(config.head, max_detections=count))
+    return replace(bundle, manifest=replaced(bundle.manifest, config=config))
 
 
 def _open(name: SubjectName, options: Options, bundle: Bundle, weights: list[Any]) -> Subject:

@@ -242,3 +242,49 @@ def test_the_pictures_must_be_named(folder, tiny_bundle, capsys):
     arguments = ["accuracy", str(folder / "set.json"), "--model", str(tiny_bundle), "--quiet"]
     assert main(arguments) == 2 and "--images" in capsys.readouterr().err
     assert main([*arguments, "--images", "nowhere"]) == 1 and "is not a folder" in capsys.readouterr().err
+
+
+# -- results that are there already -----------------------------------------------------------------------------------
+
+
+def judged(folder, rows, *options):
+    (folder / "found.json").write_text(json.dumps(rows))
+    return main(["accuracy", str(folder / "set.json"), "--predictions", str(folder / "found.json"), *options])
+
+
+def right_rows(folder):
+    rows = json.loads((folder / "set.json").read_text())["annotations"]
+    return [{**{key: row[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9} for row in rows]
+
+
+def test_results_of_another_tool_are_judged(folder, capsys):
+    assert judged(folder, right_rows(folder), "--json", str(folder / "r.json")) == 0
+    result = json.loads((folder / "r.json").read_text())
+    assert result["subjects"]["predictions"]["figures"]["AP"] == pytest.approx(100)
+    assert "found.json on set.json: 3 pictures\n" in capsys.readouterr().out
+    assert judged(folder, right_rows(folder)[:3]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_id": 99}, "result 1, is of image 99, which the set does not have"),
+        ({"category_id": 99}, "result 1, is of category 99, which the set does not have"),
+        ({"bbox": [1, 2]}, "result 1: not enough values"),
+        ({"score": None}, "result 1: float()"),
+        ({"score": float("nan")}, "result 1: a number is not finite"),
+    ],
+)
+def test_results_that_do_not_belong_to_the_set_are_one_line(folder, capsys, change, said):
+    rows = right_rows(folder)
+    rows[1].update(change)
+    assert judged(folder, rows) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("glip-bench: error: ") and said in line
+
+
+def test_results_need_no_run(folder, tiny_bundle, capsys):
+    assert judged(folder, {}) == 1 and "holds a dict" in capsys.readouterr().err
+    assert judged(folder, [{}]) == 1 and "'bbox' is missing" in capsys.readouterr().err
+    assert judged(folder, right_rows(folder), "--model", str(tiny_bundle)) == 2
+    assert "--model: has no use beside --predictions" in capsys.readouterr().err

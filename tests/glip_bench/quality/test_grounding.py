@@ -59,7 +59,17 @@ def test_spans_reach_the_prompt(folder):
 
 
 def test_the_tiny_bundle_end_to_end(folder, tiny_bundle, capsys):
-    arguments = ["--model", str(tiny_bundle), "--shortest-side", "64", "--quiet", "--images", str(folder)]
+    arguments = [
+        "--model",
+        str(tiny_bundle),
+        "--shortest-side",
+        "64",
+        "--quiet",
+        "--subjects",
+        "onnxruntime-cpu",
+        "--images",
+        str(folder),
+    ]
     assert main(["grounding", str(folder / "set.json"), *arguments, "--json", str(folder / "r.json")]) == 0
     assert "1 pictures, 2 phrases" in capsys.readouterr().out
     result = json.loads((folder / "r.json").read_text())

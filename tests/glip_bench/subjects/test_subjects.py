@@ -142,3 +142,13 @@ def test_a_box_has_one_partner():
     one, two = boxes((0, 0, 10, 10, 0.9, 0)), boxes((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.9, 0))
     assert str(compare_boxes(one, two)) == "1 of 1, 1 more"
     assert str(compare_boxes(boxes(), boxes())) == "0 of 0"
+
+
+def test_a_limit_of_boxes_holds_in_every_form(opened, tiny_bundle, tiny_checkpoint, frame):
+    options = Options(tiny_bundle, tiny_checkpoint, shortest_side=96, threshold=0.2, max_detections=2)
+    for subject, _ in open_subjects(HERE[1:], options):
+        subject.prepare("person. red car. dog")
+        found, all_of_them = subject.run(frame), opened[subject.name].run(frame)
+        subject.close()
+        assert len(found) == 2 < len(all_of_them)
+        np.testing.assert_allclose(found.scores, all_of_them.scores[:2], atol=1e-5)
