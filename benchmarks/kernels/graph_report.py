@@ -8,10 +8,13 @@ built. What is counted is the parsed network, whose tensors all have known shape
 - launches, estimated: one for each layer that computes or moves data, one for each connected group of elementwise
   layers; none for views (slices, reshapes) and for arithmetic on sizes. TensorRT fuses more than that (an elementwise
   group into the product before it, say), and splits some layers; the number compares graphs, it predicts no engine.
+  Casts are taken as part of what writes or reads them, and a transpose of the last two axes as the product's that
+  alone reads it.
 - bytes: what those launches read and write, if each tensor is read once by each and nothing stays in a cache.
 - searched: the lengths of all TopK's axes, whose elements TensorRT goes through one after another.
 
-Rows of another --label stay in the file, so that graphs of two versions of the rewriting can be compared.
+Rows of other sizes and of another --label stay in the file, so that graphs of two versions of the rewriting can be
+compared.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,7 @@ from glip_deploy.errors import EngineError, GlipError, OptionError  # noqa: E402
 from glip_deploy.files import check_file, write_atomically  # noqa: E402
 
 FORMS = ("native", "plugin")
-SIZES = {"batch": 1, "height": 800, "width": 1344, "tokens": 256, "classes": 80}
+SIZES = {"batch": 1, "height": 800, "width": 1344, "tokens": 16, "classes": 5}
 ELEMENTWISE = frozenset({"ACTIVATION", "CAST", "ELEMENTWISE", "IDENTITY", "SCALE", "SELECT", "UNARY"})
 VIEWS = frozenset({"SHAPE", "SLICE", "SQUEEZE", "UNSQUEEZE", "CONSTANT", "ASSERTION"})
 PLUGINS = frozenset({"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"})
@@ -79,6 +82,8 @@ class Row:
     outputs: tuple[Tensor, ...]
     axis: int = 0
     """Length of the axis that a TOPK searches."""
+    turns_last: bool = False
+    """Whether a SHUFFLE only exchanges the last two axes."""
 
     @property
     def is_view(self) -> bool:
@@ -89,7 +94,7 @@ class Row:
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of a network."""
     kept = [row for row in rows if not all(tensor.is_size for tensor in row.outputs)]
-    work = [row for row in kept if not row.is_view]
+    work = _without_operand_turns(_without_casts([row for row in kept if not row.is_view]))
     groups = _groups([row for row in work if row.kind in ELEMENTWISE])
     launches: list[Sequence[Row]] = [[row] for row in work if row.kind not in ELEMENTWISE] + groups
     kinds = Counter("ELEMENTWISE GROUP" if launch[0].kind in ELEMENTWISE else launch[0].kind for launch in launches)
@@ -102,6 +107,40 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         "megabytes": round(sum(_traffic(launch) for launch in launches) / 1e6, 1),
         "searched": sum(row.axis for row in rows),
     }
+
+
+def _without_casts(rows: Sequence[Row]) -> list[Row]:
+    """Let readers of a widened tensor read the narrow one, and the only maker of a narrowed one write that."""
+    readers = Counter(tensor.name for row in rows for tensor in row.inputs)
+    read: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    for row in rows:
+        if row.kind == "CAST":
+            source, result = row.inputs[0], row.outputs[0]
+            if result.bits >= source.bits:
+                read[result.name] = read.get(source.name, source)
+            elif readers[source.name] == 1:
+                made[source.name] = result
+
+    def ends(tensors: tuple[Tensor, ...], by: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(by.get(tensor.name, tensor) for tensor in tensors)
+
+    gone = read.keys() | {tensor.name for tensor in made.values()}
+    kept = (row for row in rows if not (row.kind == "CAST" and row.outputs[0].name in gone))
+    return [replace(row, inputs=ends(row.inputs, read), outputs=ends(row.outputs, made)) for row in kept]
+
+
+def _without_operand_turns(rows: Sequence[Row]) -> list[Row]:
+    """Leave out transposes of the last two axes whose every reader is a product."""
+    readers: dict[str, set[str]] = {}
+    for row in rows:
+        for tensor in row.inputs:
+            readers.setdefault(tensor.name, set()).add(row.kind)
+    return [
+        row
+        for row in rows
+        if not (row.kind == "SHUFFLE" and row.turns_last and readers.get(row.outputs[0].name) == {"MATRIX_MULTIPLY"})
+    ]
 
 
 def _groups(rows: Sequence[Row]) -> list[Sequence[Row]]:
@@ -162,23 +201,23 @@ def _row(trt: Any, layer: Any) -> Row:
     inputs = (layer.get_input(i) for i in range(layer.num_inputs))
     read = tuple(tensor(value) for value in inputs if value is not None)
     made = tuple(tensor(layer.get_output(i)) for i in range(layer.num_outputs))
-    kind, moves, axis = layer.type.name, False, 0
+    kind, moves, axis, turns_last = layer.type.name, False, 0, False
     if kind == "SHUFFLE":
         layer.__class__ = trt.IShuffleLayer
-        moves = any(_transposes(order, read[0].shape) for order in (layer.first_transpose, layer.second_transpose))
+        orders = [_order(order, len(read[0].shape)) for order in (layer.first_transpose, layer.second_transpose)]
+        turns = [order for order in orders if list(order) != sorted(order)]
+        moves = bool(turns)
+        last = (*range(len(read[0].shape) - 2), len(read[0].shape) - 1, len(read[0].shape) - 2)
+        turns_last = turns == [last] and sorted(made[0].shape) == sorted(read[0].shape)
     elif kind == "TOPK":
         layer.__class__ = trt.ITopKLayer
         axis = read[0].shape[int(layer.axes).bit_length() - 1]
-    return Row(kind, moves, read, made, axis)
+    return Row(kind, moves, read, made, axis, turns_last)
 
 
-def _transposes(order: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return whether a permutation changes the order of elements (axes of size 1 do not count)."""
-    try:
-        places = [int(axis) for axis in order][: len(shape)]
-    except (TypeError, ValueError):
-        return True
-    return places != sorted(places)
+def _order(order: Any, rank: int) -> tuple[int, ...]:
+    """Return a permutation's places, as many as there are axes."""
+    return tuple(int(order[i]) for i in range(rank))
 
 
 # -- the program ----------------------------------------------------------------------------------------------------
@@ -200,11 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     sizes = {name: getattr(args, name) for name in SIZES}
     try:
-        result = _open(args.output, args.bundle, sizes, args.precision)
+        result = _open(args.output, args.bundle, args.precision)
         for form in FORMS:
-            result["graphs"][f"{args.label}, {form}"] = row = report(args.bundle, form, args.precision, sizes)
+            key = f"{form}, {args.height}x{args.width}, {args.tokens} tokens, {args.classes} classes, {args.label}"
+            result["graphs"][key] = row = report(args.bundle, form, args.precision, sizes)
             write_atomically(args.output, json.dumps(result, indent=1) + "\n")
-            print(f"{args.label}, {form}: {row}", flush=True)
+            print(f"{key}: {row}", flush=True)
     except GlipError as error:
         print(f"graph_report.py: error: {error}", file=sys.stderr)
         return 1
@@ -212,11 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _open(output: Path, bundle: Path, sizes: dict[str, int], precision: str) -> dict[str, Any]:
+def _open(output: Path, bundle: Path, precision: str) -> dict[str, Any]:
     check_file(output)
     if not (bundle / MANIFEST).is_file():
         raise OptionError(f"{bundle} is not a bundle; make one with glip-export")
-    header = {"bundle": bundle.name, "precision": precision, "sizes": sizes}
+    header = {"bundle": bundle.name, "precision": precision}
     if output.exists():
         try:
             known = json.loads(output.read_text(encoding="utf-8"))
@@ -224,7 +264,7 @@ def _open(output: Path, bundle: Path, sizes: dict[str, int], precision: str) -> 
         except (ValueError, KeyError, TypeError):
             same = False
         if not same:
-            raise OptionError(f"{output} is no report about these sizes of this bundle; name another --output")
+            raise OptionError(f"{output} is no report about this bundle in this precision; name another --output")
         return dict(known)
     return {"schema": 1, "kind": "graph", **header, "graphs": {}}
 
@@ -262,15 +302,15 @@ def report(bundle: Path, form: str, precision: str, sizes: dict[str, int]) -> di
         )
     if done.returncode:
         raise EngineError(f"the {form} graph could not be parsed: {done.stderr.strip().splitlines()[-1:]}")
-    return {"tensorrt_rtx": version, "nodes": nodes, **json.loads(done.stdout.splitlines()[-1])}
+    return {"tensorrt_rtx": version, "sizes": sizes, "nodes": nodes, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def as_table(result: dict[str, Any]) -> str:
     """Return the report for a terminal."""
     columns = ("nodes", "layers", "layers_without_sizes", "plugin_calls", "launches", "megabytes", "searched")
-    lines = [f"{'':<24}" + "".join(f"{name:>22}" for name in columns)]
+    lines = [f"{'':<56}" + "".join(f"{name:>22}" for name in columns)]
     for name, row in result["graphs"].items():
-        lines.append(f"{name:<24}" + "".join(f"{row[column]:>22,}" for column in columns))
+        lines.append(f"{name:<56}" + "".join(f"{row[column]:>22,}" for column in columns))
     return "\n".join(lines)
 
 

@@ -2,7 +2,8 @@
 
 Fusion updates the text from all locations of the image: (heads x tokens) by locations, 22,400 of them at 800x1344, by
 256 channels. That is so small a result of so long a sum that a GPU computes it on two of its multiprocessors.
-`over_locations_in_parts` cuts the sum into parts that are computed side by side and added.
+`over_locations_in_parts` cuts the sum into parts that are computed side by side and added. So that cutting
+moves nothing, the softmax is computed in the order of its scores, locations first.
 
 In a strongly typed network an fp16 product may be summed in fp16. That suffices for the few hundred terms of nearly all
 of them, but not in that product, whose factors are near 4e-5. The factors of each part are cast to fp32 and its result
@@ -19,6 +20,7 @@ The builder fuses the two: the broadcast product takes no memory (the activation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +28,7 @@ from glip_export.stages import stage_of
 
 from glip_deploy.bundle.contract import Stage
 from glip_deploy.errors import BundleError
-from glip_engines.rewriting.edit import Writer, clean, replace
+from glip_engines.rewriting.edit import Writer, before_widening, clean, replace
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -50,38 +52,62 @@ def over_locations_in_parts(model: onnx_ir.Model) -> onnx_ir.Model:
     for node in list(graph):
         left, right = [*node.inputs, None, None][:2]
         if node.op_type == "MatMul" and left is not None and right is not None and _is_over_locations(left):
-            replace(node, _in_parts(Writer(graph, node, constants), left, right), graph)
+            shares = _by_location(left, graph, constants)
+            replace(node, _in_parts(Writer(graph, node, constants), shares, right), graph)
     return clean(model)
 
 
 def _in_parts(writer: Writer, left: onnx_ir.Value, right: onnx_ir.Value) -> onnx_ir.Value:
-    """Multiply (B, M, N) by (B, N, C): `_PARTS` equal parts of N side by side, and what is left of it."""
+    """Multiply (B, N, M), transposed, by (B, N, C): `_PARTS` equal parts of N side by side, and what is left of it."""
     import onnx_ir
 
     half, single = onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT
     kind = left.dtype or single
     factors = single if kind == half else kind  # products of bf16 numbers are summed in fp32 as they are
-    zero, parts = writer.constant([0], np.int64), writer.constant([_PARTS], np.int64)
+    zero, one = writer.constant([0], np.int64), writer.constant([1], np.int64)
+    parts = writer.constant([_PARTS], np.int64)
     count = writer.size(right, 1)
-    size = writer.op("Div", writer.op("Sub", count, writer.constant([1], np.int64)), parts)
+    size = writer.op("Div", writer.op("Sub", count, one), parts)
     whole = writer.op("Mul", size, parts)
+    shape = writer.vector(0, _PARTS, size, -1)
 
-    def piece(value: onnx_ir.Value, start: onnx_ir.Value, end: onnx_ir.Value, axis: int) -> onnx_ir.Value:
-        return writer.op("Slice", value, start, end, writer.constant([axis], np.int64), dtype=kind)
-
-    def multiply(a: onnx_ir.Value, b: onnx_ir.Value) -> onnx_ir.Value:
-        product = writer.op("MatMul", writer.cast(a, factors, kind), writer.cast(b, factors, kind), dtype=factors)
+    def multiply(values: Sequence[onnx_ir.Value], order: Sequence[int]) -> onnx_ir.Value:
+        """Multiply the first value, its axes in this order, by the second."""
+        turned = writer.op("Transpose", values[0], attributes=[onnx_ir.AttrInt64s("perm", order)], dtype=kind)
+        product = writer.op("MatMul", *(writer.cast(v, factors, kind) for v in (turned, values[1])), dtype=factors)
         return writer.cast(writer.cast(product, kind, factors), single)
 
-    rows = writer.op("Reshape", piece(left, zero, whole, 2), writer.vector(0, 0, _PARTS, size), dtype=kind)
-    order = onnx_ir.AttrInt64s("perm", (0, 2, 1, 3))
-    rows = writer.op("Transpose", rows, attributes=[order], dtype=kind)
-    columns = writer.op("Reshape", piece(right, zero, whole, 1), writer.vector(0, _PARTS, size, -1), dtype=kind)
+    first = [writer.op("Slice", value, zero, whole, one, dtype=kind) for value in (left, right)]
+    last = [writer.op("Slice", value, whole, count, one, dtype=kind) for value in (left, right)]
+    apart = [writer.op("Reshape", value, shape, dtype=kind) for value in first]
     keep = onnx_ir.AttrInt64("keepdims", 0)
-    one = writer.constant([1], np.int64)
-    total = writer.op("ReduceSum", multiply(rows, columns), one, attributes=[keep], dtype=single)
-    rest = multiply(piece(left, whole, count, 2), piece(right, whole, count, 1))
-    return writer.cast(writer.op("Add", total, rest, dtype=single), kind, single)
+    total = writer.op("ReduceSum", multiply(apart, (0, 1, 3, 2)), one, attributes=[keep], dtype=single)
+    return writer.cast(writer.op("Add", total, multiply(last, (0, 2, 1)), dtype=single), kind, single)
+
+
+def _by_location(value: onnx_ir.Value, graph: onnx_ir.Graph, constants: Constants) -> onnx_ir.Value:
+    """Return a softmax over locations, (B, M, N), as (B, N, M), computed in that order, which its scores are in."""
+    import onnx_ir
+
+    softmax, kind = value.producer(), value.dtype
+    while softmax is not None and softmax.op_type != "Softmax" and softmax.inputs[0] is not None:
+        softmax = softmax.inputs[0].producer()
+    assert softmax is not None
+    scores = softmax.inputs[0]
+    assert scores is not None
+    writer, wide = Writer(graph, softmax, constants), scores.dtype
+    source = before_widening(scores)
+    turn = source.producer()
+    if turn is not None and turn.op_type == "Transpose" and tuple(turn.attributes["perm"].as_ints()) == (0, 2, 1):
+        scores = turn.inputs[0]
+        assert scores is not None
+        scores = scores if wide is None else writer.cast(scores, wide)
+    else:
+        order = onnx_ir.AttrInt64s("perm", (0, 2, 1))
+        scores = writer.op("Transpose", scores, attributes=[order], dtype=wide)
+    along = onnx_ir.AttrInt64("axis", 1)
+    shares = writer.op("Softmax", scores, attributes=[along], dtype=wide)
+    return shares if kind is None else writer.cast(shares, kind, onnx_ir.DataType.FLOAT)
 
 
 def _is_over_locations(value: onnx_ir.Value) -> bool:
