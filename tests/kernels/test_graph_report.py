@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine_needs import needs_rtx
 from kernels import graph_report
 from kernels.graph_report import Row, Tensor, summarize
 
