@@ -39,6 +39,7 @@ class FakeDetector:
         path,
         *,
         backend="onnxruntime",
+        precision=None,
         engines=None,
         shortest_side=800,
         longest_side=1333,
@@ -266,6 +267,7 @@ def test_options_reach_the_detector(here, detector, capsys):
     assert detector.opened == {
         "path": "bundle",
         "backend": "onnxruntime",
+        "precision": None,
         "engines": None,
         "shortest_side": 800,
         "longest_side": 1333,
@@ -277,11 +279,12 @@ def test_options_reach_the_detector(here, detector, capsys):
         "plugins": True,
     }
     options = "--shortest-side 480 --longest-side 0 --resize fast --threads 2 --no-verify --cache-dir c"
-    options += " --backend x --engines e --untrusted --no-plugins"
+    options += " --backend x --precision bf16 --engines e --untrusted --no-plugins"
     assert detect("--source", "a.jpg", *options.split()) == 0
     assert detector.opened == {
         "path": "bundle",
         "backend": "x",
+        "precision": "bf16",
         "engines": "e",
         "shortest_side": 480,
         "longest_side": None,
