@@ -301,7 +301,9 @@ def check_private(folder: Path) -> None:
 def not_written(path: Path, error: Exception) -> OutputError:
     """Return the error for a file that could not be written; a full disk is named as such."""
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    # numpy only says how much of an array was taken.
+    cut_short = number is None and isinstance(error, OSError) and "requested and" in str(error)
+    if cut_short or number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return OutputError(f"{path} cannot be written: no space left; free some, or write elsewhere")
     return OutputError(f"{path} cannot be written ({reason_of(error)}); choose another place")
 

@@ -51,7 +51,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 _AGAIN = "export the bundle again with glip-export"
-_ATTEMPTS = 5
+_ATTEMPTS = 10
 """At loading a file while others touch it."""
 _T = TypeVar("_T")
 
@@ -250,10 +250,12 @@ class Bundle:
         if folder is None:
             return loader(self.path)
         for _ in range(_ATTEMPTS):
-            before = self._present(folder)
+            before, renames = self._present(folder), folder.renames
             try:
                 loaded = loader(folder.path)
             except GlipError as error:
+                if folder.renames != renames:
+                    continue
                 raise type(error)(folder.shown(str(error))) from None
             if self._present(folder) == before:
                 return loaded

@@ -60,6 +60,17 @@ class OpenedFolder:
         status = (self.path / file).stat()
         return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
+    @property
+    def renames(self) -> tuple[str, int]:
+        """What changes when the folder, or something beside it, is renamed.
+
+        A library that resolves a path twice may fail because the folder was renamed in between.
+        """
+        try:
+            return os.path.realpath(self.path), self.name.absolute().parent.stat().st_mtime_ns
+        except OSError:
+            return "", 0
+
     def shown(self, text: str) -> str:
         """Return a message with the folder's name in place of the path that goes through the descriptor."""
         return text if self.path == self.name else text.replace(f"{self.path}/", f"{self.name}/")

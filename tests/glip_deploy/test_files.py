@@ -254,3 +254,9 @@ def test_a_folder_that_cannot_be_delivered_leaves_the_old_one(tmp_path, monkeypa
         make_folder(target, "second")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (target / "file").read_text() == "first"
+
+
+def test_an_array_that_is_cut_short_is_a_full_disk(tmp_path):
+    """What numpy says of it has no error number."""
+    message = str(not_written(tmp_path / "a", OSError("9216 requested and 0 written")))
+    assert message == f"{tmp_path / 'a'} cannot be written: no space left; free some, or write elsewhere"

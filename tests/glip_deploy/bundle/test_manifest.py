@@ -16,7 +16,7 @@ import pytest
 from glip_deploy import Bundle
 from glip_deploy.bundle.contract import image_contract, text_contract
 from glip_deploy.bundle.manifest import FORMAT_VERSION, Manifest
-from glip_deploy.errors import BundleError
+from glip_deploy.errors import BackendError, BundleError
 
 
 @pytest.fixture
@@ -213,6 +213,23 @@ def test_bytes_that_were_not_hashed_have_a_key_of_their_own(bundle):
     assert changed not in (good, unverified)
     (bundle / "image.onnx.data").touch()
     assert Bundle.open(bundle, verify=False).key == changed
+
+
+def test_a_library_that_fails_because_of_a_rename_is_asked_again(bundle, tmp_path):
+    """ONNX Runtime resolves a path twice, and refuses what lies in another folder the second time."""
+    opened, calls = Bundle.open(bundle), []
+
+    def read(folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            bundle.rename(tmp_path / "elsewhere")
+            raise BackendError("escapes model directory")
+        return (folder / "text.onnx").read_bytes()
+
+    if sys.platform == "linux":
+        assert opened.load(read) == (tmp_path / "elsewhere" / "text.onnx").read_bytes() and len(calls) == 2
+    with pytest.raises(BackendError, match="of its own"):
+        opened.load(lambda folder: (_ for _ in ()).throw(BackendError("of its own")))
 
 
 def test_a_link_or_new_permissions_change_nothing(bundle, tmp_path):
