@@ -52,7 +52,7 @@ class Job(ABC):
         """The program, which says that it has begun."""
         return START.format(module=self.module)
 
-    def start(self, **options: object) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
         """Start it, and return when its imports are done and its own code begins."""
         command = [sys.executable, "-c", self.program, *self.arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"}
@@ -64,7 +64,6 @@ class Job(ABC):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            **options,  # type: ignore[call-overload]
         )
         assert process.stderr is not None
         assert process.stderr.readline() == "begun\n", process.stderr.read()
