@@ -18,6 +18,8 @@ import numpy as np
 from glip_deploy.errors import MissingPackage
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from glip_bench.quality.coco import Precision, Set
 
 __all__ = ["CLASSES_PER_PROMPT", "DETECTIONS", "Federation", "lvis_precision", "read_federation"]
@@ -91,53 +93,83 @@ def lvis_precision(data: Set, found: Sequence[Mapping[str, Any]]) -> Precision:
     return Precision({**figures, **{f"fixed {name}": fixed[name] for name in kept}}, by_class)
 
 
-def _best(found: Iterable[Mapping[str, Any]], key: str, count: int) -> list[dict[str, Any]]:
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+def _best(found: Iterable[Mapping[str, Any]], key: str, count: int) -> list[Mapping[str, Any]]:
+    groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for one in found:
-        groups[one[key]].append(dict(one))
+        groups[one[key]].append(one)
     return [one for group in groups.values() for one in sorted(group, key=lambda one: -one["score"])[:count]]
 
 
-def _evaluate(data: Set, found: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+def _evaluate(data: Set, found: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """Return the figures in percent, nan where there is no such class, and AP by class."""
+    federation = data.federation
+    assert federation is not None
+    boxes: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in found:
+        boxes[one["category_id"]].append(one)
+    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in data.annotations:
+        objects[row["category_id"]].append(row)
+    searched: dict[int, set[int]] = defaultdict(set)
+    for picture in data.pictures:
+        for number in federation.absent[picture.id]:
+            searched[number].add(picture.id)
+    classes = {}
+    for number, name in data.categories:
+        pictures = searched[number] | {row["image_id"] for row in objects[number]}
+        mine = [dict(one) for one in boxes[number] if one["image_id"] in pictures]
+        classes[name] = _precision_of_class(number, pictures, objects[number], mine, federation)
+    by_frequency = {
+        f"AP{letter}": [classes[name] for number, name in data.categories if federation.frequency[number] == letter]
+        for letter in FREQUENCIES
+    }
+    every = list(classes.values())
+    figures = {
+        "AP": _mean(every),
+        "AP50": _mean([rows[:1] for rows in every]),
+        "AP75": _mean([rows[5:6] for rows in every]),
+        **{name: _mean(some) for name, some in by_frequency.items()},
+    }
+    return figures, {name: _mean([rows]) for name, rows in classes.items()}
+
+
+def _precision_of_class(
+    number: int,
+    pictures: Iterable[int],
+    objects: Sequence[Mapping[str, Any]],
+    found: list[dict[str, Any]],
+    federation: Federation,
+) -> NDArray[np.float64]:
+    """Return precision by (IoU 0.50 to 0.95, recall), empty for a class without objects.
+
+    Classes are independent of each other. All at once, over pictures that were never searched for them, would take
+    gigabytes for a thousand pictures.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise MissingPackage("LVIS needs faster-coco-eval; pip install 'glip-deploy[bench]'") from None
-    federation = data.federation
-    assert federation is not None
+    if not objects:
+        return np.zeros((0, 0))
     images = [
         {
-            "id": picture.id,
-            "neg_category_ids": federation.absent[picture.id],
-            "not_exhaustive_category_ids": federation.not_exhaustive[picture.id],
+            "id": picture,
+            "neg_category_ids": [number],
+            "not_exhaustive_category_ids": federation.not_exhaustive[picture],
         }
-        for picture in data.pictures
+        for picture in sorted(pictures)
     ]
-    categories = [
-        {"id": number, "name": name, "frequency": federation.frequency[number]} for number, name in data.categories
-    ]
+    category = {"id": number, "frequency": federation.frequency[number]}
     # LVIS has no crowds; an object is never ignored.
-    annotations = [{**row, "iscrowd": 0} for row in data.annotations]
-    truth = COCO({"images": images, "categories": categories, "annotations": annotations})
+    annotations = [{**row, "iscrowd": 0} for row in objects]
+    truth = COCO({"images": images, "categories": [category], "annotations": annotations})
     evaluation = COCOeval_faster(truth, truth.loadRes(found), "bbox", lvis_style=True, print_function=lambda _: None)
-    evaluation.params.maxDets = [max(1, len(found))]  # the limits above are the only ones
+    evaluation.params.maxDets = [max(1, len(found))]  # how many count was decided before
     evaluation.evaluate()
     evaluation.accumulate()
-    # (IoU, recall, class): objects of all sizes. -1 for a class without objects, which no mean has.
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]
-    order = [int(number) for number in evaluation.params.catIds]
-    groups = {f"AP{letter}": [federation.frequency[n] == letter for n in order] for letter in FREQUENCIES}
-    figures = {
-        "AP": _mean(precision),
-        "AP50": _mean(precision[0]),
-        "AP75": _mean(precision[5]),
-        **{name: _mean(precision[:, :, np.array(group)]) for name, group in groups.items()},
-    }
-    names = dict(data.categories)
-    return figures, {names[number]: _mean(precision[:, :, index]) for index, number in enumerate(order)}
+    return np.asarray(evaluation.eval["precision"][:, :, 0, 0, 0])  # objects of all sizes
 
 
-def _mean(values: Any) -> float:
-    known = values[values > -1]
-    return 100 * float(known.mean()) if known.size else float("nan")
+def _mean(classes: Sequence[NDArray[np.float64]]) -> float:
+    means = [float(rows.mean()) for rows in classes if rows.size]
+    return 100 * sum(means) / len(means) if means else float("nan")
