@@ -375,6 +375,8 @@ def write_engines(
     classes: Any = (1, 4, 16),
     batch: Any = 1,
     version: str = VERSION,
+    precision: str = "fp32",
+    graphs: Any = None,
 ) -> Any:
     """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
     folder = bundle.path / "engines" / name
@@ -396,7 +398,7 @@ def write_engines(
                 }
             )
         file = folder / f"{graph}.plan"
-        file.write_text(repr((tuple(profiles), str(bundle.path / f"{graph}.onnx"))))
+        file.write_text(repr((tuple(profiles), str((graphs or {}).get(graph, bundle.path / f"{graph}.onnx")))))
         engines[file.name] = EngineFile(sha256_of(file), file.stat().st_size, 1.0, (), (), tuple(profiles))
     EngineRecord(
         format_version=RECORD_VERSION,
@@ -404,7 +406,7 @@ def write_engines(
         version=version,
         compute_capability=80,
         gpu="Simulated GPU",
-        precision="fp32",
+        precision=precision,
         form="native",
         plugin=None,
         manifest_sha256=sha256_of(bundle.path / MANIFEST),

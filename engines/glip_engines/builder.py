@@ -16,7 +16,7 @@ from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import BundleError, EngineError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.compile import build_library, code_for
-from glip_engines.flavours import Flavour, choose_flavour, target_of
+from glip_engines.flavours import Flavour, choose_flavour, current_gpu, target_of
 from glip_engines.inspection import Expected
 from glip_engines.plan import GRAPHS, Plan
 from glip_engines.rewriting import rewrite_file
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glip_deploy.bundle.contract import TensorContract
     from glip_engines.flavours import Dialect
     from glip_engines.options import BuildOptions
+    from glip_engines.verify import Checked
     from glip_engines.worker import Environment, Worker
 
     Progress = Callable[[str, float, str], None]
@@ -42,6 +43,8 @@ class BuildResult:
 
     path: Path
     record: EngineRecord
+    checked: tuple[Checked, ...] | None
+    """How far the engines are from the bundle's graphs; None where they were not run."""
 
 
 def build_engines(
@@ -56,6 +59,9 @@ def build_engines(
     operators unless a plugin library is given; canvases of every size the bundle's resizing rule makes; prompts of
     every length; 1 to 128 classes; one picture at a time; this machine's GPU.
 
+    Where a GPU is at hand that the engines are for, they are run before they are delivered, and compared with the
+    bundle's graphs (`glip_engines.verify`).
+
     Args:
         bundle_path: an exported bundle; engines go into its folder `engines`.
         options: what to build.
@@ -65,7 +71,8 @@ def build_engines(
         OptionError: an option that cannot be used, a target that does not exist among them.
         BundleError: not a bundle, or graphs that do not agree with its manifest.
         MissingPackage: the flavour, or a compiler for the plugin, is not installed.
-        EngineError: TensorRT refuses a graph, the plugin cannot be compiled, or there is no GPU where one is needed.
+        EngineError: TensorRT refuses a graph, the plugin cannot be compiled, there is no GPU where one is needed, or an
+            engine computes something else than its graph.
         OutputError: engines of that name exist, or the disk is full. Nothing is left behind, whatever is raised.
     """
     from glip_engines.worker import Worker
@@ -114,11 +121,16 @@ def build_engines(
                     engines=engines,
                 )
                 record.write(folder)
+                checked = None
+                if options.verify and _runs_here(here):
+                    on_progress("verification", 0.0, "running the engines")
+                    checked = tuple(worker.verify(bundle.path, folder))
+                    on_progress("verification", 1.0, "done")
                 _check_target(target, options.overwrite)  # another build may have ended in the meantime
                 deliver_folder(folder, target, overwrite=options.overwrite)
         except OSError as error:
             raise not_written(target, error) from None
-    return BuildResult(target, record)
+    return BuildResult(target, record, checked)
 
 
 def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
@@ -126,6 +138,12 @@ def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
     library = build_library([dialect.compute_capability], tensorrt=dialect)
     on_progress("plugin", 1.0, "done")
     return library
+
+
+def _runs_here(here: Environment) -> bool:
+    """Return whether this machine has a GPU that the engines were built for, so that they can be verified."""
+    gpu = current_gpu()
+    return gpu is not None and gpu.compute_capability == here.dialect.compute_capability
 
 
 def _default_name(plan: Plan, here: Environment) -> str:

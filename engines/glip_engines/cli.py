@@ -127,6 +127,9 @@ def build(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", metavar="", help="Replace existing engines or graphs.")
     ] = False,
+    no_verify: Annotated[
+        bool, _option("--no-verify", "Builder", "", "Do not run the engines before they are delivered.")
+    ] = False,
     quiet: QUIET = False,
     version: VERSION = False,
 ) -> int:
@@ -153,6 +156,7 @@ def build(
         arch=arch,
         name=name,
         overwrite=overwrite,
+        verify=not no_verify,
     )
     if trt_version is not None and onnx_only is None:
         raise bad_option("--trt-version", "needs --onnx-only DIR to have an effect")
@@ -168,7 +172,7 @@ def build(
         say("glip-build: interrupted, nothing was written")
         return 130
     if not quiet:
-        _report(result, time.perf_counter() - started)
+        _report(result, time.perf_counter() - started, verify=not no_verify)
     print(result.path)
     return 0
 
@@ -181,10 +185,14 @@ def _write_graphs(bundle: Path, folder: Path, options: BuildOptions, version: st
     return 0
 
 
-def _report(result: BuildResult, seconds: float) -> None:
+def _report(result: BuildResult, seconds: float, *, verify: bool) -> None:
     record = result.record
     for name, engine in record.engines.items():
         say(f"{name:<12}{engine.size / 1e6:>8.1f} MB{engine.seconds:>8.1f} s")
+    for row in result.checked or ():
+        say(f"{row.graph}: {row.output} differ by {row.error:.2g} from ONNX Runtime's, {row.tolerance:.2g} is allowed")
+    if result.checked is None and verify:
+        say("not verified: there is no GPU here that runs these engines")
     where = record.gpu or f"SM{record.compute_capability}"
     say(f"{record.flavour} {record.version}, {record.precision}, {record.form}, {where}: {seconds:.0f} s")
 

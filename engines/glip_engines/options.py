@@ -77,6 +77,8 @@ class BuildOptions:
     name: str | None = None
     """Name of the folder below the bundle's `engines`."""
     overwrite: bool = False
+    verify: bool = True
+    """Whether to run the engines before they are delivered, where there is a GPU for them."""
 
 
 def parse_range(text: str, option: str) -> Range:

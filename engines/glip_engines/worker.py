@@ -26,6 +26,7 @@ from glip_deploy import errors
 from glip_deploy.errors import EngineError, GlipError
 from glip_engines.flavours import Dialect, Flavour, library_folder
 from glip_engines.trt import BuiltGraph, GraphJob, Settings
+from glip_engines.verify import Checked
 
 __all__ = ["Environment", "Worker"]
 
@@ -105,6 +106,15 @@ class Worker:
             OSError: the engine could not be written.
         """
         return msgspec.convert(self._ask(asdict(job), on_progress), BuiltGraph)
+
+    def verify(self, bundle: Path, folder: Path) -> list[Checked]:
+        """Run engines on this machine's GPU and compare them with the bundle's graphs; see `verify_engines`.
+
+        Raises:
+            EngineError: an engine is wrong or cannot be run, or the child died.
+        """
+        answer = self._ask({"verify": str(folder), "bundle": str(bundle)}, lambda fraction, phase: None)
+        return msgspec.convert(answer["checked"], list[Checked])
 
     def _library_path(self) -> dict[str, str]:
         """Return the environment in which TensorRT-RTX finds its own library by the name without a version number.
@@ -209,12 +219,27 @@ def _serve() -> None:
             if "plugin" in request:
                 toolkit.load_plugin(request["plugin"])
                 report.send("result")
+            elif "verify" in request:
+                report.send("result", checked=msgspec.to_builtins(_verify(request["bundle"], request["verify"])))
             else:
                 report.send("result", **msgspec.to_builtins(toolkit.build(GraphJob(**request), report.progress)))
     except GlipError as error:
         report.send("error", error=type(error).__name__, message=str(error))
     except OSError as error:
         report.send("os error", number=error.errno or 0, reason=error.strerror or str(error))
+
+
+def _verify(bundle: str, folder: str) -> list[Checked]:
+    from glip_deploy.backends.tensorrt import TensorRTBackend
+    from glip_deploy.bundle.manifest import Bundle
+    from glip_engines.verify import verify_engines
+
+    opened = Bundle.open(Path(bundle), verify=False)
+    backend = TensorRTBackend.open(opened, Path(folder))
+    try:
+        return verify_engines(opened, Path(folder), backend)
+    finally:
+        backend.close()
 
 
 if __name__ == "__main__":

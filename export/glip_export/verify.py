@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from glip_export.model.glip import Glip
 
-__all__ = ["PICTURE", "ParityRow", "check", "verify_image", "verify_precision", "verify_text"]
+__all__ = ["PICTURE", "ParityRow", "check", "run_changed", "verify_image", "verify_precision", "verify_text"]
 
 PICTURE = Path(__file__).with_name("data") / "picture.jpg"
 CLASSES = ("person", "flower", "traffic light", "red roof", "hair drier")
@@ -167,8 +167,8 @@ def verify_precision(
     ]
     rows = []
     for graph, outputs, inputs, torchs in cases:
-        found = _run_changed(directory / graph, outputs, inputs, lambda m: to_precision(m, precision, rounded=True))
-        yardstick = _run_changed(directory / graph, outputs, inputs, lambda m: round_weights(m, precision))
+        found = run_changed(directory / graph, outputs, inputs, lambda m: to_precision(m, precision, rounded=True))
+        yardstick = run_changed(directory / graph, outputs, inputs, lambda m: round_weights(m, precision))
         for name, ours, rounded, truth in zip(outputs, found, yardstick, torchs, strict=True):
             least = ROUNDINGS * ROUNDOFF[precision] * float(np.abs(truth).mean())
             allowed = max(LOSS * float(np.abs(rounded - truth).mean()), least)
@@ -179,7 +179,7 @@ def verify_precision(
     return rows
 
 
-def _run_changed(
+def run_changed(
     path: Path,
     outputs: list[str],
     feed: dict[str, NDArray[Any]],
