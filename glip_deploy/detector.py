@@ -236,8 +236,8 @@ class Detector:
 
         Args:
             frame: (H, W, 3) uint8; grey, alpha and 16 bit are converted. With TensorRT also one that is in GPU
-                memory already ((H, W, 3 or 4) uint8 with a `__cuda_array_interface__`: PyCUDA, CuPy, PyTorch), which
-                is resized there, always exactly.
+                memory already ((H, W, 3 or 4) uint8 with `__dlpack__` or a `__cuda_array_interface__`: PyTorch, CuPy,
+                PyCUDA), which is resized there, always exactly.
             prompt: from `encode`; anything `encode` takes is encoded first (at no cost the second time).
             threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
             color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clean_environment import CleanEnvironment
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks" / "parity")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "parity")]
 
 # A shell starts its background jobs with Ctrl-C ignored, and the commands the tests interrupt would inherit that. A
 # handler, unlike an ignored signal, is not inherited: they start with the default action.

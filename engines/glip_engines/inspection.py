@@ -19,7 +19,7 @@ from glip_engines.rewriting.deformable import PLUGIN_DOMAIN
 if TYPE_CHECKING:
     import onnx_ir
 
-__all__ = ["Expected", "check_network"]
+__all__ = ["Expected", "check_network", "single_tensors"]
 
 _KINDS = {
     "Conv": "CONVOLUTION",
@@ -39,6 +39,8 @@ _PLAIN = frozenset(
 )
 """Kinds of layers that many operators make: element by element, of shapes, or moving data."""
 _PLUGINS = frozenset({"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"})
+_TRUTHS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"})
+"""Operators that make booleans of numbers."""
 _COUNTED = ("GRID_SAMPLE", "NORMALIZATION", "SOFTMAX", "TOPK")
 """Kinds of which an operator makes exactly one layer, in every version."""
 _PADDING = {"zeros": "FILL", "border": "CLAMP", "reflection": "REFLECT"}
@@ -84,6 +86,36 @@ def _sampler_of(node: onnx_ir.Node) -> str:
 
 def _sampler_text(mode: str, padding: str, align_corners: bool) -> str:
     return f"{mode}, {padding}, align_corners {int(align_corners)}"
+
+
+def single_tensors(file: str) -> frozenset[str]:
+    """Return the names of the tensors that the nodes of a graph make in fp32.
+
+    Where the graph names no type it follows from the inputs: nodes of a typed graph do not mix the types of their data.
+    """
+    import onnx_ir
+
+    kinds: dict[onnx_ir.Value, onnx_ir.DataType | None] = {}
+
+    def kind(value: onnx_ir.Value | None) -> onnx_ir.DataType | None:
+        if value is None:
+            return None
+        return value.dtype or (None if value.const_value is None else value.const_value.dtype) or kinds.get(value)
+
+    for node in onnx_ir.load(file).graph:
+        made = kind(node.inputs[1 if node.op_type == "Where" else 0]) if node.inputs else None
+        if node.op_type == "Cast":
+            made = onnx_ir.DataType(node.attributes["to"].as_int())
+        elif node.op_type in ("Shape", "Size"):
+            made = onnx_ir.DataType.INT64
+        elif node.op_type in _TRUTHS:
+            made = onnx_ir.DataType.BOOL
+        elif node.op_type in ("Constant", "ConstantOfShape"):
+            made = node.attributes["value"].as_tensor().dtype if "value" in node.attributes else None
+        kinds[node.outputs[0]] = made
+        for other in node.outputs[1:]:
+            kinds[other] = onnx_ir.DataType.INT64 if node.op_type == "TopK" else made
+    return frozenset(value.name for value in kinds if value.name and kind(value) == onnx_ir.DataType.FLOAT)
 
 
 def check_network(module: Any, network: Any, expected: Expected, *, typed: bool) -> None:

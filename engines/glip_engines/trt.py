@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glip_deploy.backends.trt_engine import find_creator
 from glip_deploy.bundle.engines import TensorRecord
 from glip_deploy.errors import EngineError, EngineMismatch, MissingPackage, OptionError
 from glip_deploy.files import write_atomically
 from glip_engines.flavours import Dialect, Flavour, Gpu, choose_flavour, current_gpu
-from glip_engines.inspection import Expected, check_network
+from glip_engines.inspection import Expected, check_network, single_tensors
 from glip_engines.messages import one_line
 from glip_engines.progress import make_monitor
 from glip_engines.rewriting.deformable import PLUGIN_DOMAIN, PLUGIN_OPERATOR, PLUGIN_VERSION
@@ -149,8 +150,7 @@ class Toolkit:
         registry: trt.IPluginRegistry = self._trt.get_plugin_registry()
         try:
             if registry.load_library(library) is not None:
-                find = registry.get_plugin_creator if self.dialect.is_8 else registry.get_creator
-                creator = find(PLUGIN_OPERATOR, str(PLUGIN_VERSION), PLUGIN_DOMAIN)
+                creator = find_creator(registry, PLUGIN_OPERATOR, str(PLUGIN_VERSION), PLUGIN_DOMAIN)
         except Exception as error:  # the bindings raise various things for a file that is no library
             self._log.errors.append(str(error))
         if creator is None:
@@ -188,7 +188,7 @@ class Toolkit:
         if hasattr(self._trt, "IProgressMonitor"):
             config.progress_monitor = make_monitor(self._trt, on_progress)
         if self.dialect.is_8 and self._settings.precision == "fp16":
-            self._pin_types(network)
+            self._pin_types(network, single_tensors(job.onnx))
         self._log.errors.clear()
         plan = builder.build_serialized_network(network, config)
         if plan is None:
@@ -252,16 +252,25 @@ class Toolkit:
         if "TF32" in self._flags:  # its 10 bits are those of fp16, and fp32 is asked for where they do not suffice
             config.clear_flag(self._flags["TF32"])
 
-    def _pin_types(self, network: trt.INetworkDefinition) -> None:
-        """Keep fp32 islands in fp32 where there is no strong typing: casts alone do not bind the builder."""
+    def _pin_types(self, network: trt.INetworkDefinition, single: frozenset[str]) -> None:
+        """Keep fp32 islands in fp32 where there is no strong typing: casts alone do not bind the builder.
+
+        What only moves data is pinned too: between a convolution that makes sampling positions and the sampling, the
+        builder could round them in a reshape. Casts, constants and shapes have their type by what they are.
+
+        Args:
+            network: as parsed.
+            single: names of the tensors that the graph has in fp32; a weakly typed network may report another type.
+        """
         module = self._trt
-        moving = {getattr(module.LayerType, name) for name in ("SHAPE", "CONSTANT", "CAST", "SHUFFLE", "IDENTITY")}
+        fixed = {getattr(module.LayerType, name) for name in ("SHAPE", "CONSTANT", "CAST")}
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            single = [k for k in range(layer.num_outputs) if layer.get_output(k).dtype == module.float32]
-            if single and layer.type not in moving:
+            outputs = [layer.get_output(k) for k in range(layer.num_outputs)]
+            pinned = [k for k, one in enumerate(outputs) if one.dtype == module.float32 or one.name in single]
+            if pinned and layer.type not in fixed:
                 layer.precision = module.float32
-                for k in single:
+                for k in pinned:
                     layer.set_output_type(k, module.float32)
 
     def _profile(self, builder: trt.Builder, shapes: Mapping[str, Sequence[Sequence[int]]]) -> trt.IOptimizationProfile:

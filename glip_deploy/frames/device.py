@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,28 @@ LEGACY_DEFAULT_STREAM = 1
 """The handle of the stream that work without a stream goes to (cudaStreamLegacy)."""
 
 
+_DLPACK_GPUS = (2, 13)
+"""kDLCUDA and kDLCUDAManaged, the kinds of devices whose memory CUDA kernels can read."""
+_DLPACK_BYTES = (1, 8, 1)
+"""Code, bits and lanes of uint8."""
+
+
+class _DLTensor(ctypes.Structure):
+    """The beginning of DLPack's DLManagedTensor, as its specification lays it out."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
 @dataclass(frozen=True)
 class DeviceFrame:
     """A (H, W, 3 or 4) uint8 picture in GPU memory."""
@@ -40,27 +63,58 @@ class DeviceFrame:
 
     @classmethod
     def of(cls, frame: Any) -> DeviceFrame:
-        """Read an object's `__cuda_array_interface__`, version 2 or 3.
+        """Read an object's DLPack interface, or its `__cuda_array_interface__`, version 2 or 3.
 
-        Version 2 names no stream, and neither does PyCUDA; such a picture may still be in the making on the legacy
-        default stream, which is therefore the one to wait for.
+        By DLPack the library itself makes the legacy default stream wait for its work, whatever stream that is on
+        (PyTorch's current one, say, which its other interface does not name). Where neither interface names a stream
+        (version 2, and PyCUDA), a picture may still be in the making on the legacy default stream, which is therefore
+        the one to wait for.
 
         Raises:
             FrameError: the interface is malformed, or not of uint8, not (H, W, 3 or 4), or with gaps between pixels.
         """
+        by_dlpack = _on_dlpack_gpu(frame)
+        name = "DLPack interface" if by_dlpack else "__cuda_array_interface__"
         try:
-            interface = frame.__cuda_array_interface__
-            shape, kind = tuple(operator.index(side) for side in interface["shape"]), interface["typestr"]
-            strides = tuple(operator.index(step) for step in interface.get("strides") or ())
-            address = operator.index(interface["data"][0])
-            stream = operator.index(interface.get("stream") or LEGACY_DEFAULT_STREAM)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            return cls._of_dlpack(frame) if by_dlpack else cls._of_interface(frame)
+        except (AttributeError, BufferError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise FrameError(
-                f"a frame in GPU memory has a malformed __cuda_array_interface__ ({type(error).__name__}: {error});"
-                " legal is version 2 or 3"
+                f"a frame in GPU memory has a malformed {name} ({type(error).__name__}: {error})"
+                + ("" if by_dlpack else "; legal is version 2 or 3")
             ) from error
+
+    @classmethod
+    def _of_interface(cls, frame: Any) -> DeviceFrame:
+        interface = frame.__cuda_array_interface__
+        shape, kind = tuple(operator.index(side) for side in interface["shape"]), interface["typestr"]
+        strides = tuple(operator.index(step) for step in interface.get("strides") or ())
+        address = operator.index(interface["data"][0])
+        stream = operator.index(interface.get("stream") or LEGACY_DEFAULT_STREAM)
         if kind not in ("|u1", "<u1", ">u1"):
             raise FrameError(f"a frame in GPU memory has type {kind}; legal is uint8 (|u1), convert it first")
+        return cls._of_memory(address, shape, strides, stream, frame)
+
+    @classmethod
+    def _of_dlpack(cls, frame: Any) -> DeviceFrame:
+        capsule = frame.__dlpack__(stream=LEGACY_DEFAULT_STREAM)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+        if (tensor.code, tensor.bits, tensor.lanes) != _DLPACK_BYTES:
+            raise FrameError(
+                f"a frame in GPU memory has {tensor.bits * tensor.lanes} bits an element of DLPack's type"
+                f" {tensor.code}; legal is uint8, convert it first"
+            )
+        shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+        strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else ()
+        # The capsule is never renamed, so that it frees the tensor itself when the frame goes.
+        address = (tensor.data or 0) + tensor.byte_offset
+        return cls._of_memory(address, shape, strides, LEGACY_DEFAULT_STREAM, (frame, capsule))
+
+    @classmethod
+    def _of_memory(
+        cls, address: int, shape: tuple[int, ...], strides: tuple[int, ...], stream: int, owner: Any
+    ) -> DeviceFrame:
         if len(shape) != 3 or shape[2] not in (3, 4) or min(shape) < 1:
             raise FrameError(f"a frame in GPU memory has shape {shape}; legal is (H, W, 3) or (H, W, 4)")
         height, width, channels = shape
@@ -69,7 +123,7 @@ class DeviceFrame:
             raise FrameError(f"a frame in GPU memory has strides {strides}; its rows must have no gaps inside")
         if address < 1:
             raise FrameError(f"a frame in GPU memory has the address {address}; it points nowhere")
-        return cls(address, height, width, channels, strides[0], stream, frame)
+        return cls(address, height, width, channels, strides[0], stream, owner)
 
 
 @dataclass(frozen=True)
@@ -107,11 +161,18 @@ class DeviceCanvas:
 
 
 def is_on_device(frame: object) -> bool:
-    """Return whether a frame is in GPU memory, that is, has a `__cuda_array_interface__`."""
+    """Return whether a frame is in GPU memory: has a `__cuda_array_interface__`, or says so by DLPack."""
+    if isinstance(frame, np.ndarray):
+        return False
     try:
-        return hasattr(frame, "__cuda_array_interface__")
+        return hasattr(frame, "__cuda_array_interface__") or _on_dlpack_gpu(frame)
     except RuntimeError:  # PyTorch's, for a tensor that requires a gradient; `DeviceFrame.of` says so
         return True
+
+
+def _on_dlpack_gpu(frame: Any) -> bool:
+    device = getattr(frame, "__dlpack_device__", None)
+    return device is not None and hasattr(frame, "__dlpack__") and int(device()[0]) in _DLPACK_GPUS
 
 
 def device_canvas(

@@ -15,6 +15,7 @@ from glip_engines.compile import ARCHITECTURES, build_cubin, build_library
 from glip_engines.compilers import Nvcc, cuda_headers, find_host_compiler, find_nvcc, find_nvrtc, find_tensorrt_headers
 from glip_engines.deform_abi import DataType, Layout, Level, Shape, problem
 from glip_engines.flavours import Dialect, Flavour
+from kernels.budget import instructions, over_budget, read_budget
 
 from glip_deploy.errors import EngineError, MissingPackage, OutputError
 from glip_deploy.files import sha256_of
@@ -58,6 +59,21 @@ def test_kernels_compile_without_spilling_registers(arch, monkeypatch):
     assert [name for name in KERNELS if f".text.{name}\0".encode() not in cubin] == []
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert spills == [("0", "0", "0")] * len(KERNELS)
+    counts = instructions(cubin, arch)
+    assert set(counts) == set(KERNELS)
+    assert over_budget(arch, counts, read_budget()) == [], "python benchmarks/kernels/budget.py says more"
+
+
+def test_a_kernel_that_grows_is_over_its_budget():
+    budget = read_budget()
+    assert set(budget) == {str(arch) for arch in ARCHITECTURES}
+    kept = budget["80"]
+    assert over_budget(80, kept, budget) == []
+    name = "glip_deform_f16_wide"
+    grown = {**kept, name: kept[name] + 1}
+    assert over_budget(80, grown, budget) == [f"SM80 {name}: {kept[name] + 1} instructions, {kept[name]} allowed"]
+    assert over_budget(80, {**kept, "new": 1}, budget) == ["SM80 new: 1 instructions, no budget allowed"]
+    assert over_budget(80, {}, {"80": {"old": 5}}) == ["SM80 old: is missing"]
 
 
 def nvrtc_log(arch):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import onnx
 import onnx_ir as ir
 import pytest
 from engine_needs import needs_rtx
 from glip_engines.flavours import Dialect, Flavour
-from glip_engines.inspection import Expected, check_network
+from glip_engines.inspection import Expected, check_network, single_tensors
 from glip_engines.rewriting import rewrite, rewrite_file
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
@@ -151,6 +152,21 @@ def test_what_a_graph_asks_for(tiny_bundle, form, precision):
         assert expected.single["SOFTMAX"] == fusions
     else:
         assert expected.single == expected.kinds
+
+
+@pytest.mark.parametrize("form", ["native", "plugin"])
+def test_the_tensors_that_a_graph_has_in_fp32(tiny_bundle, tmp_path, form):
+    """Against ONNX's own inference of types, which knows all but what follows a plugin."""
+    old, file = Dialect(Flavour.TENSORRT, "8.6.1", 60), tmp_path / "image.onnx"
+    rewrite_file(tiny_bundle / "image.onnx", file, old, precision="fp16", form=form, pinned={})
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file)).graph
+    made = {name for node in graph.node for name in node.output}
+    known = {value.name: value.type.tensor_type.elem_type for value in graph.value_info if value.name in made}
+    wanted = {name for name, kind in known.items() if kind == onnx.TensorProto.FLOAT}
+    found = single_tensors(str(file))
+    assert len(wanted) > 300
+    assert wanted <= found
+    assert not {name for name in found if known.get(name, onnx.TensorProto.FLOAT) != onnx.TensorProto.FLOAT}
 
 
 # -- a real parser --------------------------------------------------------------------------------------------------

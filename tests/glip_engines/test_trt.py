@@ -13,7 +13,7 @@ from glip_engines.trt import GraphJob, Settings, Toolkit
 
 from glip_deploy.errors import EngineError, EngineMismatch, OptionError
 
-KINDS = ("CONVOLUTION", "SHAPE", "CONSTANT", "CAST", "SHUFFLE", "IDENTITY", "MATRIX_MULTIPLY")
+KINDS = ("CONVOLUTION", "SOFTMAX", "SHAPE", "CONSTANT", "CAST", "SHUFFLE", "IDENTITY", "MATRIX_MULTIPLY")
 
 
 def members(*names):
@@ -26,7 +26,7 @@ class Layer:
         self.num_outputs, self.precision, self.output_types = len(types), None, {}
 
     def get_output(self, k):
-        return SimpleNamespace(dtype=self._types[k])
+        return SimpleNamespace(dtype=self._types[k], name=f"{self.name}_{k}")
 
     def set_output_type(self, k, dtype):
         self.output_types[k] = dtype
@@ -96,6 +96,7 @@ class FakeTensorRT:
 def build(monkeypatch, tmp_path):
     monkeypatch.setattr(module_under_test, "current_gpu", lambda: Gpu("Some GPU", 80))
     monkeypatch.setattr("glip_engines.flavours.installed", lambda flavour: True)
+    monkeypatch.setattr(module_under_test, "single_tensors", lambda file: frozenset({"softmax_0"}))
 
     def run(version, precision="fp16", layers=(), **settings):
         fake = FakeTensorRT(version, layers)
@@ -147,6 +148,12 @@ def test_fp32_islands_are_pinned_where_typing_is_weak(build):
     build("8.6.1", layers=[island, half, cast])
     assert (island.precision, island.output_types) == ("float32", {0: "float32"})
     assert (half.precision, half.output_types, cast.precision) == (None, {}, None)
+    # Positions on their way to the sampling, which a reshape in fp16 would round; a tensor that the graph has in fp32,
+    # whatever the network says.
+    moved, said = Layer("SHUFFLE", "float32"), Layer("SOFTMAX", "float16")
+    build("8.6.1", layers=[moved, said])
+    for layer in (moved, said):
+        assert (layer.precision, layer.output_types) == ("float32", {0: "float32"})
     build("10.3.0", layers=[typed := Layer("CONVOLUTION", "float32")])
     assert typed.precision is None
     build("8.6.1", "fp32", layers=[free := Layer("CONVOLUTION", "float32")])
@@ -187,12 +194,13 @@ def test_a_timing_cache_is_kept_up_to_date(build, tmp_path):
         build("10.3.0", timing_cache=str(cache))
 
 
-def test_a_library_without_the_plugin(monkeypatch):
-    fake = FakeTensorRT("10.3.0")
+@pytest.mark.parametrize(("version", "look_up"), [("8.6.1", "get_plugin_creator"), ("10.3.0", "get_creator")])
+def test_a_library_without_the_plugin(monkeypatch, version, look_up):
+    fake = FakeTensorRT(version)
     asked = []
     fake.init_libnvinfer_plugins = lambda log, namespace: None
     fake.get_plugin_registry = lambda: SimpleNamespace(
-        load_library=lambda path: ctypes.c_void_p(1), get_creator=lambda *words: asked.append(words)
+        load_library=lambda path: ctypes.c_void_p(1), **{look_up: lambda *words: asked.append(words)}
     )
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr(module_under_test, "_LOGGERS", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -136,6 +137,67 @@ def test_what_is_read_of_a_frame():
     assert DeviceFrame.of(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))).stream == LEGACY_DEFAULT_STREAM
     assert is_on_device(SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8)))
     assert not is_on_device(np.zeros((4, 5, 3), np.uint8))
+
+
+class DlpackArray:
+    """A picture in "GPU memory" that says so by DLPack, in a capsule that numpy makes."""
+
+    def __init__(self, array, device=2, both=False):
+        self.array, self.device, self.streams = array, device, []
+        if both:  # PyTorch's, which names no stream there
+            self.__cuda_array_interface__ = SimulatedDeviceArray(array).__cuda_array_interface__
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("device", [2, 13])
+def test_what_is_read_by_dlpack(kernel, device, both):
+    """The library is asked to order its work before the legacy default stream, which the backend waits for."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
+    given = DlpackArray(pixels[2:, 3:13] if not both else pixels.copy(), device, both)
+    assert is_on_device(given)
+    frame = DeviceFrame.of(given)
+    height, width, _ = given.array.shape
+    assert (frame.address, frame.height, frame.width) == (given.array.ctypes.data, height, width)
+    assert (frame.channels, frame.row_bytes, frame.stream) == (3, 48, LEGACY_DEFAULT_STREAM)
+    assert given.streams == [LEGACY_DEFAULT_STREAM]
+    sides = {"shortest_side": 20, "longest_side": 40}
+    wanted = make_canvas([np.ascontiguousarray(given.array)], color="rgb", **sides).frames[0]
+    assert np.abs(drawn(kernel, given, "rgb", **sides).astype(int) - wanted).max() <= 1
+
+
+def test_memory_lent_by_dlpack_is_given_back():
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    before = sys.getrefcount(pixels)
+    frame = DeviceFrame.of(DlpackArray(pixels))
+    assert sys.getrefcount(pixels) > before + 1  # the capsule's, beside the wrapper's
+    del frame
+    assert sys.getrefcount(pixels) == before
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "has 32 bits an element of DLPack's type 2; legal is uint8"),
+        (np.zeros((4, 5, 3), np.int8), "has 8 bits an element of DLPack's type 0; legal is uint8"),
+        (np.zeros((3, 4, 5), np.uint8), r"has shape \(3, 4, 5\); legal is \(H, W, 3\)"),
+        (np.zeros((4, 10, 3), np.uint8)[:, ::2], "no gaps inside"),
+        (np.zeros((4, 5, 3), ">f4"), "malformed DLPack interface"),
+    ],
+)
+def test_illegal_frames_by_dlpack(array, message):
+    with pytest.raises(FrameError, match=message):
+        DeviceFrame.of(DlpackArray(array))
+
+
+def test_dlpack_in_host_memory_is_not_on_the_device():
+    assert not is_on_device(DlpackArray(np.zeros((4, 5, 3), np.uint8), device=1))
 
 
 @pytest.mark.parametrize(
