@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class Row:
         return max(errors[way] for errors in self.errors)
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, which has no types
     """Samples every product that torch computes while it is active."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows: dict[tuple[str, int], Row] = {}
         self.part = "other"
         self._generator = np.random.default_rng(0)
@@ -90,9 +90,9 @@ class Watch(TorchDispatchMode):
             self._taps = []
             result = convolve(*args)
             taps, self._taps = self._taps, None
-            self._note(
-                *(np.concatenate(side, axis=1) for side in zip(*taps, strict=True)), part="deformable convolution"
-            )
+            assert taps is not None
+            left, right = (np.concatenate(side, axis=1) for side in zip(*taps, strict=True))
+            self._note(left, right, "deformable convolution")
             return result
 
         return watched
@@ -193,7 +193,7 @@ def main() -> None:
     feed = feed_at_full_size()
     watcher = Watch()
     state = stand_in_state("glip_T")
-    model: nn.Module = build(state, derive_config(state), deform=watcher.deform(deform_conv2d))[0].eval()
+    model = build(state, derive_config(state), deform=watcher.deform(deform_conv2d))[0].eval()
     inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()]
     print(as_markdown(grouped(watch(model, watcher, lambda: ImageBranch(model)(*inputs)))))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from glip_deploy.bundle.engines import ENGINES, RECORD_VERSION, EngineFile, EngineRecord, PluginRecord, TensorRecord
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import BundleError, EngineError, OutputError
+from glip_deploy.errors import BundleError, EngineError, OptionError, OutputError
 from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_sibling
 from glip_engines.compile import build_library, code_for
 from glip_engines.flavours import Flavour, choose_flavour, current_gpu, target_of
@@ -94,6 +94,7 @@ def build_engines(
     )
     with Worker(settings) as worker:
         here = worker.environment
+        _check_verification(plan, here.dialect)
         target = (bundle.path / ENGINES / (options.name or _default_name(plan, here))).resolve()
         _check_target(target, options.overwrite)  # before a minute is spent
         library = plan.plugin
@@ -138,6 +139,16 @@ def _compile_plugin(dialect: Dialect, on_progress: Progress) -> Path:
     library = build_library([dialect.compute_capability], tensorrt=dialect)
     on_progress("plugin", 1.0, "done")
     return library
+
+
+def _check_verification(plan: Plan, dialect: Dialect) -> None:
+    """Refuse to leave an engine unverified where TensorRT itself is reported to be wrong."""
+    doubtful = dialect.may_missample_in_half and plan.form == "native" and plan.precision != "fp32"
+    if doubtful and not plan.options.verify:
+        raise OptionError(
+            f"--no-verify: tensorrt {dialect.version} is reported to sample wrongly in {plan.precision} engines of the"
+            " native form; leave it out, or use --form plugin or --precision fp32"
+        )
 
 
 def _runs_here(here: Environment) -> bool:

@@ -46,6 +46,28 @@ class Dialect:
         return int(self.version.split(".", maxsplit=1)[0])
 
     @property
+    def release(self) -> tuple[int, int]:
+        """First two numbers of the version."""
+        major, minor, *_ = [*self.version.split("."), "0"]
+        return int(major), int(minor)
+
+    @property
+    def may_refuse_layer_norms(self) -> bool:
+        """Whether the parser sets a precision of layer norms, which a strongly typed network may reject.
+
+        The parsers of TensorRT 10.0 to 10.5 do so in every network; those from 10.6 on do not (docs/internals).
+        """
+        return self.flavour is Flavour.TENSORRT and (10, 0) <= self.release < (10, 6)
+
+    @property
+    def may_missample_in_half(self) -> bool:
+        """Whether fp32 sampling in a half-precision network is reported to be wrong: pytorch/TensorRT issue 4074.
+
+        The report is about 10.14.1 and names no version that is right again.
+        """
+        return self.flavour is Flavour.TENSORRT and self.release >= (10, 14)
+
+    @property
     def is_8(self) -> bool:
         """Whether this is TensorRT 8.6: opset 17, no int64 at a network's borders, no strong typing, no bf16."""
         return self.flavour is Flavour.TENSORRT and self.major < 10

@@ -183,6 +183,12 @@ def _notes(plan: Plan, dialect: Dialect) -> list[str]:
             " norms, sums over all locations), and trtexec does not prevent it. `glip-build` does, layer by layer;"
             " with trtexec, prefer `--precision fp32`."
         )
+    if dialect.may_missample_in_half and plan.form == "native" and plan.precision != "fp32":
+        notes.append(
+            f"TensorRT 10.14.1 and newer are reported to sample wrongly in {plan.precision} networks like this one"
+            " (pytorch/TensorRT issue 4074). `glip-build` compares every engine with the bundle before it delivers it;"
+            " trtexec does not. Compare the engine's results with ONNX Runtime's, or use `--form plugin`."
+        )
     if plan.form == "plugin":
         notes.append(
             "The library of `glip::ModulatedDeformConv` is built by `cmake -S engines -B build/engines"

@@ -86,6 +86,20 @@ def test_bf16(tiny_bundle, tmp_path, capsys):
     assert "TensorRT 8.6 has no bf16; use --precision fp16" in capsys.readouterr().err
 
 
+def test_a_version_that_is_reported_to_sample_wrongly(tiny_bundle, tmp_path):
+    for i, (options, warned) in enumerate(
+        (
+            (("--trt-version", "10.14"), True),
+            (("--trt-version", "11.1", "--precision", "bf16"), True),
+            (("--trt-version", "10.13"), False),
+            (("--trt-version", "10.14", "--precision", "fp32"), False),
+            (("--trt-version", "10.14", "--form", "plugin"), False),
+        )
+    ):
+        readme = (write(tiny_bundle, tmp_path / str(i), *options) / "README.md").read_text()
+        assert ("reported to sample wrongly" in readme) is warned
+
+
 def test_the_commands_of_the_readme(tiny_bundle, tmp_path):
     """Ranges of every dynamic input, as the manifest names them; nothing about inputs whose sizes are fixed."""
 

@@ -105,8 +105,10 @@ class SimulatedWorker:
 
     graphs: dict = {}  # noqa: RUF012
 
+    dialect = NEW
+
     def __init__(self, settings):
-        self.environment = Environment(NEW, "Simulated GPU")
+        self.environment = Environment(self.dialect, "Simulated GPU")
 
     def __enter__(self):
         return self
@@ -172,6 +174,17 @@ def test_a_right_engine_is_delivered_with_what_was_found(bundle, machine, monkey
     monkeypatch.setattr(builder, "current_gpu", lambda: None)
     assert main([str(bundle.path), *OPTIONS, "--overwrite"]) == 0
     assert "not verified: there is no GPU here that runs these engines" in capsys.readouterr().err
+
+
+def test_versions_that_are_reported_to_sample_wrongly_are_always_verified(bundle, machine, monkeypatch, capsys):
+    """pytorch/TensorRT issue 4074: fp32 sampling in an fp16 network, since 10.14.1."""
+    options = [str(bundle.path), "--precision", "fp16", *OPTIONS[2:], "--no-verify"]
+    newer = Dialect(Flavour.TENSORRT, "10.14.1", 80)
+    monkeypatch.setattr(machine, "dialect", newer)
+    assert main(options) == 1
+    said = capsys.readouterr().err
+    assert "--no-verify: tensorrt 10.14.1 is reported to sample wrongly in fp16 engines of the native form" in said
+    assert not (bundle.path / "engines").exists()
 
 
 def test_the_process_that_builds_is_asked_to_verify(bundle, monkeypatch):

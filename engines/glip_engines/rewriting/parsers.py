@@ -21,6 +21,7 @@ def for_parser(model: onnx_ir.Model, dialect: Dialect) -> onnx_ir.Model:
     """Express what a parser refuses by other operators; the results stay the same.
 
     - uint8 may enter a network and be cast, nothing else: frames are cast first.
+    - TensorRT 10.0 to 10.5 may refuse layer norms: they are written out, in fp32.
     - TensorRT 8.6 reads opset 17: Gelu is written out, and axes of reductions, which are inputs since, are attributes.
 
     Args:
@@ -38,7 +39,38 @@ def for_parser(model: onnx_ir.Model, dialect: Dialect) -> onnx_ir.Model:
             wide = Writer(graph, first, constants).cast(value, onnx_ir.DataType.FLOAT)
             for user, index in users:
                 user.replace_input_with(index, wide)
+    if dialect.may_refuse_layer_norms:
+        return _without_layer_norms(model)
     return _as_opset_17(model) if dialect.is_8 else model
+
+
+def _without_layer_norms(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Write out every LayerNormalization over the last axis, in fp32 whatever the type of its data."""
+    import onnx_ir
+
+    graph = model.graph
+    constants: Constants = {}
+    single = onnx_ir.DataType.FLOAT
+    for node in list(graph):
+        axis, epsilon = node.attributes.get("axis"), node.attributes.get("epsilon")
+        if node.op_type != "LayerNormalization" or (axis is not None and axis.as_int() != -1):
+            continue
+        x, scale, bias = [*node.inputs, None][:3]
+        assert x is not None
+        assert scale is not None
+        data = scale.dtype or single
+        writer = Writer(graph, node, constants)
+        last = writer.constant([-1], np.int64)
+        wide = writer.cast(x, single, data)
+        centered = writer.op("Sub", wide, writer.op("ReduceMean", wide, last))
+        variance = writer.op("ReduceMean", writer.op("Mul", centered, centered), last)
+        floor = writer.constant(1e-5 if epsilon is None else epsilon.as_float(), np.float32)
+        y = writer.op("Div", centered, writer.op("Sqrt", writer.op("Add", variance, floor)))
+        y = writer.op("Mul", y, writer.cast(scale, single, data))
+        if bias is not None:
+            y = writer.op("Add", y, writer.cast(bias, single, data))
+        replace(node, writer.cast(y, data, single), graph)
+    return clean(model)
 
 
 def _as_opset_17(model: onnx_ir.Model) -> onnx_ir.Model:
