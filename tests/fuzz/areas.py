@@ -8,6 +8,7 @@ To add an area (the bodies of HTTP requests, say), subclass `Area` and name it i
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -92,6 +93,11 @@ SPECIAL: tuple[Any, ...] = (
 )
 
 
+def special(draw: random.Random) -> Any:
+    """Return a value that readers may not expect; a list or dictionary is a new one."""
+    return copy.deepcopy(draw.choice(SPECIAL))
+
+
 def mutated_json(draw: random.Random, value: Any, most: int = 3) -> Any:
     """Return a JSON value with a few of its parts replaced, removed, repeated or renamed."""
     value = json.loads(json.dumps(value))
@@ -105,11 +111,11 @@ def mutated_json(draw: random.Random, value: Any, most: int = 3) -> Any:
 
         walk(value)
         if not places:
-            return draw.choice(SPECIAL)
+            return special(draw)
         holder, key = draw.choice(places)
         kind = draw.randrange(6)
         if kind <= 2:
-            holder[key] = draw.choice(SPECIAL)
+            holder[key] = special(draw)
         elif kind == 3:
             del holder[key]
         elif kind == 4:
