@@ -235,7 +235,7 @@ class Detector:
         """Find what the prompt names in one frame.
 
         Args:
-            frame: (H, W, 3) uint8; grey, alpha and 16 bit are converted. With TensorRT also one that is in GPU
+            frame: (H, W, 3) uint8; gray, alpha and 16 bit are converted. With TensorRT also one that is in GPU
                 memory already ((H, W, 3 or 4) uint8 with `__dlpack__` or a `__cuda_array_interface__`: PyTorch, CuPy,
                 PyCUDA), which is resized there, always exactly.
             prompt: from `encode`; anything `encode` takes is encoded first (at no cost the second time).

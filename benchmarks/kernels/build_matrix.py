@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(bundle: Path, arch: str, form: str, options: Sequence[str], limit: float) -> dict[str, Any]:
     """Run one glip-build; return its seconds, megabytes and peak memory, or how it failed."""
     name = f"matrix-{os.getpid()}"
-    command = ["-m", "glip_engines.cli", "--flavour", "tensorrt-rtx", "--arch", arch, "--form", form, *options]
+    command = ["-m", "glip_engines.cli", "--flavor", "tensorrt-rtx", "--arch", arch, "--form", form, *options]
     folder = bundle / ENGINES / name
     try:
         done = run_measured([sys.executable, *command, "--name", name, "--quiet", str(bundle)], limit)

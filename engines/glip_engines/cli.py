@@ -52,15 +52,15 @@ def check_options(options: Sequence[str]) -> None:
         command.invoke(context)
 
 
-def _option(name: str, panel: str, metavar: str | None, text: str) -> Any:
-    return typer.Option(name, rich_help_panel=panel, metavar=metavar, help=text)
+def _option(name: str, panel: str, metavar: str | None, text: str, *aliases: str) -> Any:
+    return typer.Option(name, *aliases, rich_help_panel=panel, metavar=metavar, help=text)
 
 
 @app.command(
     epilog=examples(
         "glip-build glip_t/                                      any picture, fp16, for this machine's GPU",
         "glip-build glip_t/ --size 800x1344 --tokens 16,32       one canvas, two prompt lengths: fastest",
-        "glip-build glip_t/ --flavour tensorrt-rtx --arch SM86   on a machine without a GPU",
+        "glip-build glip_t/ --flavor tensorrt-rtx --arch SM86   on a machine without a GPU",
         "glip-build glip_t/ --form plugin                        deformable convolution by this toolkit's kernels",
         "glip-build glip_t/ --onnx-only graphs/                  no engines: the graphs, and the trtexec commands",
         note="Engines go to BUNDLE/engines/, and the folder's name is printed. They belong to the GPU type and the\n"
@@ -72,7 +72,8 @@ def build(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that glip-export wrote.")],
     flavour: Annotated[
-        str | None, _option("--flavour", "Target", "NAME", "tensorrt or tensorrt-rtx (default: the installed one).")
+        str | None,
+        _option("--flavor", "Target", "NAME", "tensorrt or tensorrt-rtx (default: the installed one).", "--flavour"),
     ] = None,
     arch: Annotated[
         str | None, _option("--arch", "Target", "SM", "tensorrt-rtx: build for SM80, say, with no GPU here.")

@@ -24,7 +24,7 @@ README = "README.md"
 _ANY_GPU = 80
 """The full TensorRT reads the same graph for every GPU."""
 _UNUSED = {
-    "flavour": "--flavour",
+    "flavour": "--flavor",
     "arch": "--arch",
     "plugin": "--plugin",
     "workspace": "--workspace",

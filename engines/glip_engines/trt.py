@@ -134,7 +134,7 @@ class Toolkit:
         if legal and gpu.compute_capability not in legal.values():
             raise EngineError(
                 f"{self._name} does not support {gpu.name} (SM{gpu.compute_capability});"
-                f" it builds for {', '.join(legal)}; use --flavour tensorrt"
+                f" it builds for {', '.join(legal)}; use --flavor tensorrt"
             )
         return gpu, gpu.compute_capability
 

@@ -191,7 +191,7 @@ class Trainer:
             projection = self.model.rpn.head.dot_product_projection_text
             weight, bias = semantic_axes(torch.cat(tokens), projection.out_features)
             unit = F.normalize(torch.cat(tokens), dim=-1)
-            # The head feeds it e / 2. Its outputs get the size they have at an ordinary initialisation.
+            # The head feeds it e / 2. Its outputs get the size they have at an ordinary initialization.
             size = projection(unit / 2).norm(dim=-1).mean() / (unit @ weight.T + bias).norm(dim=-1).mean()
             projection.weight.copy_(2 * size * weight)
             projection.bias.copy_(size * bias)

@@ -1,31 +1,31 @@
 // A frame in GPU memory to its place on the network's canvas: resized, in BGR, zero around it.
 //
 // The arithmetic is Pillow's antialiased bilinear: a triangle filter as wide as the shrinking factor, its weights
-// normalised over the pixels that exist. Pillow goes along rows, then along columns, and rounds to 8 bits each time with
-// integer weights; here both directions are one sum in fp32, which agrees with it to one grey level.
+// normalized over the pixels that exist. Pillow goes along rows, then along columns, and rounds to 8 bits each time with
+// integer weights; here both directions are one sum in fp32, which agrees with it to one gray level.
 //
 // Compiled at run time by NVRTC; it includes nothing.
 
-// Where along one axis an output pixel looks: pixels first..last-1 around centre, with weights 1 - |distance| / support.
+// Where along one axis an output pixel looks: pixels first..last-1 around center, with weights 1 - |distance| / support.
 struct GlipWindow {
-  float centre, inverse_support;
+  float center, inverse_support;
   int first, last;
 };
 
 __device__ inline GlipWindow glip_window(int out, int in_size, float scale) {
   const float support = scale > 1.0f ? scale : 1.0f;
   GlipWindow window;
-  window.centre = (static_cast<float>(out) + 0.5f) * scale;
+  window.center = (static_cast<float>(out) + 0.5f) * scale;
   window.inverse_support = 1.0f / support;
-  const int first = static_cast<int>(window.centre - support + 0.5f);
-  const int last = static_cast<int>(window.centre + support + 0.5f);
+  const int first = static_cast<int>(window.center - support + 0.5f);
+  const int last = static_cast<int>(window.center + support + 0.5f);
   window.first = first < 0 ? 0 : first;
   window.last = last > in_size ? in_size : last;
   return window;
 }
 
 __device__ inline float glip_weight(const GlipWindow& window, int pixel) {
-  const float distance = (static_cast<float>(pixel) - window.centre + 0.5f) * window.inverse_support;
+  const float distance = (static_cast<float>(pixel) - window.center + 0.5f) * window.inverse_support;
   const float weight = 1.0f - (distance < 0.0f ? -distance : distance);
   return weight > 0.0f ? weight : 0.0f;
 }

@@ -82,7 +82,7 @@ class _Opened:
     @property
     def rebuild(self) -> str:
         """The command that builds the engines again."""
-        return f"glip-build {self.bundle.path} --flavour {self.record.flavour}"
+        return f"glip-build {self.bundle.path} --flavor {self.record.flavour}"
 
 
 class TensorRTBackend:
@@ -229,7 +229,7 @@ class TensorRTBackend:
     # -- shapes ---------------------------------------------------------------------------------------------------
 
     def _bucket(self, graph: str, tensor: str, count: int) -> tuple[int, int]:
-        """The first optimisation profile a prompt of `count` tokens fits, and the length to pad it to."""
+        """The first optimization profile a prompt of `count` tokens fits, and the length to pad it to."""
         self._check_open()
         ranges = [(profile[tensor][0][1], profile[tensor][2][1]) for profile in self._engines[graph].profiles]
         for index, (least, most) in enumerate(ranges):
@@ -385,7 +385,7 @@ def choose_engines(
             if record.plugin is not None and not plugins:
                 raise EngineError(
                     f"engines {candidate} need the plugin library {record.plugin.file}, and plugins are refused;"
-                    f" build engines without one: glip-build {bundle.path} --flavour {record.flavour} --form native"
+                    f" build engines without one: glip-build {bundle.path} --flavor {record.flavour} --form native"
                 )
             module = trt if trt is not None else _module(record.flavour)
             machine = Machine(record.flavour, str(module.__version__), cuda.gpu, cuda.compute_capability)

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One deserialised engine, shared by clones; each has its own contexts, made here.
+    """One deserialized engine, shared by clones; each has its own contexts, made here.
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
@@ -65,7 +65,7 @@ class Engine:
 
     @property
     def profiles(self) -> tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...]:
-        """Legal shapes, by optimisation profile and input."""
+        """Legal shapes, by optimization profile and input."""
         profiles: tuple[Mapping[str, tuple[tuple[int, ...], ...]], ...] = self.record.profiles
         return profiles
 

@@ -101,7 +101,7 @@ class EngineRecord(Record, frozen=True, kw_only=True, tag=RECORD_FORMAT):
     form: Annotated[str, Meta(description="Of the deformable convolution: native or plugin.")]
     plugin: PluginRecord | None
     manifest_sha256: Annotated[Sha256, Meta(description="Of the bundle's manifest, which has all other hashes.")]
-    options: Annotated[str, Meta(description="What glip-build takes after BUNDLE, --flavour and target left out.")]
+    options: Annotated[str, Meta(description="What glip-build takes after BUNDLE, --flavor and target left out.")]
     engines: Annotated[dict[str, EngineFile], Meta(description="By file name: text.plan, image.plan.")]
 
     @classmethod
@@ -133,7 +133,7 @@ class EngineRecord(Record, frozen=True, kw_only=True, tag=RECORD_FORMAT):
         Raises:
             EngineMismatch: the first thing that differs, in one line that ends with the command that builds again.
         """
-        words = ("glip-build", str(bundle.path), "--flavour", machine.flavour, self.options, "--overwrite")
+        words = ("glip-build", str(bundle.path), "--flavor", machine.flavour, self.options, "--overwrite")
         again = f"build again: {' '.join(word for word in words if word)}"
         self._check_machine(folder, machine, again)
         if bundle.manifest_sha256 != self.manifest_sha256:

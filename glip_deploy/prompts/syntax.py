@@ -30,7 +30,7 @@ class ClassName:
     """A class with words around it that describe it but do not score.
 
     `ClassName("stingray", suffix=", which is flat and round")` is "[stingray], which is flat and round":
-    the tokens of the name alone score, and detections are labelled with it. Nothing is cleaned. Official
+    the tokens of the name alone score, and detections are labeled with it. Nothing is cleaned. Official
     DATASETS.CAPTION_PROMPT.
 
     Attributes:
@@ -85,7 +85,7 @@ class MarkedCaption:
     """A prompt before the tokenizer.
 
     Attributes:
-        caption: the text to tokenise.
+        caption: the text to tokenize.
         phrases: C labels.
         spans: C times the character spans of the class, ascending, none empty.
     """

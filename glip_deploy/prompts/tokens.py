@@ -38,10 +38,10 @@ _LONGEST_TYPO = 100
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A tokenised prompt; equal to another with the same tokens, spans and labels.
+    """A tokenized prompt; equal to another with the same tokens, spans and labels.
 
     Attributes:
-        caption: the text that was tokenised.
+        caption: the text that was tokenized.
         phrases: C labels, one per class.
         input_ids: (T,) int64, [CLS] to [SEP], its true length, never padded; read-only.
         token_spans: per class, the positions in `input_ids` that score it, ascending and never empty.
@@ -100,11 +100,11 @@ class Prompt:
 def parse_prompt(
     text: PromptText, tokenizer: Tokenizer, *, phrases: Phrases | str = Phrases.AUTO, max_tokens: int = MAX_TOKENS
 ) -> Prompt:
-    r"""Tokenise a prompt, written in one of five ways.
+    r"""Tokenize a prompt, written in one of five ways.
 
     * **A list of class names**, `["person", "traffic_light"]`: the official evaluation form. Names are
       cleaned by the official rule (anything in parentheses goes, "_" becomes a space) and joined by ". " with
-      nothing at the end; detections are labelled with the name as given. White space around and within a
+      nothing at the end; detections are labeled with the name as given. White space around and within a
       name is made single spaces first, which never changes a token. Brackets in a name, or a `ClassName`,
       mark the part that scores: "[stingray], which is flat and round"; without brackets all of it scores.
     * **A caption with brackets**, `"a man with a [green hat]"`: the brackets go, what they held are the
@@ -133,7 +133,7 @@ def parse_prompt(
         MissingPackage: the phrases of a caption cannot be found without the extra `captions`.
         OptionError: `phrases` is none of `Phrases`.
     """
-    return _tokenised(mark(text, phrases), tokenizer, max_tokens)
+    return _tokenized(mark(text, phrases), tokenizer, max_tokens)
 
 
 def thresholds(
@@ -174,7 +174,7 @@ def thresholds(
     return np.full(len(prompt), _threshold(value, "all classes"), dtype=np.float32)
 
 
-def _tokenised(draft: MarkedCaption, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
+def _tokenized(draft: MarkedCaption, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
     try:
         draft.caption.encode()
         "".join(draft.phrases).encode()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +45,24 @@ NAMES_IN_CAPITALS = re.compile(r"(^|[/-])[A-Z]+(\.|/|$)")
 """A part of a path that stands for a name to be filled in, as in benchmarks/results/NAME.json."""
 FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"(?:https?:)?//[^>]*>")
 
-BRITISH = "colour|centre|normalis|tokenis|optimis|recognis|synchronis|licence|behaviour|neighbour|flavour|grey"
+BRITISH = (
+    "colour|centre|normalis|tokenis|optimis|recognis|synchronis|licence|behaviour|neighbour|flavour|grey|initialis|serialis|"
+    "quantis|summaris|organis|minimis|maximis|utilis|visualis|labelled|labelling|cancelled|cancelling|modelled|modelling|"
+    "signalled|signalling|travell|analyse|catalogue|favour|honour|defence|learnt|artefact|judgement|fibre|whilst"
+)
+SOURCES = [
+    file
+    for folder in (*FOLDERS.split("|"), ".ci")
+    for file in sorted((ROOT / folder).rglob("*"))
+    if file.suffix in (".py", ".cu", ".cuh", ".h", ".cpp", ".yml", ".toml", ".txt", ".json") or file.name == "run"
+]
+"""Files whose words are checked beside the documents'."""
+SYNTHETIC = ROOT / "examples" / "stand_in" / "synth_weights.py"  # kept byte for byte
+SPELLED_SO = re.compile(
+    r"[Ff]lavours?(?=\b|_)|_flavours?\b|--flavour|"  # a key of build.json, and so a name in code
+    r"center centre|"  # words that a caption may have
+    r"mean_difference_grey_levels"  # a key of result files
+)
 
 each_text = pytest.mark.parametrize("file", TEXTS, ids=[str(file.relative_to(ROOT)) for file in TEXTS])
 
@@ -224,6 +242,17 @@ def test_spelling_is_american(file):
     """Of words outside code; `--flavour` is the name of an option."""
     plain = re.sub(r"`[^`]*`", "", prose(read(file)))
     assert re.findall(rf"\b\w*(?:{BRITISH})\w*", plain, re.IGNORECASE) == []
+
+
+def test_spelling_is_american_in_code_and_comments():
+    found = []
+    for file in SOURCES:
+        if file in (Path(__file__), SYNTHETIC) or not {"data", "results", "cases"}.isdisjoint(file.parts):
+            continue
+        for number, line in enumerate(read(file).splitlines(), 1):
+            words = re.findall(rf"\b\w*(?:{BRITISH})\w*", SPELLED_SO.sub("", line), re.IGNORECASE)
+            found += [f"{file.relative_to(ROOT)}:{number}: {word}" for word in words]
+    assert found == []
 
 
 @each_text

@@ -178,8 +178,8 @@ def test_frames_of_unequal_size_have_boxes_in_their_own_pixels(detector):
     ],
     ids=[
         "1x1",
-        "grey",
-        "grey with an axis",
+        "gray",
+        "gray with an axis",
         "alpha",
         "16 bit",
         "mirrored view",

@@ -16,7 +16,7 @@ import pytest
 from engine_needs import needs_rtx
 from glip_engines.cli import main
 
-RTX = ["--flavour", "tensorrt-rtx", "--arch", "SM80"]
+RTX = ["--flavor", "tensorrt-rtx", "--arch", "SM80"]
 SMALL = ["--size", "128x160", "--tokens", "16"]
 
 
@@ -86,7 +86,8 @@ def test_help_needs_nothing_heavy():
         (["--name", "../x"], ('--name is "../x"',)),
         (["--arch", "SM90"], ('--arch is "SM90"', "SM75, SM80, SM86, SM89, SM120")),
         (["--arch", "80"], ('--arch is "80"', "SM75, SM80")),
-        (["--flavour", "onnx"], ('flavour is "onnx"', "tensorrt or tensorrt-rtx")),
+        (["--flavour", "onnx"], ('flavour is "onnx"', "tensorrt or tensorrt-rtx")),  # the older spelling
+        (["--flavor", "onnx"], ('flavour is "onnx"', "tensorrt or tensorrt-rtx")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -123,7 +124,7 @@ def test_without_a_gpu_the_target_must_be_named(bundle, capsys):
 
     if current_gpu() is not None:
         pytest.skip("there is a GPU here")
-    assert main([str(bundle), "--flavour", "tensorrt-rtx"]) == 1
+    assert main([str(bundle), "--flavor", "tensorrt-rtx"]) == 1
     assert_one_line(capsys.readouterr().err, "no NVIDIA GPU", "--arch: SM75, SM80")
 
 

@@ -135,7 +135,7 @@ def test_the_commands_of_the_readme(tiny_bundle, tmp_path):
         (["--trt-version", "ten"], '--trt-version is "ten"'),
         (["--workspace", "2G"], "--workspace has no effect on the graphs that --onnx-only writes; leave it out"),
         (["--arch", "SM80"], "--arch has no effect"),
-        (["--flavour", "tensorrt-rtx"], "--flavour has no effect"),
+        (["--flavor", "tensorrt-rtx"], "--flavor has no effect"),
         (["--tokens", "300"], "--tokens is 300"),
         (["--form", "magic"], 'form is "magic"'),
     ],

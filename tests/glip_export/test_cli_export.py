@@ -76,7 +76,7 @@ def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
 
     target = tmp_path / "glip"
     command = [*PROGRAM, "--model", tiny_checkpoint, "--output", target, "--quiet", "--engine"]
-    bad = subprocess.run([*command, "--flavour tensorrt-rt"], capture_output=True, text=True, check=False)
+    bad = subprocess.run([*command, "--flavor tensorrt-rt"], capture_output=True, text=True, check=False)
     assert bad.returncode == 1
     assert bad.stderr.startswith('glip-export: error: flavour is "tensorrt-rt"; legal is tensorrt or tensorrt-rtx')
     bad = subprocess.run([*command, "--size '64x64"], capture_output=True, text=True, check=False)
@@ -85,7 +85,7 @@ def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
     assert not target.exists()
     if not installed(Flavour.RTX):
         pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")
-    options = "--flavour tensorrt-rtx --arch SM80 --size 64x64 --tokens 16 --name here"
+    options = "--flavor tensorrt-rtx --arch SM80 --size 64x64 --tokens 16 --name here"
     done = subprocess.run([*command, options], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{target / 'engines' / 'here'}\n"

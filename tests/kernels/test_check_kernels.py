@@ -92,7 +92,7 @@ def test_aims_are_judged_and_said():
     assert "GLIP-T image branch, CUDA graph, ms: not measured, aim 8" in text
 
 
-def test_times_are_summarised():
+def test_times_are_summarized():
     assert summary([3.0, 1.0, 2.0]) == {"median": 2.0, "minimum": 1.0, "maximum": 3.0, "p95": 3.0}
 
 

@@ -78,7 +78,7 @@ def _engine_absence(name: SubjectName, options: Options) -> str | None:
     if name not in flavors:
         without = "" if options.plugins else " without a plugin library"
         form = "" if options.plugins else " --form native"
-        return f"the bundle has no engines for it{without}; glip-build {options.bundle} --flavour {name}{form}"
+        return f"the bundle has no engines for it{without}; glip-build {options.bundle} --flavor {name}{form}"
     return None
 
 

@@ -42,7 +42,7 @@ def test_values_are_sorted_and_once():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("colour=1", "the axis is one of tokens, classes, side, batch, bundle"),
+        ("color=1", "the axis is one of tokens, classes, side, batch, bundle"),
         ("tokens", "no values"),
         ("tokens=", "no values"),
         ("tokens=8,many", '"many" is not a whole number from 8 to 256'),

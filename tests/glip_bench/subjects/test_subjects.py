@@ -94,7 +94,7 @@ def test_a_missing_provider_is_named(tiny_bundle, monkeypatch):
     assert "has no CUDAExecutionProvider here; pip uninstall onnxruntime, then pip install" in said
 
 
-@pytest.mark.parametrize(("gpus", "said"), [([], "no NVIDIA GPU"), (["a GPU"], "glip-build .* --flavour tensorrt-rtx")])
+@pytest.mark.parametrize(("gpus", "said"), [([], "no NVIDIA GPU"), (["a GPU"], "glip-build .* --flavor tensorrt-rtx")])
 def test_why_engines_cannot_run(tiny_bundle, monkeypatch, gpus, said):
     import re
     from types import SimpleNamespace

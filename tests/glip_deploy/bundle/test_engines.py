@@ -94,7 +94,7 @@ def test_another_machine(engines, bundle, change, message):
     machine = dataclasses.replace(HERE, **change)
     with pytest.raises(EngineMismatch, match=message) as caught:
         EngineRecord.read(engines).check(engines, bundle, machine)
-    command = f"build again: glip-build {bundle.path} --flavour {machine.flavour} {OPTIONS} --overwrite"
+    command = f"build again: glip-build {bundle.path} --flavor {machine.flavour} {OPTIONS} --overwrite"
     assert str(caught.value).endswith(command)
     assert "\n" not in str(caught.value)
 

@@ -250,7 +250,7 @@ def test_a_batch_is_on_one_side():
 
 def test_the_color_has_no_default():
     with pytest.raises(OptionError, match='must be "bgr" or "rgb"'):
-        device_canvas([SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))], color="grey")
+        device_canvas([SimulatedDeviceArray(np.zeros((4, 5, 3), np.uint8))], color="gray")
 
 
 def test_the_cpu_backend_refuses_frames_in_gpu_memory(tiny_bundle):

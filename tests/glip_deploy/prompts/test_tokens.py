@@ -1,4 +1,4 @@
-"""Prompts against the official tokenisation and spans, and everything a user may type."""
+"""Prompts against the official tokenization and spans, and everything a user may type."""
 
 import hashlib
 import json
