@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Compute = Callable[[ir.Node, list[Array]], Array]
 
 
-def plugin_nodes(model: ir.Model) -> list[ir.Node]:
+def plugin_nodes(model: ir.Model) -> list[Any]:
     return [node for node in model.graph if node.domain == PLUGIN_DOMAIN]
 
 
@@ -53,7 +53,7 @@ def build_harness(folder: Path) -> ctypes.CDLL:
 class Plugin:
     """One plugin of the harness, with the integer attributes of a node."""
 
-    def __init__(self, harness, **attributes):
+    def __init__(self, harness: ctypes.CDLL, **attributes: Any) -> None:
         self.harness = harness
         names = [name.encode() for name in attributes]
         arrays = [np.atleast_1d(np.asarray(value, np.int64)) for value in attributes.values()]
@@ -66,16 +66,16 @@ class Plugin:
             )
         )
 
-    def __del__(self):
+    def __del__(self) -> None:
         self.harness.harness_destroy(self.pointer)
 
-    def accepts(self, types, formats, position):
+    def accepts(self, types: Sequence[int], formats: Sequence[int], position: int) -> bool:
         """Return whether a tensor may have its type and format, given those before it."""
         count = len(types)
         pointers = ((ctypes.c_int * count)(*types), (ctypes.c_int * count)(*formats))
         return bool(self.harness.harness_accepts(self.pointer, position, count - 1, *pointers))
 
-    def run(self, inputs, shape):
+    def run(self, inputs: Sequence[Array], shape: Sequence[int]) -> tuple[int, Array]:
         """Return the status and the fp32 result of a shape."""
         inputs = [np.ascontiguousarray(array, np.float32) for array in inputs]
         result = np.full(shape, np.nan, np.float32)
@@ -91,7 +91,7 @@ class Plugin:
         return status, result
 
 
-def by_plugin(harness) -> Compute:
+def by_plugin(harness: ctypes.CDLL) -> Compute:
     """Compute nodes by the harness, in fp32."""
 
     def compute(node: ir.Node, inputs: list[Array]) -> Array:
@@ -109,13 +109,21 @@ def expected_shape(inputs: list[Array], *, out_channels: int, reads: int = 0, **
     return x.shape[0], x.shape[1] - (largest.shape[2] * largest.shape[3] if reads else 0), out_channels
 
 
-def by_torch(inputs: list[Array], *, kernel_shape, out_channels, reads=0, strides=(1, 1), **rest: Any) -> Array:
+def by_torch(
+    inputs: list[Array],
+    *,
+    kernel_shape: Sequence[int],
+    out_channels: int,
+    reads: int = 0,
+    strides: Sequence[int] = (1, 1),
+    **rest: Any,
+) -> Array:
     """What a node computes, by the exporter's own deformable convolution, level by level."""
     x, weight, bias, *maps = (torch.from_numpy(np.array(array, np.float32)) for array in inputs)
     channels, taps = x.shape[2], len(weight)
     weight = weight[:, :channels, :out_channels].permute(2, 1, 0).reshape(out_channels, channels, *kernel_shape)
     sizes = [tuple(positions.shape[2:]) for positions in maps]
-    levels = x.split([height * width for height, width in sizes], dim=1)
+    levels: Sequence[torch.Tensor] = torch.split(x, [height * width for height, width in sizes], dim=1)
     results = []
     for i, positions in enumerate(maps):
         if not 0 <= i + reads < len(maps):
@@ -126,10 +134,11 @@ def by_torch(inputs: list[Array], *, kernel_shape, out_channels, reads=0, stride
         source = levels[i + reads].transpose(1, 2).reshape(-1, channels, *sizes[i + reads])
         result = deform_conv2d(source, offset, mask, weight, bias, strides[0])
         results.append(result.flatten(2).transpose(1, 2))
-    return torch.cat(results, dim=1).numpy()
+    joined: Array = torch.cat(results, dim=1).numpy()
+    return joined
 
 
-def run_with_plugin(model: ir.Model, feeds: Mapping[str, Array], compute: Compute) -> list[Array]:
+def run_with_plugin(model: Any, feeds: Mapping[str, Array], compute: Compute) -> list[Array]:
     """Return the graph's outputs; `compute` makes the output of a plugin node from the node and its inputs.
 
     The graph is run in as many parts as plugin nodes follow one another.
@@ -150,7 +159,7 @@ def run_with_plugin(model: ir.Model, feeds: Mapping[str, Array], compute: Comput
     return _run_part(model, known, [value.name for value in model.graph.outputs])
 
 
-def _depths(model: ir.Model, open_ends: set[str]) -> dict[str, int]:
+def _depths(model: Any, open_ends: set[str]) -> dict[str, int]:
     """By value, 1 where it depends on one of these."""
     found: dict[str, int] = {}
     for node in model.graph:
@@ -180,6 +189,6 @@ def _run_part(model: ir.Model, known: Mapping[str, Array], names: list[str]) -> 
     assert not left, left
     session = open_session(ir.serde.serialize_model(part).SerializeToString(), threads=1)
     wanted = {item.name for item in session.get_inputs()}
-    given = {name: known[name.removesuffix("_known")] for name in wanted}
-    found = iter(session.run(None, given))
+    feeds = {name: known[name.removesuffix("_known")] for name in wanted}
+    found = iter(session.run(None, feeds))
     return [np.asarray(next(found)) if values[name].producer() is not None else known[name] for name in names]
