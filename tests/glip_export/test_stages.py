@@ -99,7 +99,7 @@ FORMER_ISLANDS = {
 }
 
 
-def test_islands_hold_the_nodes_they_held_when_names_decided(folder):
+def test_islands_by_stage_are_those_by_node_name(folder):
     held = Counter()
     for name in (IMAGE_GRAPH, TEXT_GRAPH):
         for node in ir.load(folder / name).graph:

@@ -56,7 +56,7 @@ def test_nothing_is_cut_or_padded(tokenizer):
     assert tokenizer.padding is None and tokenizer.truncation is None
 
 
-def test_a_vocabulary_of_ones_own():
+def test_a_custom_vocabulary():
     own = build_tokenizer(VOCABULARY)
     assert own.get_vocab_size() == len(VOCABULARY)
     assert own.encode("dog zebra").tokens == ["[CLS]", "dog", "z", "##e", "##b", "##r", "##a", "[SEP]"]

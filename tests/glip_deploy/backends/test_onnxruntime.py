@@ -164,7 +164,7 @@ def test_a_provider_that_is_there(bundle, fake, name):
 
 
 @pytest.mark.parametrize("name", GPU_BACKENDS)
-def test_a_provider_that_onnxruntime_drops_without_a_word(bundle, fake, name):
+def test_a_provider_that_onnxruntime_drops_silently(bundle, fake, name):
     fake(available=(*PROVIDERS[name], CPU), kept=())
     message = error_of(open_backend, name, bundle, None, kind=BackendError)
     assert f"fell back from {PROVIDERS[name][0]} to the CPU" in message and "use backend onnxruntime" in message

@@ -284,7 +284,7 @@ def test_kernels_that_cannot_be_kept_are_no_error(opened, tmp_path):
     backend.close()
 
 
-def test_shapes_come_and_go_and_everything_is_given_back(opened, cuda, reference):
+def test_buffers_of_shapes_that_are_no_longer_used_are_freed(opened, cuda, reference):
     backend = opened()
     for _ in range(2):
         for height in range(32, 32 * (SHAPES_KEPT["image"] + 3), 32):

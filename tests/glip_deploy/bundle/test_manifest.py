@@ -116,7 +116,7 @@ def test_what_is_read_is_what_was_exported(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("version", ["1", None, [1], 0, -1, True, 1.0])
-def test_a_version_that_is_none(bundle, version):
+def test_an_illegal_version(bundle, version):
     edit_manifest(bundle, lambda m: m.update(format_version=version))
     assert f"is damaged (format_version is {version!r})" in error_of(bundle)
 
@@ -150,7 +150,7 @@ def test_a_damaged_manifest(bundle, change):
     [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 200_000, b'{"format": "something else"}'],
     ids=["empty", "cut", "not text", "a list", "too deep", "another format"],
 )
-def test_a_manifest_that_is_none(bundle, content):
+def test_a_file_that_is_not_a_manifest(bundle, content):
     (bundle / "manifest.json").write_bytes(content)
     message = error_of(bundle)
     assert "manifest.json is damaged" in message and "export the bundle again" in message
@@ -171,7 +171,7 @@ def test_files_outside_the_bundle_are_refused(bundle, name):
     assert "a file outside the bundle" in error_of(bundle)
 
 
-def test_a_graph_the_manifest_forgot(bundle):
+def test_a_graph_that_the_manifest_does_not_list(bundle):
     edit_manifest(bundle, lambda m: m["files"].pop("text.onnx"))
     assert "does not list text.onnx" in error_of(bundle)
 
@@ -185,7 +185,7 @@ def test_what_is_not_a_bundle(tmp_path):
     assert "is a file" in message and f"glip-export --model {checkpoint}" in message
 
 
-def test_a_tokenizer_that_is_none(bundle):
+def test_a_damaged_tokenizer(bundle):
     (bundle / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="is not a tokenizer"):
         Bundle(bundle, Manifest.read_file(bundle / "manifest.json", "")).tokenizer()

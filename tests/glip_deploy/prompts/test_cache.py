@@ -59,7 +59,7 @@ def test_another_process_finds_it(cache, tmp_path):
     assert cache.directory == tmp_path / "cache" / BUNDLE[:16]
 
 
-def test_opening_and_missing_write_nothing(cache, tmp_path):
+def test_opening_a_cache_and_a_miss_write_nothing(cache, tmp_path):
     assert cache.get(KEY) is None
     assert not (tmp_path / "cache").exists()
 
@@ -74,7 +74,7 @@ def test_embeddings_are_read_only_copies(cache, tmp_path):
             out[0, 0] = 1
 
 
-def test_a_column_order_array_is_kept_right(cache, tmp_path):
+def test_an_array_in_column_order_is_kept(cache, tmp_path):
     cache.put(KEY, np.asfortranarray(embedding()))
     np.testing.assert_array_equal(fresh(tmp_path / "cache").get(KEY), embedding())
 

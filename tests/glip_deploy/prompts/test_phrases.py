@@ -121,7 +121,7 @@ def test_repeated_phrases_stay_apart():
 
 
 @pytest.mark.parametrize("text", ["is walking across", "very red", "", " .", "🐶 !", "_ _", "it runs"])
-def test_no_noun_is_one_line(text):
+def test_a_caption_without_a_noun_is_a_one_line_error(text):
     with pytest.raises(PromptError, match="no noun is found in") as caught:
         find_phrases(text)
     assert "\n" not in str(caught.value)
@@ -193,7 +193,7 @@ def test_auto(text, phrases):
     assert mark(text).phrases == phrases
 
 
-def test_whole_and_dots_say_how():
+def test_phrases_whole_and_dots():
     text = "A dog runs. A cat sleeps."
     assert mark(text).phrases == mark(text, "dots").phrases == ("A dog runs", "A cat sleeps")
     assert mark(text, "whole").phrases == ("A dog", "A cat")
@@ -203,7 +203,7 @@ def test_whole_and_dots_say_how():
     assert mark(Caption("a dog runs", [(2, 5)]), "whole").phrases == ("dog",)
 
 
-def test_an_unknown_way_is_refused():
+def test_an_unknown_value_of_phrases_is_refused():
     with pytest.raises(OptionError, match="phrases is 'all'; legal is auto, whole, dots"):
         mark("dog", "all")
 
