@@ -1,11 +1,16 @@
 r"""Check and time the deformable convolution's CUDA kernels on the GPU at hand, and GLIP in fp16 torch with them.
 
     python benchmarks/kernels/check_kernels.py --output benchmarks/results/glip_t-kernels-h200.json
+    python benchmarks/kernels/check_kernels.py --output checked.json --bundle glip_t/   # and the bundle's engines
+    python benchmarks/kernels/check_kernels.py --plan     # what would be checked here, and what is missing for it
     python benchmarks/kernels/check_kernels.py --floors   # the least times, of every GPU in the table
 
 A few minutes. Builds the kernels for this GPU (nvcc), compares them with the reference outputs and with float64,
 times every shape of GLIP at 800x1344 against torchvision's deform_conv2d and against the least time there is, and the
 whole image branch of GLIP-T with 16 tokens in fp16: plain, with our kernels, and with our kernels as a CUDA graph.
+With --bundle, engines of which `glip-build` made on this machine, also: two clones under load, a prompt changed in
+mid-stream, frames of PyTorch, CuPy and PyCUDA with and without streams, ONNX Runtime's CUDA provider. The kernels run
+once more under compute-sanitizer. Of these, what is not installed is left out and named.
 Needs torch with CUDA and a C++ compiler; torchvision if it is to be compared. Exit status 1 if a result is wrong.
 """
 
@@ -35,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="JSON", help="result file, written after every part")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle with engines for this machine")
+    parser.add_argument("--plan", action="store_true", help="only print what would be checked, and what is missing")
     parser.add_argument("--floors", action="store_true", help="only print the least times")
     parser.add_argument("--library", type=Path, metavar="FILE", help="a libglip_deform.so built elsewhere for this GPU")
     parser.add_argument("--runs", type=int, default=50, metavar="N", help="timed runs of each shape (50)")
@@ -43,10 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.floors:
         print(floors_as_text())
         return 0
+    if args.plan:
+        from kernels.engine_checks import plan
+
+        print("\n".join(plan(args.bundle)))
+        return 0
     if args.output is None:
         parser.error("name a result file with --output")
     try:
-        return check(args.output, args.library, args.runs, kernels_only=args.kernels_only)
+        return check(args.output, args.library, args.runs, kernels_only=args.kernels_only, bundle=args.bundle)
     except GlipError as error:
         print(f"check_kernels.py: error: {error}", file=sys.stderr)
         return 1
@@ -74,14 +86,17 @@ def floors_as_text() -> str:
     return "\n".join([*lines, "", "a: the arithmetic takes longer; b: the bytes do. The last rows are sums."])
 
 
-def check(output: Path, library_file: Path | None, runs: int, *, kernels_only: bool = False) -> int:
+def check(
+    output: Path, library_file: Path | None, runs: int, *, kernels_only: bool = False, bundle: Path | None = None
+) -> int:
     """Do everything; return the exit status.
 
     Args:
         output: the result file.
         library_file: the kernels; None to build them.
         runs: timed runs of each shape.
-        kernels_only: leave out the image branch.
+        kernels_only: leave out the image branch and compute-sanitizer, which runs this program so.
+        bundle: one whose engines are checked too.
 
     Raises:
         GlipError: no torch, no GPU, no compiler, or an output that cannot be written.
@@ -115,8 +130,30 @@ def check(output: Path, library_file: Path | None, runs: int, *, kernels_only: b
     result["image_branch"] = {"left_out": "--kernels-only"} if kernels_only else image_branch(library, runs)
     result["aims"] = aims(result)
     write_result(output, result)
+    result["engines"] = [] if kernels_only else check_engines(bundle, file)
+    write_result(output, result)
     print(as_text(result))
-    return 0 if all(row["ok"] for row in result["correct"]) else 1
+    return 0 if all(row["ok"] for row in (*result["correct"], *result["engines"])) else 1
+
+
+def check_engines(bundle: Path | None, library: Path) -> list[dict[str, Any]]:
+    """Check the backend on a bundle's engines, if one is given, and the kernels' accesses to memory."""
+    from tempfile import TemporaryDirectory
+
+    from glip_export.verify import PICTURE
+
+    from glip_deploy import Detector, load_image
+    from kernels.engine_checks import check_detector, onnxruntime_cuda, sanitizer
+
+    rows = []
+    if bundle is not None:
+        picture = load_image(PICTURE)
+        with Detector.open(bundle, backend="tensorrt") as detector:
+            rows += [*check_detector(detector, picture), onnxruntime_cuda(bundle, detector, picture)]
+    with TemporaryDirectory() as scratch:
+        options = ["--output", str(Path(scratch) / "sanitized.json"), "--library", str(library), "--runs", "1"]
+        rows.append(sanitizer([str(Path(__file__).resolve()), "--kernels-only", *options]))
+    return rows
 
 
 def require_gpu() -> ModuleType:
@@ -222,6 +259,9 @@ def as_text(result: dict[str, Any]) -> str:
         lines += [f"    {name:<30}{stage['all']:>8.2f}" for name, stage in model["stages_ms"].items()]
         errors = ", ".join(f"{name} {value:.1e}" for name, value in model["error_against_fp32"].items())
         lines.append(f"  mean relative error against fp32: {errors}")
+    for row in result.get("engines", []):
+        how = row.get("left_out") or row.get("error") or f"{row.get('distance', 0):.2f} of what is allowed"
+        lines.append(f"{row['case']}: {'' if row['ok'] else 'WRONG: '}{how}")
     lines.append("")
     for name, aim in result["aims"].items():
         reached = "not measured" if aim["reached"] is None else f"{aim['reached']:.2f}"
