@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test coverage engines fuzz faults soak lint docs clean
+.PHONY: demo demo-full test coverage engines cpp fuzz faults soak lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -74,6 +74,13 @@ faults: $(VENV)/.ready
 soak: $(VENV)/.ready
 	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
 	$(BIN)/python benchmarks/robustness/soak.py $(DEMO)/glip_nano --json build/soak.json
+
+# The C++ runtime and its tests. Debian packages: cmake g++ libutf8proc-dev nlohmann-json3-dev; OpenVINO comes from its wheel.
+cpp: $(VENV)/.ready
+	cmake -S engines/runtime -B build/runtime -DGLIP_TESTS=ON \
+	    -DOpenVINO_DIR=$$($(BIN)/python -c "from openvino.utils import get_cmake_path; print(get_cmake_path())")
+	cmake --build build/runtime --parallel
+	$(BIN)/python -m pytest tests/runtime
 
 STUBS := build/stubs
 

@@ -129,7 +129,7 @@ def imported_by(folder):
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("glip_deploy", ["captions", "video", "supervision", "tensorrt", "gpu-rtx"]),
+        ("glip_deploy", ["captions", "video", "supervision", "openvino", "tensorrt", "gpu-rtx"]),
         ("glip_export", ["export"]),
         ("glip_engines", ["tensorrt"]),
         ("glip_bench", ["bench", "export", "tensorrt", "yardsticks"]),

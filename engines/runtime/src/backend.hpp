@@ -1,0 +1,41 @@
+// What every inference engine looks like to the detector. Engines are modules of their own, opened at run time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "frames.hpp"
+#include "select.hpp"
+
+namespace glip {
+
+struct BackendOptions {
+  std::string precision, cache_folder;
+  int threads = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  /// (tokens, width) of the ids.
+  virtual std::vector<float> encode_text(const std::vector<std::int64_t>& ids) = 0;
+  /// Run the image branch on one picture, for an embedding (tokens, width) and a class map (classes, tokens).
+  virtual Candidates detect(const Canvas& canvas, const std::vector<float>& embedding, const std::vector<float>& map,
+                            std::size_t tokens) = 0;
+  /// Another backend on the same compiled graphs, with buffers of its own.
+  virtual std::unique_ptr<Backend> clone() const = 0;
+  /// What makes its embeddings others than those of the text graph in fp32; empty if nothing does.
+  virtual std::string text_key() const = 0;
+};
+
+/// The one function of a module; it throws Error.
+using OpenBackend = Backend* (*)(const Bundle& bundle, const BackendOptions& options);
+constexpr const char* kOpenBackend = "glip_open_backend";
+
+/// Open the module of a backend; throws Error(missing) where it, or the library that it needs, is not there.
+std::unique_ptr<Backend> open_backend(const std::string& name, const Bundle& bundle, const BackendOptions& options);
+
+}  // namespace glip

@@ -1,0 +1,29 @@
+// The exported folder: its manifest, checked as glip_deploy/bundle does.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "tokenizer.hpp"
+
+namespace glip {
+
+struct Bundle {
+  /// Open and check a bundle; throws Error(bundle).
+  static Bundle open(const std::string& path, bool verify);
+
+  Tokenizer tokenizer() const;
+  std::string file(const std::string& name) const { return path + "/" + name; }
+
+  std::string path;
+  std::map<std::string, std::string> hashes;  ///< SHA-256 of every file, by name
+  std::string key;                            ///< identity of the text branch, as Python's `Bundle.key`; empty if unverified
+  double nms_iou = 0.6;
+  std::size_t max_detections = 100, max_tokens = 256, width = 0;  ///< width: of the text embedding
+  bool verified = false;
+};
+
+/// The whole of a file; throws Error(bundle) where it cannot be read.
+std::string read_file(const std::string& path);
+
+}  // namespace glip

@@ -1,0 +1,205 @@
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "glip/glip.h"
+#include "glip/glip.hpp"
+
+struct glip_detector {
+  glip::Detector detector;
+};
+struct glip_prompt {
+  glip::Prompt prompt;
+};
+struct glip_detections {
+  std::vector<glip::Detection> found;
+};
+
+namespace {
+
+thread_local std::string last_error;
+
+glip_status failed(glip_status status, const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {
+    last_error.clear();
+  }
+  return status;
+}
+
+/// Run a body; what it throws becomes a status and a message.
+template <typename Body>
+glip_status guarded(Body body) noexcept {
+  try {
+    body();
+    return GLIP_OK;
+  } catch (const glip::Error& error) {
+    return failed(static_cast<glip_status>(error.kind()), error.what());
+  } catch (const std::bad_alloc&) {
+    return failed(GLIP_INTERNAL, "there is not enough memory; close other programs, or lower the longest side");
+  } catch (const std::exception& error) {
+    return failed(GLIP_INTERNAL, error.what());
+  } catch (...) {
+    return failed(GLIP_INTERNAL, "an unknown exception was thrown; please report it");
+  }
+}
+
+void need(const void* pointer, const char* name) {
+  if (!pointer) throw glip::Error(glip::ErrorKind::option, std::string(name) + " is a null pointer; pass one that is not");
+}
+
+/// A copy of a struct of this or another version: members that the caller does not know are zero.
+template <typename T>
+T known(const T* given, const char* name) {
+  need(given, name);
+  T out{};
+  std::size_t size = 0;
+  std::memcpy(&size, given, sizeof size);
+  if (size < sizeof(std::size_t) || size > 4096) {
+    throw glip::Error(glip::ErrorKind::option, std::string(name) + " has the size " + std::to_string(size) +
+                                                   "; set its first member with sizeof");
+  }
+  std::memcpy(static_cast<void*>(&out), given, std::min(size, sizeof out));
+  return out;
+}
+
+glip_status encode(glip_detector* detector, glip_prompt** prompt, const std::vector<std::string>* names,
+                   const char* caption, const std::vector<glip::Phrase>* phrases) {
+  auto out = std::make_unique<glip_prompt>();
+  if (names) {
+    out->prompt = detector->detector.encode(*names);
+  } else if (phrases) {
+    out->prompt = detector->detector.encode(std::string(caption), *phrases);
+  } else {
+    out->prompt = detector->detector.encode(std::string(caption));
+  }
+  *prompt = out.release();
+  return GLIP_OK;
+}
+
+}  // namespace
+
+const char* glip_version(void) { return glip::version(); }
+const char* glip_last_error(void) { return last_error.c_str(); }
+
+glip_status glip_open(const char* path, const glip_options* options, glip_detector** detector) {
+  return guarded([&] {
+    need(detector, "detector");
+    *detector = nullptr;
+    need(path, "path");
+    glip::Options chosen;
+    if (options) {
+      const glip_options given = known(options, "options");
+      if (given.backend) chosen.backend = given.backend;
+      if (given.precision) chosen.precision = given.precision;
+      if (given.shortest_side != 0) chosen.shortest_side = given.shortest_side;
+      if (given.longest_side != 0) chosen.longest_side = given.longest_side == -1 ? 0 : given.longest_side;
+      if (given.cache_dir) chosen.cache_dir = given.cache_dir;
+      chosen.threads = given.threads;
+      chosen.cache = given.no_cache == 0;
+      chosen.verify = given.no_verify == 0;
+    }
+    *detector = new glip_detector{glip::Detector::open(path, chosen)};
+  });
+}
+
+glip_status glip_clone(const glip_detector* detector, glip_detector** twin) {
+  return guarded([&] {
+    need(twin, "twin");
+    *twin = nullptr;
+    need(detector, "detector");
+    *twin = new glip_detector{detector->detector.clone()};
+  });
+}
+
+void glip_close(glip_detector* detector) { delete detector; }
+
+glip_status glip_encode(glip_detector* detector, const char* caption, glip_prompt** prompt) {
+  return guarded([&] {
+    need(prompt, "prompt");
+    *prompt = nullptr;
+    need(detector, "detector");
+    need(caption, "caption");
+    encode(detector, prompt, nullptr, caption, nullptr);
+  });
+}
+
+glip_status glip_encode_names(glip_detector* detector, const char* const* names, size_t count, glip_prompt** prompt) {
+  return guarded([&] {
+    need(prompt, "prompt");
+    *prompt = nullptr;
+    need(detector, "detector");
+    need(names, "names");
+    std::vector<std::string> all;
+    for (size_t i = 0; i < count; ++i) {
+      need(names[i], "a name");
+      all.emplace_back(names[i]);
+    }
+    encode(detector, prompt, &all, nullptr, nullptr);
+  });
+}
+
+glip_status glip_encode_spans(glip_detector* detector, const char* caption, const size_t* starts, const size_t* ends,
+                              size_t count, glip_prompt** prompt) {
+  return guarded([&] {
+    need(prompt, "prompt");
+    *prompt = nullptr;
+    need(detector, "detector");
+    need(caption, "caption");
+    need(starts, "starts");
+    need(ends, "ends");
+    std::vector<glip::Phrase> phrases;
+    for (size_t i = 0; i < count; ++i) phrases.push_back({{{starts[i], ends[i]}}, ""});
+    encode(detector, prompt, nullptr, caption, &phrases);
+  });
+}
+
+size_t glip_prompt_classes(const glip_prompt* prompt) { return prompt ? prompt->prompt.phrases().size() : 0; }
+
+const char* glip_prompt_phrase(const glip_prompt* prompt, size_t index) {
+  return index < glip_prompt_classes(prompt) ? prompt->prompt.phrases()[index].c_str() : nullptr;
+}
+
+void glip_prompt_free(glip_prompt* prompt) { delete prompt; }
+
+glip_status glip_detect(glip_detector* detector, const glip_image* image, const glip_prompt* prompt, float threshold,
+                        glip_detections** detections) {
+  return guarded([&] {
+    need(detections, "detections");
+    *detections = nullptr;
+    need(detector, "detector");
+    need(prompt, "prompt");
+    const glip_image given = known(image, "image");
+    glip::ImageView view;
+    view.data = given.data;
+    view.width = given.width;
+    view.height = given.height;
+    view.pitch = given.pitch;
+    view.format = static_cast<glip::PixelFormat>(given.format);
+    view.memory = static_cast<glip::Memory>(given.memory);
+    view.chroma = given.chroma;
+    view.chroma_pitch = given.chroma_pitch;
+    view.stream = given.stream;
+    *detections = new glip_detections{detector->detector.detect(view, prompt->prompt, threshold)};
+  });
+}
+
+size_t glip_detections_count(const glip_detections* detections) { return detections ? detections->found.size() : 0; }
+
+glip_status glip_detections_get(const glip_detections* detections, size_t index, glip_detection* detection) {
+  return guarded([&] {
+    need(detections, "detections");
+    need(detection, "detection");
+    if (index >= detections->found.size()) {
+      throw glip::Error(glip::ErrorKind::option, "detection " + std::to_string(index) + " does not exist; there are " +
+                                                     std::to_string(detections->found.size()));
+    }
+    const glip::Detection& one = detections->found[index];
+    *detection = {one.x1, one.y1, one.x2, one.y2, one.score, one.label, one.phrase.c_str()};
+  });
+}
+
+void glip_detections_free(glip_detections* detections) { delete detections; }

@@ -1,0 +1,40 @@
+// Files that are shared with the Python package: encoded prompts and compiled graphs. A cache is never worth an error.
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace glip {
+
+using Embedding = std::shared_ptr<const std::vector<float>>;
+
+/// $GLIP_DEPLOY_CACHE, $XDG_CACHE_HOME/glip-deploy or ~/.cache/glip-deploy; empty where there is no home.
+std::string cache_folder();
+
+/// Embeddings by prompt: 64 in memory, and files in the form of glip_deploy/prompts/cache.py.
+class PromptCache {
+ public:
+  /// An empty folder keeps them in memory only. `key` is the bundle's.
+  PromptCache(std::string folder, std::string key);
+  /// Null if it is not known, with this number of rows.
+  Embedding get(const std::vector<std::int64_t>& ids, std::size_t width);
+  void put(const std::vector<std::int64_t>& ids, std::size_t width, Embedding embedding);
+
+ private:
+  void remember(const std::string& key, Embedding embedding);
+  std::string folder_, key_;
+  std::mutex mutex_;
+  std::list<std::string> used_;
+  std::map<std::string, Embedding> memory_;
+};
+
+/// Compiled graphs in the form of glip_deploy/backends/compiled.py; an empty folder keeps nothing.
+std::optional<std::string> read_compiled(const std::string& folder, const std::string& key);
+void write_compiled(const std::string& folder, const std::string& key, const std::string& data);
+
+}  // namespace glip

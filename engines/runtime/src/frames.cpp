@@ -1,0 +1,232 @@
+#include "frames.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace glip {
+namespace {
+
+constexpr std::int64_t kMaxNetworkPixels = 64'000'000, kMaxPixels = 178'956'970;
+constexpr int kDivisor = 32;
+
+[[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::frame, message); }
+
+int ceil_to(int value) { return (value + kDivisor - 1) / kDivisor * kDivisor; }
+
+int bytes_of(PixelFormat format) {
+  switch (format) {
+    case PixelFormat::bgr:
+    case PixelFormat::rgb:
+      return 3;
+    case PixelFormat::bgra:
+    case PixelFormat::rgba:
+      return 4;
+    case PixelFormat::grey:
+    case PixelFormat::nv12:
+      return 1;
+  }
+  refuse("picture has format " + std::to_string(static_cast<int>(format)) + "; legal are those of PixelFormat");
+}
+
+void check(const ImageView& image) {
+  if (image.memory == Memory::cuda) {
+    refuse("the picture is in GPU memory, which backend openvino cannot read; copy it to the host");
+  }
+  if (image.memory != Memory::host) refuse("picture has an unknown kind of memory; legal are those of Memory");
+  const std::string size = "picture is " + std::to_string(image.width) + "x" + std::to_string(image.height);
+  if (image.width < 1 || image.height < 1) refuse(size + ": both sides must be at least 1 pixel");
+  if (static_cast<std::int64_t>(image.width) * image.height > kMaxPixels) {
+    refuse(size + ", more than the " + std::to_string(kMaxPixels) + " pixels accepted; shrink it or cut it into tiles");
+  }
+  if (!image.data) refuse("picture has no data: its pointer is null");
+  const std::size_t row = static_cast<std::size_t>(image.width) * static_cast<std::size_t>(bytes_of(image.format));
+  if (image.pitch != 0 && image.pitch < row) {
+    refuse("picture has a pitch of " + std::to_string(image.pitch) + " bytes; a row of " + std::to_string(image.width) +
+           " pixels has " + std::to_string(row) + ", and 0 means that rows follow without a gap");
+  }
+  if (image.format == PixelFormat::nv12) {
+    if (image.width % 2 || image.height % 2) refuse(size + "; both sides of an NV12 picture are even");
+    if (image.chroma_pitch != 0 && image.chroma_pitch < row) {
+      refuse("picture has a chroma pitch of " + std::to_string(image.chroma_pitch) + " bytes; a row has " +
+             std::to_string(row));
+    }
+  }
+}
+
+std::uint8_t clip(double value) { return static_cast<std::uint8_t>(std::lround(std::min(255.0, std::max(0.0, value)))); }
+
+/// NV12 to BGR: BT.601, limited range, chroma not interpolated.
+std::vector<std::uint8_t> from_nv12(const ImageView& image, std::size_t pitch) {
+  const auto* luma = static_cast<const std::uint8_t*>(image.data);
+  const auto* chroma = image.chroma ? static_cast<const std::uint8_t*>(image.chroma)
+                                    : luma + pitch * static_cast<std::size_t>(image.height);
+  const std::size_t chroma_pitch = image.chroma_pitch ? image.chroma_pitch : pitch;
+  const auto width = static_cast<std::size_t>(image.width), height = static_cast<std::size_t>(image.height);
+  std::vector<std::uint8_t> out(width * height * 3);
+  for (std::size_t y = 0; y < height; ++y) {
+    for (std::size_t x = 0; x < width; ++x) {
+      const double light = 1.164383 * (luma[y * pitch + x] - 16);
+      const double u = chroma[y / 2 * chroma_pitch + x / 2 * 2] - 128.0;
+      const double v = chroma[y / 2 * chroma_pitch + x / 2 * 2 + 1] - 128.0;
+      std::uint8_t* pixel = &out[(y * width + x) * 3];
+      pixel[0] = clip(light + 2.017232 * u);
+      pixel[1] = clip(light - 0.391762 * u - 0.812968 * v);
+      pixel[2] = clip(light + 1.596027 * v);
+    }
+  }
+  return out;
+}
+
+/// Weights of the filter for one axis, in fixed point with 22 bits behind the point.
+struct Weights {
+  std::vector<int> first, count;
+  std::vector<std::int32_t> values;
+  std::size_t stride = 0;
+};
+
+constexpr int kBits = 32 - 8 - 2;
+
+Weights weights_of(int from, int to) {
+  const double scale = static_cast<double>(from) / to, stretch = std::max(scale, 1.0), support = stretch;
+  Weights out;
+  out.stride = static_cast<std::size_t>(std::ceil(support)) * 2 + 1;
+  out.values.assign(out.stride * static_cast<std::size_t>(to), 0);
+  std::vector<double> row(out.stride);
+  for (int i = 0; i < to; ++i) {
+    const double center = (i + 0.5) * scale, inverse = 1.0 / stretch;
+    const int first = std::max(0, static_cast<int>(center - support + 0.5));
+    const int count = std::min(from, static_cast<int>(center + support + 0.5)) - first;
+    double sum = 0;
+    for (int k = 0; k < count; ++k) {
+      const double distance = std::abs((k + first - center + 0.5) * inverse);
+      row[static_cast<std::size_t>(k)] = distance < 1.0 ? 1.0 - distance : 0.0;
+      sum += row[static_cast<std::size_t>(k)];
+    }
+    for (int k = 0; k < count; ++k) {
+      const double weight = sum != 0 ? row[static_cast<std::size_t>(k)] / sum : row[static_cast<std::size_t>(k)];
+      out.values[static_cast<std::size_t>(i) * out.stride + static_cast<std::size_t>(k)] =
+          static_cast<std::int32_t>(0.5 + weight * (1 << kBits));
+    }
+    out.first.push_back(first);
+    out.count.push_back(count);
+  }
+  return out;
+}
+
+std::uint8_t rounded(std::int32_t sum) { return static_cast<std::uint8_t>(std::min(255, std::max(0, sum >> kBits))); }
+
+/// Resize every row to a new width; where the width stays, the pixels are copied.
+void resize_width(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3],
+                  std::uint8_t* target, int to, std::size_t target_pitch) {
+  const Weights weights = weights_of(from.width, to);
+  for (int y = 0; y < from.height; ++y) {
+    const std::uint8_t* line = source + static_cast<std::size_t>(y) * pitch;
+    std::uint8_t* out = target + static_cast<std::size_t>(y) * target_pitch;
+    for (int x = 0; x < to; ++x, out += 3) {
+      if (to == from.width) {
+        for (int c = 0; c < 3; ++c) out[c] = line[x * step + order[c]];
+        continue;
+      }
+      const auto at = static_cast<std::size_t>(x);
+      const std::int32_t* weight = &weights.values[at * weights.stride];
+      const std::uint8_t* pixel = line + weights.first[at] * step;
+      std::int32_t sums[3] = {1 << (kBits - 1), 1 << (kBits - 1), 1 << (kBits - 1)};
+      for (int k = 0; k < weights.count[at]; ++k, pixel += step) {
+        for (int c = 0; c < 3; ++c) sums[c] += pixel[order[c]] * weight[k];
+      }
+      for (int c = 0; c < 3; ++c) out[c] = rounded(sums[c]);
+    }
+  }
+}
+
+/// Resize every column to a new height; three bytes a pixel.
+void resize_height(const std::uint8_t* source, Size from, std::size_t pitch, std::uint8_t* target, int to,
+                   std::size_t target_pitch) {
+  const Weights weights = weights_of(from.height, to);
+  const auto width = static_cast<std::size_t>(from.width) * 3;
+  std::vector<std::int32_t> sums(width);
+  for (int y = 0; y < to; ++y) {
+    std::uint8_t* out = target + static_cast<std::size_t>(y) * target_pitch;
+    const auto at = static_cast<std::size_t>(y);
+    if (to == from.height) {
+      std::copy_n(source + at * pitch, width, out);
+      continue;
+    }
+    std::fill(sums.begin(), sums.end(), 1 << (kBits - 1));
+    for (int k = 0; k < weights.count[at]; ++k) {
+      const std::uint8_t* line = source + static_cast<std::size_t>(weights.first[at] + k) * pitch;
+      const std::int32_t weight = weights.values[at * weights.stride + static_cast<std::size_t>(k)];
+      for (std::size_t x = 0; x < width; ++x) sums[x] += line[x] * weight;
+    }
+    for (std::size_t x = 0; x < width; ++x) out[x] = rounded(sums[x]);
+  }
+}
+
+}  // namespace
+
+Size network_size(int height, int width, int shortest_side, int longest_side) {
+  const double low = std::min(height, width), high = std::max(height, width);
+  std::int64_t short_side = shortest_side, long_side = -1;
+  if (longest_side > 0 && high / low * shortest_side > longest_side) {
+    short_side = static_cast<std::int64_t>(std::nearbyint(longest_side * low / high));  // ties to even, as in Python
+    if (short_side == 0) {
+      short_side = 1;
+      long_side = longest_side;
+    }
+  }
+  if (long_side < 0) long_side = static_cast<std::int64_t>(static_cast<double>(short_side) * high / low);
+  if (short_side * long_side > kMaxNetworkPixels || long_side > kMaxNetworkPixels) {
+    refuse("a " + std::to_string(width) + "x" + std::to_string(height) + " picture resized to a shortest side of " +
+           std::to_string(shortest_side) + " has more than " + std::to_string(kMaxNetworkPixels) +
+           " pixels; set a longest side (official: 1333) or crop the picture");
+  }
+  const int a = static_cast<int>(short_side), b = static_cast<int>(long_side);
+  return height <= width ? Size{a, b} : Size{b, a};
+}
+
+void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3],
+            std::uint8_t* target, Size to, std::size_t target_pitch) {
+  static constexpr int kInOrder[3] = {0, 1, 2};
+  // Which axis comes first decides the last bit. The rule is Pillow 13's, found by comparing results; before, width was
+  // always first.
+  const bool height_first = to.height < from.height && from.height - to.height > 2 * (from.width - to.width);
+  const Size between = height_first ? Size{to.height, from.width} : Size{from.height, to.width};
+  const auto row = static_cast<std::size_t>(between.width) * 3;
+  std::vector<std::uint8_t> rows(static_cast<std::size_t>(between.height) * row);
+  if (height_first) {
+    std::vector<std::uint8_t> packed(static_cast<std::size_t>(from.height) * row);
+    resize_width(source, from, pitch, step, order, packed.data(), from.width, row);
+    resize_height(packed.data(), from, row, rows.data(), to.height, row);
+    resize_width(rows.data(), between, row, 3, kInOrder, target, to.width, target_pitch);
+  } else {
+    resize_width(source, from, pitch, step, order, rows.data(), to.width, row);
+    resize_height(rows.data(), between, row, target, to.height, target_pitch);
+  }
+}
+
+void make_canvas(const ImageView& image, int shortest_side, int longest_side, Canvas& out) {
+  check(image);
+  out.original = {image.height, image.width};
+  out.picture = network_size(image.height, image.width, shortest_side, longest_side);
+  out.canvas = {ceil_to(out.picture.height), ceil_to(out.picture.width)};
+  const std::size_t target_pitch = static_cast<std::size_t>(out.canvas.width) * 3;
+  out.pixels.assign(target_pitch * static_cast<std::size_t>(out.canvas.height), 0);
+
+  int step = bytes_of(image.format);
+  std::size_t pitch = image.pitch ? image.pitch : static_cast<std::size_t>(image.width) * static_cast<std::size_t>(step);
+  const auto* source = static_cast<const std::uint8_t*>(image.data);
+  std::vector<std::uint8_t> converted;
+  int order[3] = {0, 1, 2};
+  if (image.format == PixelFormat::rgb || image.format == PixelFormat::rgba) std::swap(order[0], order[2]);
+  if (image.format == PixelFormat::grey) std::fill(order, order + 3, 0);
+  if (image.format == PixelFormat::nv12) {
+    converted = from_nv12(image, pitch);
+    source = converted.data();
+    step = 3;
+    pitch = static_cast<std::size_t>(image.width) * 3;
+  }
+  resize(source, out.original, pitch, step, order, out.pixels.data(), out.picture, target_pitch);
+}
+
+}  // namespace glip

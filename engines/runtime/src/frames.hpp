@@ -1,0 +1,32 @@
+// Pictures resized as GLIP was trained, and placed on the network's canvas; the arithmetic of glip_deploy/frames.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "glip/glip.hpp"
+
+namespace glip {
+
+struct Size {
+  int height = 0, width = 0;
+};
+
+/// (height, width) to which the official code resizes a picture.
+Size network_size(int height, int width, int shortest_side, int longest_side);
+
+/// A zero-padded BGR canvas with the picture top left.
+struct Canvas {
+  std::vector<std::uint8_t> pixels;  ///< (canvas.height, canvas.width, 3)
+  Size canvas, picture, original;
+};
+
+/// Throws Error(frame) for an illegal picture. `out` is written again, its memory is kept.
+void make_canvas(const ImageView& image, int shortest_side, int longest_side, Canvas& out);
+
+/// Pillow's antialiased bilinear filter on uint8, bit for bit. `source` has `step` bytes a pixel, of which the three at
+/// `order` are taken; `target` has three bytes a pixel and rows of `target_pitch` bytes.
+void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3],
+            std::uint8_t* target, Size to, std::size_t target_pitch);
+
+}  // namespace glip

@@ -1,0 +1,41 @@
+"""The C++ runtime, built once."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(scope="session")
+def runtime():
+    """The folder in which it was built."""
+    from runtime_build import absence, build
+
+    reason = absence()
+    if reason is not None:
+        pytest.skip(reason)
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    return build()
+
+
+@pytest.fixture(scope="session")
+def bert_tokenizer(tmp_path_factory):
+    """The tokenizer of BERT's whole vocabulary, as bundles of GLIP-T have it: (file, Python's)."""
+    from glip_export.tokenizer import build_tokenizer
+
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer = build_tokenizer()
+    tokenizer.save(str(file))
+    return file, tokenizer
+
+
+@pytest.fixture(scope="session")
+def probe(runtime, bert_tokenizer):
+    """The program that shows the library's parts."""
+    from runtime_build import Probe
+
+    opened = Probe(runtime, bert_tokenizer[0])
+    yield opened
+    opened.close()

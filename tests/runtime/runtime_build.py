@@ -1,0 +1,164 @@
+"""Builds the C++ runtime, and talks to it through its C interface and through a program that shows its parts."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "runtime"
+NAMES = ("OK", "OPTION", "PROMPT", "FRAME", "BUNDLE", "BACKEND", "MISSING", "CLOSED", "INTERNAL")
+
+
+def absence() -> str | None:
+    """Say what is missing to build it, or return None."""
+    if sys.platform != "linux":
+        return "the C++ runtime is built on Linux"
+    for program in ("cmake", "c++"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed"
+    for header, package in (("utf8proc.h", "libutf8proc-dev"), ("nlohmann/json.hpp", "nlohmann-json3-dev")):
+        if not Path("/usr/include", header).exists():
+            return f"{package} is not installed"
+    return None
+
+
+def openvino_folder() -> str:
+    from openvino.utils import get_cmake_path
+
+    return str(get_cmake_path())
+
+
+def run(*command: object, **options) -> subprocess.CompletedProcess:
+    """Run a command that must succeed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done
+
+
+def build() -> Path:
+    """Configure and build what changed since the last time; return the folder."""
+    ninja = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
+    options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}"]
+    run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *ninja, *options)
+    run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
+    return BUILD
+
+
+class Probe:
+    """The parts of the library, asked one JSON object at a time."""
+
+    def __init__(self, folder: Path, tokenizer: Path) -> None:
+        self._process = subprocess.Popen(
+            [folder / "glip_probe", tokenizer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, **question):
+        return self.ask_all([question])[0]
+
+    def ask_all(self, questions):
+        """Ask in portions that fit the pipe."""
+        answers = []
+        for question in questions:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+            assert line, f"the program died of {question}"
+            answers.append(json.loads(line))
+        return answers
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        assert self._process.wait(10) == 0
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("backend", ctypes.c_char_p),
+        ("precision", ctypes.c_char_p),
+        ("shortest_side", ctypes.c_int32),
+        ("longest_side", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("no_cache", ctypes.c_int32),
+        ("no_verify", ctypes.c_int32),
+        ("cache_dir", ctypes.c_char_p),
+    ]
+
+
+class Image(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("pitch", ctypes.c_size_t),
+        ("format", ctypes.c_int32),
+        ("memory", ctypes.c_int32),
+        ("chroma", ctypes.c_void_p),
+        ("chroma_pitch", ctypes.c_size_t),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+class Box(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("x1", "y1", "x2", "y2", "score")),
+        ("label", ctypes.c_int32),
+        ("phrase", ctypes.c_char_p),
+    ]
+
+
+class GlipError(Exception):
+    """A status that is not GLIP_OK, with the message."""
+
+
+class Library:
+    """The C interface."""
+
+    def __init__(self, folder: Path) -> None:
+        self.c = ctypes.CDLL(str(folder / "libglip.so"))
+        for name in ("glip_version", "glip_last_error", "glip_prompt_phrase"):
+            getattr(self.c, name).restype = ctypes.c_char_p
+        for name in ("glip_prompt_classes", "glip_detections_count"):
+            getattr(self.c, name).restype = ctypes.c_size_t
+
+    def call(self, name: str, *arguments):
+        status = getattr(self.c, name)(*arguments)
+        if status:
+            message = self.c.glip_last_error().decode()
+            assert "\n" not in message and message
+            raise GlipError(f"{NAMES[status]}: {message}")
+
+    def new(self, name: str, *arguments) -> ctypes.c_void_p:
+        made = ctypes.c_void_p()
+        self.call(name, *arguments, ctypes.byref(made))
+        return made
+
+    def open(self, bundle, **options) -> ctypes.c_void_p:
+        given = Options(ctypes.sizeof(Options), **options)
+        return self.new("glip_open", str(bundle).encode(), ctypes.byref(given))
+
+    def encode(self, detector, prompt) -> ctypes.c_void_p:
+        if isinstance(prompt, str):
+            return self.new("glip_encode", detector, prompt.encode())
+        names = (ctypes.c_char_p * len(prompt))(*(name.encode() for name in prompt))
+        return self.new("glip_encode_names", detector, names, ctypes.c_size_t(len(prompt)))
+
+    def detect(self, detector, prompt, picture, threshold=0.5, **members):
+        """Detect in (H, W, 3) uint8 RGB; a list of (box, score, label, phrase)."""
+        given = {"data": picture.ctypes.data, "width": picture.shape[1], "height": picture.shape[0], "format": 1}
+        image = Image(**{"size": ctypes.sizeof(Image), **given, **members})
+        found = self.new("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(threshold))
+        out = []
+        for index in range(self.c.glip_detections_count(found)):
+            one = Box()
+            self.call("glip_detections_get", found, ctypes.c_size_t(index), ctypes.byref(one))
+            out.append(((one.x1, one.y1, one.x2, one.y2), one.score, one.label, one.phrase.decode()))
+        self.c.glip_detections_free(found)
+        return out

@@ -1,0 +1,316 @@
+"""The C++ runtime as a whole: its C interface, its examples, and a program built against the installed tree."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from parity_data import ROOT
+from runtime_build import GlipError, Image, Library, build, run
+
+from glip_deploy import Caption, Detector, __version__, load_image
+
+SCENES = ROOT / "tests" / "data" / "nano"
+SIDES = {"shortest_side": 224, "longest_side": 1333}
+PROMPT = ["dog", "red apple", "bicycle", "guitar", "penguin", "owl"]
+
+
+@pytest.fixture(scope="module")
+def library(runtime):
+    return Library(runtime)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def python(nano_bundle, cache):
+    """Python's detector on the same backend, which fills the cache that both share."""
+    with Detector.open(nano_bundle, backend="openvino", cache_dir=cache, **SIDES) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def detector(library, nano_bundle, cache, python):
+    opened = library.open(nano_bundle, cache_dir=str(cache).encode(), **SIDES)
+    yield opened
+    library.c.glip_close(opened)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return load_image(ROOT / "examples" / "nano" / "media" / "scene.jpg")
+
+
+def same(found, wanted):
+    assert [label for _, _, label, _ in found] == wanted.labels.tolist()
+    assert [phrase for *_, phrase in found] == wanted.phrases
+    np.testing.assert_allclose([score for _, score, _, _ in found], wanted.scores, atol=1e-4)
+    np.testing.assert_allclose([box for box, *_ in found], wanted.boxes, atol=0.01)
+
+
+def test_it_finds_what_python_finds_in_the_scenes_of_glip_nano(library, detector, python):
+    total = 0
+    for entry in json.loads((SCENES / "scenes.json").read_text()):
+        scene = load_image(SCENES / entry["file"])
+        prompt = library.encode(detector, entry["prompt"])
+        wanted = python.detect(scene, entry["prompt"], 0.1, color="rgb")
+        same(library.detect(detector, prompt, scene, 0.1), wanted)
+        library.c.glip_prompt_free(prompt)
+        total += len(wanted)
+    assert total > 300
+
+
+def test_captions_brackets_and_spans(library, detector, python, picture):
+    for text in ("dog. red apple. owl", "a [dog] beside a [red apple]"):
+        prompt = library.encode(detector, text)
+        assert library.c.glip_prompt_phrase(prompt, ctypes.c_size_t(0)) == b"dog"
+        assert library.c.glip_prompt_phrase(prompt, ctypes.c_size_t(9)) is None
+        same(library.detect(detector, prompt, picture, 0.2), python.detect(picture, text, 0.2, color="rgb"))
+        library.c.glip_prompt_free(prompt)
+    text, spans = "a dog and a red apple", [(2, 5), (12, 21)]
+    starts, ends = ((ctypes.c_size_t * 2)(*side) for side in zip(*spans, strict=True))
+    count = ctypes.c_size_t(2)
+    prompt = library.new("glip_encode_spans", detector, text.encode(), starts, ends, count)
+    same(library.detect(detector, prompt, picture, 0.2), python.detect(picture, Caption(text, spans), 0.2, color="rgb"))
+    library.c.glip_prompt_free(prompt)
+
+
+def test_rows_with_a_gap_and_other_channel_orders(library, detector, python, picture):
+    wanted = python.detect(picture, PROMPT, 0.3, color="rgb")
+    prompt = library.encode(detector, PROMPT)
+    wide = np.zeros((picture.shape[0], picture.shape[1] + 7, 3), np.uint8)
+    wide[:, : picture.shape[1]] = picture[..., ::-1]
+    members = {"width": picture.shape[1], "pitch": wide.strides[0], "format": 0}
+    same(library.detect(detector, prompt, wide, 0.3, **members), wanted)
+    library.c.glip_prompt_free(prompt)
+
+
+def test_prompt_caches_are_shared_both_ways(library, nano_bundle, tmp_path, picture):
+    options = {"cache_dir": str(tmp_path).encode(), **SIDES}
+    opened = library.open(nano_bundle, **options)
+    library.c.glip_prompt_free(library.encode(opened, "red apple. owl"))
+    (entry,) = tmp_path.glob("*/*.embedding")
+    content = entry.read_bytes()
+    entry.unlink()
+    with Detector.open(nano_bundle, backend="openvino", cache_dir=tmp_path, **SIDES) as other:
+        encoded = other.encode("red apple. owl").embedding
+        assert entry.is_file()  # under the same name
+    with Detector.open(nano_bundle, cache_dir=tmp_path, **SIDES) as other:
+        entry.write_bytes(content)
+        other.backend.encode_text = None  # the text branch does not run
+        np.testing.assert_allclose(other.encode("red apple. owl").embedding, encoded, atol=1e-5)
+        assert len(list((tmp_path / "openvino").glob("*.compiled"))) == 2  # image and text, each once for both
+    # And what Python wrote, with other numbers, is what C++ takes.
+    library.c.glip_close(opened)
+    opened = library.open(nano_bundle, **options)
+    before = library.detect(opened, library.encode(opened, "red apple. owl"), picture, 0.05)
+    with Detector.open(nano_bundle, cache_dir=tmp_path, **SIDES) as other:
+        key = other.encode("red apple. owl").prompt.embedding_key
+        other._cache.put(key, np.zeros_like(encoded))
+    library.c.glip_close(opened)
+    opened = library.open(nano_bundle, **options)
+    after = library.detect(opened, library.encode(opened, "red apple. owl"), picture, 0.05)
+    assert [score for _, score, *_ in before] != [score for _, score, *_ in after]
+    library.c.glip_close(opened)
+
+
+def test_clones_share_prompts_and_close_apart(library, detector, python, picture):
+    twin = library.new("glip_clone", detector)
+    again = library.new("glip_clone", twin)
+    prompt = library.encode(twin, PROMPT)
+    library.c.glip_close(twin)
+    wanted = python.detect(picture, PROMPT, 0.3, color="rgb")
+    same(library.detect(detector, prompt, picture, 0.3), wanted)
+    same(library.detect(again, prompt, picture, 0.3), wanted)
+    library.c.glip_prompt_free(prompt)
+    library.c.glip_close(again)
+
+
+def test_memory_stays_flat_while_prompts_change(library, detector, picture):
+    def resident():
+        with open("/proc/self/status") as status:  # noqa: PTH123
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+    small = np.ascontiguousarray(picture[:64, :64])
+
+    def frames(count):
+        for index in range(count):
+            prompt = library.encode(detector, PROMPT[: 1 + index % len(PROMPT)])
+            library.detect(detector, prompt, small, 0.3)
+            library.c.glip_prompt_free(prompt)
+
+    frames(12)
+    before = resident()
+    frames(30)
+    assert resident() - before < 8 * 1024  # KiB
+
+
+def refused(call, *arguments, **options):
+    with pytest.raises(GlipError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+def changed(bundle, folder, **members):
+    shutil.copytree(bundle, folder)
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**content, **members}))
+    return folder
+
+
+def test_bundles_that_cannot_be_opened(library, nano_bundle, tmp_path):
+    assert "BUNDLE: bundle" in refused(library.open, tmp_path / "none") and "does not exist" in refused(
+        library.open, tmp_path / "none"
+    )
+    assert "has no manifest.json" in refused(library.open, tmp_path)
+    newer = changed(nano_bundle, tmp_path / "newer", format_version=2)
+    assert "has format 2, this library reads up to 1" in refused(library.open, newer)
+    assert "is not that of a bundle" in refused(library.open, changed(nano_bundle, tmp_path / "other", format="x"))
+    (tmp_path / "other" / "manifest.json").write_text("[" * 9)
+    assert "is damaged" in refused(library.open, tmp_path / "other")
+    data = newer / "image.onnx.data"
+    shutil.copy(nano_bundle / "manifest.json", newer / "manifest.json")
+    raw = bytearray(data.read_bytes())
+    raw[1000] ^= 1
+    data.write_bytes(raw)
+    assert "was changed after the export" in refused(library.open, newer)
+    data.write_bytes(raw[:-1])
+    assert "bytes, the manifest says" in refused(library.open, newer)
+    data.unlink()
+    assert "lacks image.onnx.data" in refused(library.open, newer)
+
+
+def test_options_that_are_out_of_range(library, nano_bundle):
+    cases = [
+        ({"backend": b"tensorrt"}, 'backend "tensorrt" is unknown'),
+        ({"precision": b"int4"}, "takes f32, bf16, auto"),
+        ({"shortest_side": -3}, "shortest_side is -3"),
+        ({"threads": 100000}, "threads is 100000"),
+    ]
+    for options, said in cases:
+        message = refused(library.open, nano_bundle, no_verify=1, no_cache=1, **options)
+        assert message.startswith("OPTION: ") and said in message
+
+
+def test_null_pointers_and_wrong_sizes_are_errors(library, detector, picture):
+    null = ctypes.c_void_p()
+    made = ctypes.byref(ctypes.c_void_p())
+    prompt = library.encode(detector, "dog")
+    image = Image(ctypes.sizeof(Image), picture.ctypes.data, picture.shape[1], picture.shape[0])
+    calls = [
+        ("glip_open", None, None, made),
+        ("glip_open", b"x", None, None),
+        ("glip_clone", null, made),
+        ("glip_encode", null, b"dog", made),
+        ("glip_encode", detector, None, made),
+        ("glip_encode", detector, b"dog", None),
+        ("glip_encode_names", detector, None, ctypes.c_size_t(1), made),
+        ("glip_encode_names", detector, (ctypes.c_char_p * 1)(None), ctypes.c_size_t(1), made),
+        ("glip_detect", detector, None, prompt, ctypes.c_float(0.5), made),
+        ("glip_detect", detector, ctypes.byref(image), null, ctypes.c_float(0.5), made),
+        ("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(0.5), None),
+        ("glip_detections_get", null, ctypes.c_size_t(0), made),
+    ]
+    for name, *arguments in calls:
+        message = refused(library.call, name, *arguments)
+        assert message.startswith("OPTION: ") and "is a null pointer" in message, name
+    for name in ("glip_close", "glip_prompt_free", "glip_detections_free"):
+        getattr(library.c, name)(null)
+    message = refused(library.detect, detector, prompt, picture, size=3)
+    assert "image has the size 3; set its first member with sizeof" in message
+    assert "threshold is nan" in refused(library.detect, detector, prompt, picture, float("nan"))
+    library.c.glip_prompt_free(prompt)
+
+
+def test_a_prompt_of_another_bundle_is_refused(library, detector, tiny_bundle, picture):
+    other = library.open(tiny_bundle, no_cache=1, shortest_side=64)
+    prompt = library.encode(other, "dog")
+    message = refused(library.detect, detector, prompt, picture)
+    assert message.startswith("PROMPT: ") and "of another bundle or precision" in message
+    library.c.glip_prompt_free(prompt)
+    library.c.glip_close(other)
+
+
+def test_without_its_backend_the_library_says_so(runtime, nano_bundle, tmp_path):
+    for file in runtime.glob("libglip.so*"):
+        shutil.copy(file, tmp_path / file.name, follow_symlinks=False)
+    message = refused(Library(tmp_path).open, nano_bundle, no_verify=1)
+    assert message.startswith("MISSING: backend openvino cannot be loaded") and "keep it beside libglip.so" in message
+
+
+def write_ppm(file, picture):
+    file.write_bytes(b"P6\n# made by a test\n%d %d\n255\n" % (picture.shape[1], picture.shape[0]) + picture.tobytes())
+
+
+def test_the_example_prints_the_json_of_glip_detect(runtime, nano_bundle, cache, python, picture, tmp_path):
+    write_ppm(tmp_path / "scene.ppm", picture)
+    environment = {"GLIP_DEPLOY_CACHE": str(cache)}
+    command = [runtime / "glip_detect_image", nano_bundle, "dog. owl. penguin", tmp_path / "scene.ppm"]
+    options = ["--threshold", "0.4", "--shortest-side", "224"]
+    line = json.loads(run(*command, *options, env=environment).stdout)
+    assert list(line) == ["source", "frame", "width", "height", "detections"]
+    wanted = python.detect(picture, "dog. owl. penguin", 0.4, color="rgb").to_dicts()
+    assert len(line["detections"]) == len(wanted) > 1
+    for here, there in zip(line["detections"], wanted, strict=True):
+        assert here["label"] == there["label"] and abs(here["score"] - there["score"]) < 1e-4
+        assert all(abs(here["box"][side] - there["box"][side]) < 0.01 for side in there["box"])
+    run(*command, *options, "--json", tmp_path / "out.jsonl", env=environment)
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == line
+    for arguments, status in (
+        (command[:2], 2),
+        ([*command, "--threshold", "much"], 2),
+        ([*command[:3], "none.ppm"], 1),
+    ):
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == status and done.stderr.startswith("glip_detect_image: error: ") and not done.stdout
+
+
+CONSUMER = """\
+cmake_minimum_required(VERSION 3.18)
+project(consumer LANGUAGES CXX)
+find_package(glip 0.2 CONFIG REQUIRED)
+add_executable(consumer main.cpp)
+target_link_libraries(consumer PRIVATE glip::glip)
+"""
+MAIN = """\
+#include <glip/glip.hpp>
+#include <iostream>
+int main(int, char** arguments) {
+  try {
+    glip::Detector detector = glip::Detector::open(arguments[1]);
+    glip::Prompt prompt = detector.encode("dog");
+    detector.close();
+    detector.detect({}, prompt);
+  } catch (const glip::Error& error) {
+    std::cout << glip::version() << " " << static_cast<int>(error.kind()) << " " << error.what() << std::endl;
+  }
+}
+"""
+
+
+def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, cache, python, tmp_path):
+    run("cmake", "--install", build(), "--prefix", tmp_path / "installed")
+    (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
+    (tmp_path / "main.cpp").write_text(MAIN)
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "out", f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}")
+    run("cmake", "--build", tmp_path / "out")
+    done = run(tmp_path / "out" / "consumer", nano_bundle, env={"GLIP_DEPLOY_CACHE": str(cache)})
+    assert done.stdout == f"{__version__} 7 this detector is closed; open it again with Detector::open\n"
+
+
+def test_the_c_example_prints_boxes(runtime, nano_bundle, cache, python, picture, tmp_path):
+    (tmp_path / "scene.bgr").write_bytes(np.ascontiguousarray(picture[..., ::-1]).tobytes())
+    sides = [picture.shape[1], picture.shape[0]]
+    command = [runtime / "glip_detect_image_c", nano_bundle, "dog", *sides, tmp_path / "scene.bgr", "224"]
+    done = run(*command, env={"GLIP_DEPLOY_CACHE": str(cache)})
+    wanted = python.detect(picture, "dog", 0.5, color="rgb")
+    assert len(wanted) > 0
+    rows = [line.split() for line in done.stdout.splitlines()]
+    np.testing.assert_allclose([[float(number) for number in row[2:]] for row in rows], wanted.boxes, atol=0.01)
