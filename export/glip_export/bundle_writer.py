@@ -38,7 +38,8 @@ class Step(StrEnum):
     TRACE_IMAGE = "trace the image branch"
     VERIFY_TEXT = "verify the text branch"
     VERIFY_IMAGE = "verify the image branch"
-    LOWER = "lower both branches to fp16"
+    VERIFY_SPLIT = "verify the image branch in two parts"
+    LOWER = "lower all graphs to fp16"
     WRITE = "write the manifest"
 
 
@@ -111,7 +112,7 @@ def export_bundle(
         with temporary_sibling(output) as folder:
             # Not Tokenizer.save: it raises bare Exception where the disk is full.
             (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-            text, image, rows = _write_graphs(loaded, tokenizer, folder, precision, raw_outputs, on_step)
+            io, rows = _write_graphs(loaded, tokenizer, folder, precision, raw_outputs, on_step)
             on_step(Step.WRITE)
             manifest: dict[str, Any] = {
                 "format": FORMAT,
@@ -120,7 +121,7 @@ def export_bundle(
                 "precision": precision,
                 "checkpoint": {"file": checkpoint.name, "sha256": loaded.sha256, "ignored": list(loaded.ignored)},
                 "config": loaded.config.to_dict(),
-                "io": {"text": text.to_dict(), "image": image.to_dict()},
+                "io": {graph: contract.to_dict() for graph, contract in io.items()},
                 "files": {
                     file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
                     for file in sorted(folder.iterdir())
@@ -143,12 +144,19 @@ def _write_graphs(
     precision: str,
     raw_outputs: bool,
     on_step: Callable[[Step], None],
-) -> tuple[GraphContract, GraphContract, list[ParityRow]]:
-    """Write both graphs and compare each with torch; return what they take and give, and the comparison."""
+) -> tuple[dict[str, GraphContract], list[ParityRow]]:
+    """Write all graphs and compare each with torch; return what they take and give by name, and the comparison."""
     import torch
 
     from glip_export import verify
-    from glip_export.onnx_export import drop_raw_outputs, export_image, export_text, lower_graph
+    from glip_export.onnx_export import (
+        drop_raw_outputs,
+        export_image,
+        export_text,
+        lower_graph,
+        share_weights,
+        split_image,
+    )
 
     model = loaded.model
     with torch.inference_mode():
@@ -156,23 +164,30 @@ def _write_graphs(
         text = export_text(model, folder)
         on_step(Step.TRACE_IMAGE)
         image = export_image(model, folder)
+        backbone, head = split_image(model, image, folder)
         on_step(Step.VERIFY_TEXT)
         rows = verify.verify_text(model, folder, tokenizer)
         verify.check(rows)
         on_step(Step.VERIFY_IMAGE)
         rows += verify.verify_image(model, folder, tokenizer)
         verify.check(rows)
+        on_step(Step.VERIFY_SPLIT)
+        rows += verify.verify_split(model, folder, tokenizer)
+        verify.check(rows)
         if precision != "fp32":
             on_step(Step.LOWER)
             rows += verify.verify_precision(model, folder, tokenizer, precision)
             verify.check(rows)
-            for contract in (text, image):
+            for contract in (text, backbone, head, image):  # the image graph last: the parts read its weights
                 lower_graph(folder / contract.file, precision)
+            for contract in (backbone, head):
+                share_weights(folder / contract.file, folder / image.file)
         if not raw_outputs:
-            image = drop_raw_outputs(image, folder)
+            image, head = (drop_raw_outputs(contract, folder) for contract in (image, head))
             if precision == "fp32":
                 verify.check(verify.verify_image(model, folder, tokenizer))
-    return text, image, rows
+                verify.check(verify.verify_split(model, folder, tokenizer))
+    return {"text": text, "image": image, "backbone": backbone, "head": head}, rows
 
 
 def _versions() -> dict[str, str]:

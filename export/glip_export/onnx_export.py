@@ -1,4 +1,7 @@
-"""The two graphs of a bundle: standard ONNX operators only, every axis dynamic, weights in one file beside each.
+"""The graphs of a bundle: standard ONNX operators only, every axis dynamic, weights in files beside them.
+
+The image branch is written whole, and cut in two where the text comes in: a backbone graph that runs once a frame, and
+a head graph that runs once for each of several prompts. The parts read their weights from the whole graph's file.
 
 The tracing exporter is used on purpose: with torch 2.13 it writes GLIP-T's image branch in about 20 seconds on two
 cores, where the `dynamo=True` one needs five minutes for the same graph (most of it symbolic shape arithmetic).
@@ -8,21 +11,25 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glip_deploy.bundle.contract import (
     IMAGE_GRAPH,
     RAW_OUTPUTS,
     TEXT_GRAPH,
     GraphContract,
+    backbone_contract,
+    feature_tensors,
+    head_contract,
     image_contract,
     text_contract,
 )
 from glip_export.stages import stamp
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir
     import torch
 
@@ -34,6 +41,8 @@ __all__ = [
     "export_image",
     "export_text",
     "lower_graph",
+    "share_weights",
+    "split_image",
 ]
 
 OPSET = 20  # DeformConv is 19, Gelu is 20
@@ -54,7 +63,10 @@ def export_text(model: Glip, directory: Path) -> GraphContract:
 
 
 def export_image(model: Glip, directory: Path) -> GraphContract:
-    """Write `image.onnx` and `image.onnx.data`, raw outputs included; return what it takes and gives."""
+    """Write `image.onnx` and `image.onnx.data`, raw outputs included; return what it takes and gives.
+
+    The values that `split_image` cuts at have the names of the contract.
+    """
     import torch
 
     from glip_export.model.glip import ImageBranch
@@ -69,33 +81,126 @@ def export_image(model: Glip, directory: Path) -> GraphContract:
         torch.ones(batch, tokens, dtype=torch.int64),
         torch.full((batch, classes, tokens), 1.0 / tokens),
     )
-    _trace(ImageBranch(model), example, contract, directory / IMAGE_GRAPH)
-    return contract
+    features = feature_tensors(model.config.head.channels, model.config.head.strides)
+    traced = GraphContract(contract.file, contract.inputs, (*contract.outputs, *features))
+    _trace(ImageBranch(model, features=True), example, traced, directory / IMAGE_GRAPH)
+    return _without_outputs(traced, directory, {tensor.name for tensor in features})
+
+
+def split_image(model: Glip, image: GraphContract, directory: Path) -> tuple[GraphContract, GraphContract]:
+    """Cut a written image graph into `backbone.onnx` and `head.onnx`, which read their weights from its file.
+
+    Args:
+        model: what `export_image` wrote.
+        image: what that graph takes and gives.
+        directory: where it lies.
+
+    Returns:
+        What the two take and give; the head has the outputs of the image graph.
+    """
+    import onnx
+
+    config = model.config.head
+    raw_outputs = len(image.outputs) > len(image_contract(model.config.bert.hidden).outputs)
+    backbone = backbone_contract(config.channels, config.strides)
+    head = head_contract(model.config.bert.hidden, config.channels, config.strides, raw_outputs=raw_outputs)
+    whole = onnx.load(str(directory / image.file), load_external_data=False)
+    values = {value.name: value for value in (*whole.graph.input, *whole.graph.output)}
+    for tensor in backbone.outputs:
+        kind = onnx.TensorProto.FLOAT
+        values[tensor.name] = onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape))
+    for part in (backbone, head):
+        inputs = [values[tensor.name] for tensor in part.inputs]
+        onnx.save(_part(whole, inputs, [values[tensor.name] for tensor in part.outputs]), str(directory / part.file))
+    return backbone, head
 
 
 def drop_raw_outputs(contract: GraphContract, directory: Path) -> GraphContract:
-    """Take logits, deltas and centerness out of a written image graph, with whatever computed only them."""
+    """Take logits, deltas and centerness out of a written image or head graph, with whatever computed only them."""
+    return _without_outputs(contract, directory, {tensor.name for tensor in RAW_OUTPUTS})
+
+
+def _without_outputs(contract: GraphContract, directory: Path, names: Collection[str]) -> GraphContract:
     import onnx
 
     path = directory / contract.file
     model = onnx.load(str(path), load_external_data=False)
-    graph = model.graph
-    raw = {tensor.name for tensor in RAW_OUTPUTS}
-    outputs = [output for output in graph.output if output.name not in raw]
-    needed = {output.name for output in outputs}
+    outputs = [output for output in model.graph.output if output.name not in names]
+    onnx.save(_part(model, model.graph.input, outputs), str(path))
+    return GraphContract(contract.file, contract.inputs, tuple(t for t in contract.outputs if t.name not in names))
+
+
+def _part(
+    model: onnx.ModelProto, inputs: Iterable[onnx.ValueInfoProto], outputs: Iterable[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    """Return the part of a graph that computes the outputs from the inputs, which may be any of its values."""
+    import onnx
+
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    graph = part.graph
+    inputs, outputs = list(inputs), list(outputs)
+    given = {value.name for value in inputs}
+    needed = {value.name for value in outputs}
     nodes = []
     for node in reversed(graph.node):
-        if needed.intersection(node.output):
+        if (needed - given).intersection(node.output):
             nodes.append(node)
             needed.update(node.input)
     nodes.reverse()
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    for field, kept in ((graph.output, outputs), (graph.node, nodes), (graph.initializer, weights)):
+    replaced: tuple[tuple[Any, list[Any]], ...] = (
+        (graph.input, inputs),
+        (graph.output, outputs),
+        (graph.node, nodes),
+        (graph.initializer, weights),
+    )
+    for field, kept in replaced:
         copies = [type(item).FromString(item.SerializeToString()) for item in kept]
         del field[:]
         field.extend(copies)
-    onnx.save(model, str(path))
-    return GraphContract(contract.file, contract.inputs, tuple(t for t in contract.outputs if t.name not in raw))
+    return part
+
+
+def share_weights(part: Path, whole: Path) -> None:
+    """Let a graph read its weights from the file of another that has the same ones, and delete its own file.
+
+    Args:
+        part: a graph with weights in a file of its own.
+        whole: a graph in the same folder that has every one of them, under the same name.
+
+    Raises:
+        ValueError: it has not.
+    """
+    import numpy as np
+    import onnx
+
+    model = onnx.load(str(part), load_external_data=False)
+    theirs = {t.name: t for t in onnx.load(str(whole), load_external_data=False).graph.initializer}
+    files: dict[str, Any] = {}
+
+    def content(tensor: onnx.TensorProto) -> bytes:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        file = part.parent / entries["location"]
+        data = files.setdefault(file.name, np.memmap(file, np.uint8, "r"))
+        start = int(entries.get("offset", 0))
+        return bytes(data[start : start + int(entries["length"])])
+
+    own = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        other = theirs.get(tensor.name)
+        if other is None or (other.data_type, other.dims) != (tensor.data_type, tensor.dims):
+            raise ValueError(f"{whole.name} has no weight {tensor.name} of the type and shape that {part.name} has")
+        if content(other) != content(tensor):
+            raise ValueError(f"weight {tensor.name} of {part.name} is not that of {whole.name}")
+        own.update(entry.value for entry in tensor.external_data if entry.key == "location")
+        del tensor.external_data[:]
+        tensor.external_data.extend(other.external_data)
+    onnx.save(model, str(part))
+    for name in own - {entry.value for t in theirs.values() for entry in t.external_data if entry.key == "location"}:
+        (part.parent / name).unlink()
 
 
 def lower_graph(path: Path, precision: str) -> None:

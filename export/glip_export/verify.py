@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import IMAGE_GRAPH, RAW_OUTPUTS, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import (
+    BACKBONE_GRAPH,
+    HEAD_GRAPH,
+    IMAGE_GRAPH,
+    RAW_OUTPUTS,
+    TEXT_GRAPH,
+    Candidates,
+    ImageInputs,
+    feature_tensors,
+    text_inputs,
+)
 from glip_deploy.errors import ParityError
 from glip_deploy.frames.canvas import make_canvas
 from glip_deploy.frames.load import load_image
@@ -30,7 +40,16 @@ if TYPE_CHECKING:
 
     from glip_export.model.glip import Glip
 
-__all__ = ["PICTURE", "ParityRow", "check", "run_changed", "verify_image", "verify_precision", "verify_text"]
+__all__ = [
+    "PICTURE",
+    "ParityRow",
+    "check",
+    "run_changed",
+    "verify_image",
+    "verify_precision",
+    "verify_split",
+    "verify_text",
+]
 
 PICTURE = Path(__file__).with_name("data") / "picture.jpg"
 CLASSES = ("person", "flower", "traffic light", "red roof", "hair drier")
@@ -104,25 +123,54 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
 
 def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
     """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
-    inputs, raw = _image_case(model, tokenizer, picture)
-    session = open_session(directory / IMAGE_GRAPH)
+    case = _image_case(model, tokenizer, picture)
+    return _candidate_rows(IMAGE_GRAPH, model, case, _run(directory / IMAGE_GRAPH, case.inputs.feed()))
+
+
+def verify_split(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
+    """Compare the two parts of the image branch, the head on what the backbone graph gave it."""
+    case = _image_case(model, tokenizer, picture)
+    features = _run(directory / BACKBONE_GRAPH, case.inputs.frame_feed())
+    found = _run(directory / HEAD_GRAPH, {**features, **case.inputs.prompt_feed()})
+    rows = [_row(BACKBONE_GRAPH, name, features[name], case.features[name], _tolerance(model)) for name in features]
+    return [*rows, *_candidate_rows(HEAD_GRAPH, model, case, found)]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The image branch's inputs for a picture, and what torch computes of them."""
+
+    inputs: ImageInputs
+    raw: dict[str, NDArray[Any]]
+    """Raw outputs of the head, by name."""
+    features: dict[str, NDArray[Any]]
+    """What the backbone graph gives, by name."""
+
+
+def _tolerance(model: Glip) -> float:
+    return HEAD_TOLERANCE["swin-l" if model.config.swin.embed_dim > 128 else "swin-t"]
+
+
+def _run(graph: Path, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    session = open_session(graph)
     names = [output.name for output in session.get_outputs()]
-    found = dict(zip(names, session.run(names, inputs.feed()), strict=True))
-    large = model.config.swin.embed_dim > 128
-    tolerance = HEAD_TOLERANCE["swin-l" if large else "swin-t"]
-    rows = [_row(IMAGE_GRAPH, name, found[name], raw[name], tolerance) for name in raw if name in found]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def _candidate_rows(graph: str, model: Glip, case: _Case, found: dict[str, NDArray[Any]]) -> list[ParityRow]:
+    inputs, raw, tolerance = case.inputs, case.raw, _tolerance(model)
+    rows = [_row(graph, name, found[name], raw[name], tolerance) for name in raw if name in found]
     outputs = RawOutputs(*(raw[tensor.name][0] for tensor in RAW_OUTPUTS))
     compared = compare(Candidates.of(found), outputs, inputs, model.config.head, tolerance)
     boxes, size = f"boxes ({compared.count} candidates), pixels", float(np.abs(found["boxes"]).max())
     return [
         *rows,
-        ParityRow(IMAGE_GRAPH, boxes, compared.box, compared.box / size, BOX_TOLERANCE),
-        ParityRow(IMAGE_GRAPH, "scores", compared.score, compared.score, SCORE_TOLERANCE),
+        ParityRow(graph, boxes, compared.box, compared.box / size, BOX_TOLERANCE),
+        ParityRow(graph, "scores", compared.score, compared.score, SCORE_TOLERANCE),
     ]
 
 
-def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[ImageInputs, dict[str, NDArray[Any]]]:
-    """Return the image graph's inputs for a picture, and torch's raw outputs by name."""
+def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> _Case:
     import torch
 
     from glip_export.model.glip import ImageBranch
@@ -133,9 +181,13 @@ def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> tuple[Image
     with torch.inference_mode():
         embedding = model.encode_text(ids, torch.ones_like(ids))
         inputs = ImageInputs.of(content.frames, content.image_sizes, embedding[0].numpy(), prompt.class_map)
-        outputs = ImageBranch(model)(*(torch.from_numpy(array.copy()) for array in inputs.feed().values()))
-    raw = outputs[-len(RAW_OUTPUTS) :]
-    return inputs, {tensor.name: array.numpy() for tensor, array in zip(RAW_OUTPUTS, raw, strict=True)}
+        branch = ImageBranch(model, features=True)
+        outputs = branch(*(torch.from_numpy(array.copy()) for array in inputs.feed().values()))
+    features = feature_tensors(model.config.head.channels, model.config.head.strides)
+    named = zip((*RAW_OUTPUTS, *features), outputs[-len(RAW_OUTPUTS) - len(features) :], strict=True)
+    arrays = {tensor.name: array.numpy() for tensor, array in named}
+    raw = {tensor.name: arrays.pop(tensor.name) for tensor in RAW_OUTPUTS}
+    return _Case(inputs, raw, arrays)
 
 
 def verify_precision(
@@ -149,26 +201,29 @@ def verify_precision(
 
     Args:
         model: the checkpoint, fp32.
-        directory: holds both graphs, the image graph with its raw outputs.
+        directory: holds all graphs, the image and the head graph with their raw outputs.
         tokenizer: the bundle's.
         precision: "fp16" or "bf16".
         picture: an image file.
     """
     import torch
 
-    image_inputs, raw = _image_case(model, tokenizer, picture)
+    case = _image_case(model, tokenizer, picture)
+    inputs, raw, features = case.inputs, case.raw, case.features
     ids = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens).input_ids[None]
     text_feed = text_inputs(ids)
     with torch.inference_mode():
         text = model.encode_text(torch.from_numpy(ids.copy()), torch.ones(ids.shape, dtype=torch.int64)).numpy()
     cases: list[tuple[str, list[str], dict[str, NDArray[Any]], list[NDArray[Any]]]] = [
         (TEXT_GRAPH, ["text_embedding"], text_feed, [text]),
-        (IMAGE_GRAPH, list(raw), image_inputs.feed(), list(raw.values())),
+        (IMAGE_GRAPH, list(raw), inputs.feed(), list(raw.values())),
+        (BACKBONE_GRAPH, list(features), inputs.frame_feed(), list(features.values())),
+        (HEAD_GRAPH, list(raw), {**features, **inputs.prompt_feed()}, list(raw.values())),
     ]
     rows = []
-    for graph, outputs, inputs, torchs in cases:
-        found = run_changed(directory / graph, outputs, inputs, lambda m: to_precision(m, precision, rounded=True))
-        yardstick = run_changed(directory / graph, outputs, inputs, lambda m: round_weights(m, precision))
+    for graph, outputs, feed, torchs in cases:
+        found = run_changed(directory / graph, outputs, feed, lambda m: to_precision(m, precision, rounded=True))
+        yardstick = run_changed(directory / graph, outputs, feed, lambda m: round_weights(m, precision))
         for name, ours, rounded, truth in zip(outputs, found, yardstick, torchs, strict=True):
             least = ROUNDINGS * ROUNDOFF[precision] * float(np.abs(truth).mean())
             allowed = max(LOSS * float(np.abs(rounded - truth).mean()), least)

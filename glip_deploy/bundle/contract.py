@@ -1,4 +1,4 @@
-"""The contract of the two graphs: what every exporter writes and every backend, verifier and benchmark relies on.
+"""The contract of the graphs: what every exporter writes and every backend, verifier and benchmark relies on.
 
 Names, dtypes and axes of inputs and outputs are stated here and nowhere else. `ImageInputs` and `Candidates` are the
 same things as typed groups of arrays; `Stage` names the blocks of the network, and is stamped on every node of a graph
@@ -7,7 +7,7 @@ when it is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from glip_deploy.frames.device import DeviceCanvas
 
 __all__ = [
+    "BACKBONE_GRAPH",
+    "HEAD_GRAPH",
     "IMAGE_GRAPH",
     "RAW_OUTPUTS",
     "STAGE_KEY",
@@ -29,6 +31,9 @@ __all__ = [
     "ImageInputs",
     "Stage",
     "TensorContract",
+    "backbone_contract",
+    "feature_tensors",
+    "head_contract",
     "image_contract",
     "text_contract",
     "text_inputs",
@@ -36,6 +41,8 @@ __all__ = [
 
 TEXT_GRAPH = "text.onnx"
 IMAGE_GRAPH = "image.onnx"
+BACKBONE_GRAPH = "backbone.onnx"
+HEAD_GRAPH = "head.onnx"
 
 STAGE_KEY = "glip.stage"
 """Key of a node's `metadata_props` under which its `Stage` is written."""
@@ -123,31 +130,64 @@ RAW_OUTPUTS = (
 """Outputs of the head before selection; in an image graph only if it was exported with them."""
 
 
+_FRAMES = (
+    TensorContract(
+        "frames", "uint8", ("batch", "height", "width", 3), "BGR canvas, sides multiples of 32, picture top left"
+    ),
+    TensorContract("image_sizes", "int64", ("batch", 2), "height and width of the picture in the canvas"),
+)
+_CANDIDATES = (
+    TensorContract("boxes", "float32", ("batch", "candidates", 4), "xyxy pixels of the picture in the canvas"),
+    TensorContract("scores", "float32", ("batch", "candidates"), "0 for an empty slot"),
+    TensorContract("labels", "int64", ("batch", "candidates"), "row of class_map"),
+)
+
+
+def _prompt_tensors(hidden: int) -> tuple[TensorContract, ...]:
+    return (
+        TensorContract("text_embedding", "float32", ("batch", "tokens", hidden), "from the text branch"),
+        TensorContract("text_mask", "int64", ("batch", "tokens"), "1 for real tokens"),
+        TensorContract("class_map", "float32", ("batch", "classes", "tokens"), "row c averages the tokens of class c"),
+    )
+
+
 def image_contract(hidden: int, *, raw_outputs: bool = False) -> GraphContract:
     """Return what the image graph takes and gives; `hidden` is the width of the text embedding."""
     return GraphContract(
         IMAGE_GRAPH,
-        (
-            TensorContract(
-                "frames",
-                "uint8",
-                ("batch", "height", "width", 3),
-                "BGR canvas, sides multiples of 32, picture top left",
-            ),
-            TensorContract("image_sizes", "int64", ("batch", 2), "height and width of the picture in the canvas"),
-            TensorContract("text_embedding", "float32", ("batch", "tokens", hidden), "from the text branch"),
-            TensorContract("text_mask", "int64", ("batch", "tokens"), "1 for real tokens"),
-            TensorContract(
-                "class_map", "float32", ("batch", "classes", "tokens"), "row c averages the tokens of class c"
-            ),
-        ),
-        (
-            TensorContract("boxes", "float32", ("batch", "candidates", 4), "xyxy pixels of the picture in the canvas"),
-            TensorContract("scores", "float32", ("batch", "candidates"), "0 for an empty slot"),
-            TensorContract("labels", "int64", ("batch", "candidates"), "row of class_map"),
-            *(RAW_OUTPUTS if raw_outputs else ()),
-        ),
+        (*_FRAMES, *_prompt_tensors(hidden)),
+        (*_CANDIDATES, *(RAW_OUTPUTS if raw_outputs else ())),
     )
+
+
+def feature_tensors(channels: int, strides: Sequence[int]) -> tuple[TensorContract, ...]:
+    """Return what passes from the backbone graph to the head graph, one map for each level.
+
+    Args:
+        channels: of the feature pyramid.
+        strides: pixels per location of each level, powers of two. A side of a level is the canvas's, divided by the
+            stride and rounded up.
+    """
+    return tuple(
+        TensorContract(
+            f"features_p{stride.bit_length() - 1}",
+            "float32",
+            ("batch", channels, f"height_{stride}", f"width_{stride}"),
+            f"level of stride {stride}, up to where the text is needed",
+        )
+        for stride in strides
+    )
+
+
+def backbone_contract(channels: int, strides: Sequence[int]) -> GraphContract:
+    """Return what the backbone graph takes and gives; the arguments are those of `feature_tensors`."""
+    return GraphContract(BACKBONE_GRAPH, _FRAMES, feature_tensors(channels, strides))
+
+
+def head_contract(hidden: int, channels: int, strides: Sequence[int], *, raw_outputs: bool = False) -> GraphContract:
+    """Return what the head graph takes and gives: the features of `backbone_contract`, else as `image_contract`."""
+    image = image_contract(hidden, raw_outputs=raw_outputs)
+    return GraphContract(HEAD_GRAPH, (*feature_tensors(channels, strides), *image.inputs[1:]), image.outputs)
 
 
 def text_inputs(input_ids: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -202,6 +242,14 @@ class ImageInputs:
             "text_mask": self.text_mask,
             "class_map": self.class_map,
         }
+
+    def frame_feed(self) -> dict[str, Any]:
+        """Return the backbone graph's inputs by name."""
+        return {"frames": self.frames, "image_sizes": self.image_sizes}
+
+    def prompt_feed(self) -> dict[str, Any]:
+        """Return the head graph's inputs by name, without the features."""
+        return {name: array for name, array in self.feed().items() if name != "frames"}
 
     def __len__(self) -> int:
         return len(self.image_sizes)

@@ -5,6 +5,8 @@
       tokenizer.json    WordPiece, offline
       text.onnx         ids, mask -> embedding                 (+ text.onnx.data)
       image.onnx        frames, embedding -> candidate boxes   (+ image.onnx.data)
+      backbone.onnx     its first part, frames -> features of the levels           (weights in image.onnx.data)
+      head.onnx         its second part, features, embedding -> candidate boxes    (weights in image.onnx.data)
 
 A bundle is checked when it is opened: a newer format, a missing file or a changed byte is one clear error.
 """
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 import msgspec
 from msgspec import Meta
 
-from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, GraphContract
+from glip_deploy.bundle.contract import BACKBONE_GRAPH, HEAD_GRAPH, IMAGE_GRAPH, TEXT_GRAPH, GraphContract
 from glip_deploy.bundle.opened import FileState, OpenedFolder
 from glip_deploy.bundle.records import Fraction, Positive, Record, Sha256
 from glip_deploy.errors import BundleError, GlipError, reason_of
@@ -156,7 +158,7 @@ class Manifest(Record, frozen=True, kw_only=True, tag=FORMAT):
     io: Annotated[
         dict[str, GraphContract],
         Meta(
-            description="Inputs and outputs of the graphs text and image.",
+            description="Inputs and outputs by graph: text and image; backbone and head where there are any.",
             extra_json_schema={"required": ["text", "image"]},
         ),
     ]
@@ -284,6 +286,12 @@ class Bundle:
     def files(self) -> Mapping[str, FileRecord]:
         """Size and hash of every file, by its name relative to `path`."""
         return self.manifest.files
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the image branch is there in two parts too, so that several prompts share one backbone run."""
+        parts = {"backbone": BACKBONE_GRAPH, "head": HEAD_GRAPH}
+        return all(graph in self.manifest.io and file in self.files for graph, file in parts.items())
 
     @property
     def key(self) -> str:

@@ -23,7 +23,8 @@ from glip_deploy import Bundle, files
 from glip_deploy.bundle.contract import GraphContract
 from glip_deploy.errors import OutputError, ParityError
 
-FILES = {"image.onnx", "image.onnx.data", "manifest.json", "text.onnx", "text.onnx.data", "tokenizer.json"}
+GRAPHS = {"text.onnx", "image.onnx", "backbone.onnx", "head.onnx"}
+FILES = {*GRAPHS, "image.onnx.data", "text.onnx.data", "manifest.json", "tokenizer.json"}
 
 
 @pytest.fixture
@@ -40,10 +41,13 @@ def no_tracing(monkeypatch):
 
     monkeypatch.setattr(export, "export_text", write("text.onnx"))
     monkeypatch.setattr(export, "export_image", write("image.onnx"))
+    parts = [write("backbone.onnx"), write("head.onnx")]
+    monkeypatch.setattr(export, "split_image", lambda model, image, folder: [part(model, folder) for part in parts])
     monkeypatch.setattr(export, "drop_raw_outputs", lambda contract, directory: contract)
     row = verify.ParityRow("text.onnx", "text_embedding", 1e-6, 1e-6, 1e-4)
     monkeypatch.setattr(verify, "verify_text", lambda *args: [row])
     monkeypatch.setattr(verify, "verify_image", lambda *args: [row])
+    monkeypatch.setattr(verify, "verify_split", lambda *args: [row])
 
 
 def test_a_bundle_is_complete_and_says_what_it_is(tiny_bundle, tiny_checkpoint):
@@ -169,6 +173,7 @@ def test_a_graph_that_computes_something_else_is_not_delivered(tmp_path, capsys,
 
     monkeypatch.setattr(export, "export_text", bent)
     monkeypatch.setattr(export, "export_image", lambda model, directory: GraphContract("image.onnx", (), ()))
+    monkeypatch.setattr(export, "split_image", lambda model, image, directory: (None, None))
     assert main(["--model", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--quiet"]) == 1
     assert "text_embedding differs from torch" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -292,7 +297,7 @@ def test_two_exports_to_one_place(tmp_path, tiny_checkpoint, no_tracing, monkeyp
     if not overwrite:
         assert answers.count("done") == 1
         assert any("exists" in answer or "not empty" in answer for answer in answers)
-    assert {p.name for p in target.iterdir()} == {"image.onnx", "manifest.json", "text.onnx", "tokenizer.json"}
+    assert {p.name for p in target.iterdir()} == {*GRAPHS, "manifest.json", "tokenizer.json"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -126,11 +126,16 @@ class TextBranch(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """What runs once per frame."""
+    """What runs once per frame.
 
-    def __init__(self, glip: Glip) -> None:
+    Args:
+        glip: the model.
+        features: also return the maps of the levels as the first module that reads the text finds them, last.
+    """
+
+    def __init__(self, glip: Glip, *, features: bool = False) -> None:
         super().__init__()
-        self.glip = glip
+        self.glip, self.features = glip, features
 
     def forward(
         self,
@@ -160,4 +165,5 @@ class ImageBranch(nn.Module):
         logits = torch.cat([level.logits for level in outputs.levels], dim=2).transpose(1, 2)
         deltas = torch.cat([level.deltas for level in outputs.levels], dim=2).transpose(1, 2)
         centerness = torch.cat([level.centerness[:, 0] for level in outputs.levels], dim=1)
-        return found.boxes, found.scores, found.labels, logits, deltas, centerness
+        features = outputs.features if self.features else ()
+        return found.boxes, found.scores, found.labels, logits, deltas, centerness, *features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -44,6 +44,8 @@ class HeadOutputs:
     levels: list[LevelOutputs]
     hidden: Tensor
     """(B, T, D) text after the tower."""
+    features: list[Tensor] = field(default_factory=list)
+    """Maps (B, C, H, W) of the levels, as the first module that reads the text finds them."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,10 @@ class Head(nn.Module):
         maps = list(features)
         bias = attention_bias(mask, hidden.dtype)
         tokens = hidden * mask.to(hidden.dtype)[:, :, None]  # GLIP-T (A) scores with the unfused, masked text
+        before_text: list[Tensor] = []
         for module in self.dyhead_tower:
             if isinstance(module, VlFuse):
+                before_text = before_text or maps
                 maps, hidden = module(maps, hidden, mask)
             elif isinstance(module, BertLayer):
                 hidden = module(hidden, bias)
@@ -132,7 +136,7 @@ class Head(nn.Module):
                     width=x.shape[3],
                 )
             )
-        return HeadOutputs(levels, hidden)
+        return HeadOutputs(levels, hidden, before_text or maps)
 
     def token_classifier(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Turn text into the weight (B, T, C) and bias (B, T, 1) of a linear classifier over locations.
