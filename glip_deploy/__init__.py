@@ -11,7 +11,7 @@ Importing this package imports neither torch, onnx, TensorRT nor an inference en
 from __future__ import annotations
 
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.detector import Detector, EncodedPrompt
+from glip_deploy.detector import ChunkedPrompt, Detector, EncodedPrompt
 from glip_deploy.errors import GlipError
 from glip_deploy.frames.load import load_image
 from glip_deploy.prompts.syntax import Caption, ClassName
@@ -23,6 +23,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Bundle",
     "Caption",
+    "ChunkedPrompt",
     "ClassName",
     "Detection",
     "Detections",

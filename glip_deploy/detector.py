@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ import numpy as np
 
 from glip_deploy.backends import MAX_THREADS, check_trusted, open_backend
 from glip_deploy.backends.base import Backend
-from glip_deploy.bundle.contract import ImageInputs
+from glip_deploy.bundle.contract import Candidates, ImageInputs
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import OptionError
+from glip_deploy.errors import OptionError, PromptError
 from glip_deploy.files import cache_folder
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.device import network_canvas
 from glip_deploy.frames.geometry import check_sides, check_whole
 from glip_deploy.prompts.cache import PromptCache
-from glip_deploy.prompts.syntax import Phrases, PromptText
+from glip_deploy.prompts.chunks import parse_chunks
+from glip_deploy.prompts.syntax import Caption, Phrases, PromptText
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
 from glip_deploy.results.detections import Detections
 from glip_deploy.results.postprocess import select_batch
@@ -30,7 +32,9 @@ from glip_deploy.results.postprocess import select_batch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Detector", "EncodedPrompt", "FrameStep"]
+__all__ = ["ChunkedPrompt", "Detector", "EncodedPrompt", "FrameStep"]
+
+_log = logging.getLogger(__name__)
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 
@@ -76,6 +80,42 @@ class EncodedPrompt:
         """One label per class."""
         return self.prompt.phrases
 
+    @property
+    def chunks(self) -> tuple[EncodedPrompt, ...]:
+        """The prompts that are run one after the other: this one, or those of a `ChunkedPrompt`."""
+        return (self,)
+
+
+class ChunkedPrompt(EncodedPrompt):
+    """A list of names that is longer than a prompt, in chunks that are prompts of their own.
+
+    Detections are labelled by the place in the whole list.
+    """
+
+    def __init__(self, chunks: Sequence[EncodedPrompt]) -> None:
+        object.__setattr__(self, "_chunks", tuple(chunks))
+        object.__setattr__(self, "_phrases", tuple(phrase for chunk in chunks for phrase in chunk.phrases))
+
+    def __repr__(self) -> str:
+        return f"ChunkedPrompt({len(self.phrases)} classes in {len(self.chunks)} chunks)"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("prompt", "embedding"):
+            raise AttributeError(f"a ChunkedPrompt has no {name}; each of its {len(self.chunks)} chunks has one")
+        raise AttributeError(f"'ChunkedPrompt' object has no attribute {name!r}")
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """One label per class, of all chunks in order."""
+        phrases: tuple[str, ...] = self._phrases
+        return phrases
+
+    @property
+    def chunks(self) -> tuple[EncodedPrompt, ...]:
+        """The chunks, in the list's order."""
+        chunks: tuple[EncodedPrompt, ...] = self._chunks
+        return chunks
+
 
 class Detector:
     """Open-vocabulary detection with an exported GLIP.
@@ -108,6 +148,7 @@ class Detector:
         if backend.text_key:
             key = hashlib.sha256(f"{key} {backend.text_key}".encode()).hexdigest()
         self._cache = PromptCache(cache_dir, key)
+        self._warned = False
 
     @classmethod
     def open(
@@ -195,33 +236,70 @@ class Detector:
             longest_side=self.longest_side,
             resize=self.resize,
         )
-        twin._cache = self._cache
+        twin._cache, twin._warned = self._cache, self._warned
         return twin
 
-    def encode(self, text: PromptText | Prompt, *, phrases: Phrases | str = Phrases.AUTO) -> EncodedPrompt:
+    def encode(
+        self,
+        text: PromptText | Prompt,
+        *,
+        phrases: Phrases | str = Phrases.AUTO,
+        classes_per_prompt: int | None = None,
+    ) -> EncodedPrompt:
         """Encode a prompt; the text branch runs only if neither memory nor disk knows it.
+
+        A list of names may have any length. One that does not fit into a prompt becomes a `ChunkedPrompt`, whose
+        chunks are cached one by one; see `glip_deploy.prompts.chunks.parse_chunks` for how it is divided. A warning
+        says once that scores of different chunks are not calibrated against each other.
 
         Args:
             text: class names in a list; a dotted string "person. dog."; a caption with [phrases] in brackets; one
                 without, whose noun phrases are found; a `Caption` with spans. See `glip_deploy.prompts.parse_prompt`.
             phrases: what scores in a string without brackets: "whole" for the noun phrases of a caption, "dots" for
                 the pieces between dots, "auto" for dots in a dotted list and noun phrases in all else.
+            classes_per_prompt: so many names of a list in each chunk (officially 40 for LVIS); None fills prompts.
 
         Raises:
-            PromptError: an empty prompt, duplicate classes, a caption without a noun, more than 256 tokens, ...
+            PromptError: an empty prompt, duplicate classes, a caption without a noun, a caption of more than 256
+                tokens, ...
             MissingPackage: finding noun phrases needs the extra `captions`.
-            OptionError: `phrases` is none of the three.
+            OptionError: `phrases` is none of the three; `classes_per_prompt` is below 1, or the prompt is no list.
         """
         limit = self.bundle.max_tokens
-        prompt = (
-            text if isinstance(text, Prompt) else parse_prompt(text, self._tokenizer, phrases=phrases, max_tokens=limit)
-        )
+        if isinstance(text, Sequence) and not isinstance(text, str | bytes | bytearray):
+            prompts = parse_chunks(
+                text, self._tokenizer, phrases=phrases, max_tokens=limit, classes_per_prompt=classes_per_prompt
+            )
+            encoded = [self._encode(prompt) for prompt in prompts]
+            if len(encoded) == 1:
+                return encoded[0]
+            self._warn_of_chunks(sum(map(len, prompts)), len(prompts))
+            return ChunkedPrompt(encoded)
+        if classes_per_prompt is not None:
+            raise OptionError(
+                f"classes_per_prompt is {classes_per_prompt}, but the prompt is no list of names; leave it out"
+            )
+        if not isinstance(text, Prompt):
+            text = parse_prompt(text, self._tokenizer, phrases=phrases, max_tokens=limit)
+        return self._encode(text)
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
         embedding = self._cache.get(prompt.embedding_key)
         if embedding is None or embedding.shape[0] != prompt.input_ids.shape[0]:
             embedding = self.backend.encode_text(prompt.input_ids)
             embedding.setflags(write=False)  # as one from the cache is
             self._cache.put(prompt.embedding_key, embedding)
         return EncodedPrompt(prompt, embedding)
+
+    def _warn_of_chunks(self, classes: int, prompts: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%d classes are looked for in %d prompts; scores of classes in different prompts are not calibrated"
+                " against each other, so that one threshold may suit some better than others",
+                classes,
+                prompts,
+            )
 
     def detect(
         self,
@@ -230,6 +308,7 @@ class Detector:
         threshold: Threshold = 0.5,
         *,
         color: str,
+        max_detections: int | None = None,
         timings: MutableMapping[FrameStep, float] | None = None,
     ) -> Detections:
         """Find what the prompt names in one frame.
@@ -242,12 +321,61 @@ class Detector:
             threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
             color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,
                 only worse ones.
+            max_detections: keep so many at most; None for the bundle's number, 100 (officially 300 for LVIS).
             timings: filled with the seconds that each `FrameStep` of this call took, for measurements.
 
         Returns:
-            At most 100 detections, best first, boxes in pixels of `frame`.
+            At most `max_detections`, best first, boxes in pixels of `frame`. The backbone runs once, also for a prompt
+            of several chunks; suppression within a class and the limit are over all chunks.
         """
-        return self.detect_batch([frame], prompt, threshold, color=color, timings=timings)[0]
+        return self.detect_batch(
+            [frame], prompt, threshold, color=color, max_detections=max_detections, timings=timings
+        )[0]
+
+    def detect_prompts(
+        self,
+        frame: NDArray[Any] | Any,
+        prompts: Sequence[EncodedPrompt | PromptText | Prompt],
+        threshold: float | Sequence[Threshold] = 0.5,
+        *,
+        color: str,
+        max_detections: int | None = None,
+        timings: MutableMapping[FrameStep, float] | None = None,
+    ) -> list[Detections]:
+        """Find what each of several prompts names in one frame, running the backbone once.
+
+        Args:
+            frame: as `detect` takes it.
+            prompts: each as `detect` takes it.
+            threshold: one number for all, or for each prompt what `detect` takes.
+            color: "bgr" or "rgb".
+            max_detections: for each prompt, as `detect` takes it.
+            timings: as `detect` takes it; filled for all prompts together.
+
+        Returns:
+            The detections of each prompt, with labels that are places in that prompt.
+
+        Raises:
+            PromptError: no prompts, or one prompt that is not in a list.
+            OptionError: thresholds that are not one for each prompt.
+        """
+        if isinstance(prompts, str | EncodedPrompt | Prompt | Caption):
+            raise PromptError("detect_prompts takes a list of prompts; put the prompt into a list, or use detect")
+        if not len(prompts):
+            raise PromptError("detect_prompts was given an empty list of prompts; give at least one")
+        limits: Sequence[Threshold]
+        if isinstance(threshold, Sequence) and not isinstance(threshold, str):
+            if len(threshold) != len(prompts):
+                raise OptionError(
+                    f"{len(threshold)} thresholds are given for {len(prompts)} prompts; give one for each, or a number"
+                )
+            limits = threshold
+        elif isinstance(threshold, Mapping):
+            raise OptionError("thresholds by phrase belong to one prompt; give a list with one entry for each prompt")
+        else:
+            limits = [threshold] * len(prompts)
+        found = self._detect([frame], prompts, limits, color, max_detections, timings)
+        return [of_prompt[0] for of_prompt in found]
 
     def detect_batch(
         self,
@@ -256,6 +384,7 @@ class Detector:
         threshold: Threshold = 0.5,
         *,
         color: str,
+        max_detections: int | None = None,
         timings: MutableMapping[FrameStep, float] | None = None,
     ) -> list[Detections]:
         """Find what the prompt names in several frames at once; see `detect`.
@@ -265,8 +394,22 @@ class Detector:
         """
         if not len(frames):
             return []
-        encoded = prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt)
-        limits = thresholds(encoded.prompt, threshold)
+        return self._detect(frames, [prompt], [threshold], color, max_detections, timings)[0]
+
+    def _detect(
+        self,
+        frames: Sequence[NDArray[Any] | Any],
+        prompts: Sequence[EncodedPrompt | PromptText | Prompt],
+        threshold: Sequence[Threshold],
+        color: str,
+        max_detections: int | None,
+        timings: MutableMapping[FrameStep, float] | None,
+    ) -> list[list[Detections]]:
+        """Return the detections by prompt and frame."""
+        if max_detections is not None:
+            check_whole("max_detections", max_detections, 1)
+        encoded = [prompt if isinstance(prompt, EncodedPrompt) else self.encode(prompt) for prompt in prompts]
+        limits = [thresholds(one.phrases, limit) for one, limit in zip(encoded, threshold, strict=True)]
         clock = _Clock(timings)
         canvas = network_canvas(
             frames,
@@ -276,18 +419,26 @@ class Detector:
             method=self.resize,
         )
         clock.lap(FrameStep.RESIZE)
-        inputs = ImageInputs.of(canvas.pixels, canvas.image_sizes, encoded.embedding, encoded.prompt.class_map)
-        found = self.backend.detect(inputs)
-        clock.lap(FrameStep.IMAGE)
-        detections = select_batch(
-            found,
-            canvas.image_sizes,
-            canvas.original_sizes,
-            thresholds=limits,
-            phrases=encoded.phrases,
-            nms_threshold=self.bundle.nms_iou,
-            max_detections=self.bundle.max_detections,
+        chunks = [chunk for one in encoded for chunk in one.chunks]
+        inputs = (
+            ImageInputs.of(canvas.pixels, canvas.image_sizes, chunk.embedding, chunk.prompt.class_map)
+            for chunk in chunks
         )
+        found = [self.backend.detect(next(inputs))] if len(chunks) == 1 else self.backend.detect_prompts(inputs)
+        clock.lap(FrameStep.IMAGE)
+        by_chunk = iter(found)
+        detections = [
+            select_batch(
+                Candidates.joined([next(by_chunk) for _ in one.chunks], [len(chunk.prompt) for chunk in one.chunks]),
+                canvas.image_sizes,
+                canvas.original_sizes,
+                thresholds=limit,
+                phrases=one.phrases,
+                nms_threshold=self.bundle.nms_iou,
+                max_detections=max_detections or self.bundle.max_detections,
+            )
+            for one, limit in zip(encoded, limits, strict=True)
+        ]
         clock.lap(FrameStep.SELECT)
         return detections
 

@@ -177,7 +177,7 @@ class SimulatedContext:
             row.name: np.zeros(self.shapes[row.name], self.engine.dtypes[row.name])
             for row in self.engine.session.get_inputs()
         }
-        if "image_sizes" in feed:
+        if "frames" in feed:
             feed["image_sizes"][:] = feed["frames"].shape[1:3]
         for (name, _), array in zip(self.engine.outputs.items(), self.engine.session.run(None, feed), strict=True):
             self.shapes[name] = array.shape
@@ -377,16 +377,19 @@ def write_engines(
     version: str = VERSION,
     precision: str = "fp32",
     graphs: Any = None,
+    split: bool = False,
 ) -> Any:
     """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
     folder = bundle.path / "engines" / name
     folder.mkdir(parents=True)
     axes = {"batch": (1, 1, batch), "height": sizes[0], "width": sizes[1], "classes": classes}
+    for stride in bundle.manifest.config.head.strides:
+        axes |= {f"{side}_{stride}": tuple(-(-one // stride) for one in axes[side]) for side in ("height", "width")}
     engines = {}
-    for graph in ("text", "image"):
+    for graph in ("text", "image", "backbone", "head") if split else ("text", "image"):
         rows = bundle.manifest.io[graph].inputs
         profiles = []
-        for bucket in tokens:
+        for bucket in tokens[:1] if graph == "backbone" else tokens:
             ranges = {**axes, "tokens": bucket, **({"batch": (1, 1, 1)} if graph == "text" else {})}
             profiles.append(
                 {

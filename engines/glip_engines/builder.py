@@ -18,7 +18,7 @@ from glip_deploy.files import deliver_folder, not_written, sha256_of, temporary_
 from glip_engines.compile import build_library, code_for
 from glip_engines.flavours import Flavour, choose_flavour, current_gpu, target_of
 from glip_engines.inspection import Expected
-from glip_engines.plan import GRAPHS, Plan
+from glip_engines.plan import Plan
 from glip_engines.rewriting import rewrite_file
 from glip_engines.trt import GraphJob, Settings
 
@@ -103,7 +103,9 @@ def build_engines(
             worker.load_plugin(library)
         try:
             with temporary_sibling(target) as folder:
-                engines = {f"{graph}.plan": _build_graph(worker, plan, graph, folder, on_progress) for graph in GRAPHS}
+                engines = {
+                    f"{graph}.plan": _build_graph(worker, plan, graph, folder, on_progress) for graph in plan.graphs
+                }
                 plugin = None
                 if library is not None:
                     shutil.copyfile(library, folder / PLUGIN_FILE)

@@ -117,6 +117,12 @@ def build(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the folder (default: target, version, precision and form).")
     ] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split", metavar="", help="Also the image branch in two parts: long lists of classes, several prompts."
+        ),
+    ] = False,
     onnx_only: Annotated[
         Path | None,
         _option("--onnx-only", "Graphs without engines", "DIR", "Write only the rewritten graphs, with a README."),
@@ -156,6 +162,7 @@ def build(
         optimization_level=optimization_level,
         arch=arch,
         name=name,
+        split=split,
         overwrite=overwrite,
         verify=not no_verify,
     )

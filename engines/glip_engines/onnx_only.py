@@ -15,7 +15,7 @@ from glip_deploy.errors import OptionError, OutputError
 from glip_deploy.files import deliver_folder, not_written, temporary_sibling
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.options import BuildOptions
-from glip_engines.plan import GRAPHS, Plan
+from glip_engines.plan import GRAPHS, PARTS, Plan
 from glip_engines.rewriting import rewrite_file
 
 __all__ = ["README", "write_graphs"]
@@ -72,7 +72,7 @@ def write_graphs(
     _check_target(target, options.overwrite)
     try:
         with temporary_sibling(target) as scratch:
-            for graph in GRAPHS:
+            for graph in plan.graphs:
                 on_progress(f"{graph} graph", 0.0, "rewriting the graph")
                 bundle.load(partial(_write_graph, plan, dialect, graph, scratch))
             (scratch / README).write_text(_readme(plan, dialect), encoding="utf-8")
@@ -103,7 +103,7 @@ def _dialect(version: str) -> Dialect:
 def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
-    ours = {README, *(f"{graph}.onnx{suffix}" for graph in GRAPHS for suffix in ("", ".data"))}
+    ours = {README, *(f"{graph}.onnx{suffix}" for graph in (*GRAPHS, *PARTS) for suffix in ("", ".data"))}
     if not target.is_dir() or not {path.name for path in target.iterdir()} <= ours:
         raise OutputError(f"--onnx-only {target} holds something else and is not replaced; name another folder")
     if any(target.iterdir()) and not overwrite:
@@ -122,20 +122,23 @@ def _readme(plan: Plan, dialect: Dialect) -> str:
             "Written by `glip-build --onnx-only` from a bundle of glip-deploy; SHA-256 of its manifest:",
             f"`{plan.bundle.manifest_sha256}`.",
             "",
-            "The text graph runs once for a prompt, the image graph for every picture. What to feed them:",
+            "The text graph runs once for a prompt, the image graph for every picture. What to feed them:"
+            if not plan.options.split
+            else "The text graph runs once for a prompt, the image graph for every picture; or, for several prompts,"
+            " the backbone graph for every picture and the head graph for each prompt on it. What to feed them:",
             "",
             "| graph | input | type | axes | |",
             "|---|---|---|---|---|",
             *(
                 f"| {graph}.onnx | {tensor.name} | {_dtype(tensor.dtype, dialect)} |"
                 f" {', '.join(map(str, tensor.shape))} | {tensor.meaning} |"
-                for graph in GRAPHS
+                for graph in plan.graphs
                 for tensor in manifest.io[graph].inputs
             ),
             "",
             "## Engines",
             "",
-            *(f"    {_command(plan, dialect, graph)}\n" for graph in GRAPHS),
+            *(f"    {_command(plan, dialect, graph)}\n" for graph in plan.graphs),
             *_notes(plan, dialect),
         ]
     )

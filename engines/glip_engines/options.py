@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glip_deploy.errors import OptionError
-from glip_deploy.frames.geometry import SIZE_DIVISOR, ceil_to
+from glip_deploy.frames.geometry import SIZE_DIVISOR, ceil_div, ceil_to
 
 __all__ = [
     "BUCKETS",
@@ -51,6 +51,10 @@ class Range:
         """Whether there is a single size."""
         return self.least == self.most
 
+    def __floordiv__(self, stride: int) -> Range:
+        """Return the range of a side of feature maps that have a location for every `stride` pixels, rounded up."""
+        return Range(*(ceil_div(side, stride) for side in (self.least, self.best, self.most)))
+
     def __str__(self) -> str:
         return str(self.best) if self.is_fixed else f"{self.least}:{self.best}:{self.most}"
 
@@ -76,6 +80,8 @@ class BuildOptions:
     arch: str | None = None
     name: str | None = None
     """Name of the folder below the bundle's `engines`."""
+    split: bool = False
+    """Also build the image branch in two parts, for several prompts on a frame."""
     overwrite: bool = False
     verify: bool = True
     """Whether to run the engines before they are delivered, where there is a GPU for them."""

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from glip_deploy.bundle.manifest import Bundle
     from glip_engines.options import BuildOptions
 
-__all__ = ["GRAPHS", "Plan", "Profile"]
+__all__ = ["GRAPHS", "PARTS", "Plan", "Profile"]
 
 GRAPHS = ("text", "image")
+PARTS = ("backbone", "head")
+"""The image branch in two parts, for several prompts on a frame."""
 
 Profile = Mapping[str, tuple[tuple[int, ...], ...]]
 """Of an optimization profile: smallest, best and largest shape by input."""
@@ -83,9 +85,19 @@ class Plan:
                 raise OptionError(
                     f"--tokens is {bucket}; this bundle's prompts have {bundle.max_tokens} tokens at most"
                 )
+        if options.split and not bundle.is_split:
+            raise OptionError(
+                f"bundle {bundle.path} has no backbone.onnx and head.onnx for --split;"
+                " export it again with glip-export, or leave --split out"
+            )
         precision = _precision(bundle, options.precision)
         classes = options.classes or Range(1, 8, 128)
         return cls(bundle, options, precision, form, plugin, height, width, tokens, classes)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs that are built, in order."""
+        return (*GRAPHS, *PARTS) if self.options.split else GRAPHS
 
     @property
     def lowering(self) -> str:
@@ -102,6 +114,7 @@ class Plan:
         words = ["--precision", self.precision, "--form", self.form, *size]
         words += ["--tokens", ",".join(str(bucket) for bucket in self.tokens)]
         words += ["--classes", str(self.classes), "--batch", str(self.options.batch)]
+        words += ["--split"] if self.options.split else []
         for option, value in (
             ("--plugin", self.plugin),
             ("--workspace", None if self.options.workspace is None else f"{self.options.workspace}B"),
@@ -114,7 +127,7 @@ class Plan:
         return shlex.join(words)
 
     def profiles(self, graph: str) -> tuple[Profile, ...]:
-        """Return the optimization profiles of "text" or "image"."""
+        """Return the optimization profiles of one of `graphs`."""
 
         def shapes(tensor: TensorContract, ranges: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
             return tuple(
@@ -140,6 +153,10 @@ class Plan:
             fixed = {"batch": Range.fixed(1)}
         else:
             fixed = {"batch": self.options.batch, "height": self.height, "width": self.width, "classes": self.classes}
+            for stride in self.bundle.manifest.config.head.strides:
+                fixed[f"height_{stride}"], fixed[f"width_{stride}"] = self.height // stride, self.width // stride
+        if graph == "backbone":  # which sees no prompt
+            return [fixed]
         return [{**fixed, "tokens": bucket} for bucket in self.tokens]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,6 +70,10 @@ class TorchBackend:
         with torch.inference_mode():
             found = self.model(*(torch.tensor(array) for array in inputs.feed().values()))
         return Candidates(found.boxes.numpy(), found.scores.numpy(), found.labels.numpy())
+
+    def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
+        """See `Backend.detect_prompts`. Everything runs for every prompt."""
+        return [self.detect(of_prompt) for of_prompt in inputs]
 
     def clone(self) -> TorchBackend:
         """See `Backend.clone`."""

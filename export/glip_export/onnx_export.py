@@ -186,7 +186,7 @@ def share_weights(part: Path, whole: Path) -> None:
         start = int(entries.get("offset", 0))
         return bytes(data[start : start + int(entries["length"])])
 
-    own = set()
+    own: set[str] = set()
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -30,6 +32,20 @@ class Backend(Protocol):
 
         Raises:
             GlipError: frames in GPU memory that this engine cannot read; a shape that it was not built for.
+        """
+        ...
+
+    def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
+        """Run the image branch for several prompts on the same frames, what the text does not change only once.
+
+        Args:
+            inputs: of each prompt; frames and sizes are the same in all.
+
+        Returns:
+            The candidates of each prompt.
+
+        Raises:
+            GlipError: as `detect`.
         """
         ...
 

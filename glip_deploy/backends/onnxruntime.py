@@ -6,14 +6,23 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import (
+    BACKBONE_GRAPH,
+    HEAD_GRAPH,
+    IMAGE_GRAPH,
+    TEXT_GRAPH,
+    Candidates,
+    ImageInputs,
+    text_inputs,
+)
 from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage
 
 if TYPE_CHECKING:
@@ -25,8 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["CPU", "OnnxRuntimeBackend", "open_session", "provider_absence"]
 
 CPU = "CPUExecutionProvider"
+CANDIDATES = ("boxes", "scores", "labels")
 OLDEST = (1, 25)
 """First version whose CPU provider runs the standard DeformConv."""
+_log = logging.getLogger(__name__)
 _RTX = "NvTensorRTRTXExecutionProvider"
 _GPU_BUILD = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu>=1.25'"
 _INSTALL = {"CUDAExecutionProvider": _GPU_BUILD, "TensorrtExecutionProvider": f"{_GPU_BUILD} tensorrt-cu12"}
@@ -156,16 +167,20 @@ def open_session(
 
 
 class _Sessions:
-    """The sessions of a bundle's two graphs, which clones share: a session runs calls of several threads side by side.
+    """The sessions of a bundle's graphs, which clones share: a session runs calls of several threads side by side.
 
-    The text graph is loaded by the first prompt that is not in a cache.
+    The text graph is loaded by the first prompt that is not in a cache. The image branch is loaded whole; the first
+    frame with several prompts loads its two parts instead, and they serve single prompts too from then on, so that no
+    weight is in memory twice.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None, providers: Sequence[str]) -> None:
         self._bundle, self._threads, self._providers = bundle, threads, providers
         self._lock = threading.Lock()
         self._text: onnxruntime.InferenceSession | None = None
-        self.image = self._open(IMAGE_GRAPH)
+        self._image: onnxruntime.InferenceSession | None = self._open(IMAGE_GRAPH)
+        self._parts: tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None = None
+        self._warned = False
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         return self._bundle.load(
@@ -178,6 +193,32 @@ class _Sessions:
             if self._text is None:
                 self._text = self._open(TEXT_GRAPH)
             return self._text
+
+    @property
+    def image(self) -> onnxruntime.InferenceSession | None:
+        """The image branch as a whole; None once its parts are loaded."""
+        with self._lock:
+            return self._image
+
+    @property
+    def parts(self) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None:
+        """The backbone and the head; None, with a warning the first time, if the bundle is not split."""
+        with self._lock:
+            if self._parts is None and self._bundle.is_split:
+                self._image = None  # first, so that its memory is free for the parts
+                try:
+                    self._parts = self._open(BACKBONE_GRAPH), self._open(HEAD_GRAPH)
+                except BaseException:
+                    self._image = self._open(IMAGE_GRAPH)
+                    raise
+            if self._parts is None and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "bundle %s lacks backbone.onnx and head.onnx, so its image branch runs whole for every prompt of a"
+                    " frame; export it again with glip-export to make that faster",
+                    self._bundle.path,
+                )
+            return self._parts
 
 
 class OnnxRuntimeBackend:
@@ -204,11 +245,27 @@ class OnnxRuntimeBackend:
 
     def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`."""
-        if not isinstance(inputs.frames, np.ndarray):
-            raise FrameError(
-                "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
-            )
-        return Candidates(*_run(self._opened.image, ["boxes", "scores", "labels"], inputs.feed()))
+        _check_on_host(inputs)
+        image = self._opened.image
+        if image is None:
+            return self.detect_prompts([inputs])[0]
+        return Candidates(*_run(image, CANDIDATES, inputs.feed()))
+
+    def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
+        """See `Backend.detect_prompts`."""
+        parts = self._opened.parts
+        if parts is None:
+            return [self.detect(of_prompt) for of_prompt in inputs]
+        backbone, head = parts
+        names = [output.name for output in backbone.get_outputs()]
+        features: dict[str, NDArray[Any]] = {}
+        found = []
+        for of_prompt in inputs:
+            if not features:
+                _check_on_host(of_prompt)
+                features = dict(zip(names, _run(backbone, names, of_prompt.frame_feed()), strict=True))
+            found.append(Candidates(*_run(head, CANDIDATES, {**features, **of_prompt.prompt_feed()})))
+        return found
 
     def clone(self) -> OnnxRuntimeBackend:
         """See `Backend.clone`. The sessions are shared: they run calls of several threads side by side."""
@@ -225,9 +282,14 @@ class OnnxRuntimeBackend:
         return self._sessions
 
 
-def _run(session: onnxruntime.InferenceSession, outputs: list[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+def _check_on_host(inputs: ImageInputs) -> None:
+    if not isinstance(inputs.frames, np.ndarray):
+        raise FrameError("the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt")
+
+
+def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
     try:
-        return list(session.run(outputs, dict(feed)))
+        return list(session.run(list(outputs), dict(feed)))
     except Exception as error:  # the library's own exception types are not public
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
         raise BackendError(f"ONNX Runtime failed on {shapes}: {_first_line(error)}") from None

@@ -12,8 +12,8 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +33,29 @@ if TYPE_CHECKING:
     from glip_deploy.bundle.manifest import Bundle
     from glip_deploy.frames.device import DeviceCanvas
 
-    _Feed = Mapping[str, NDArray[Any] | DeviceCanvas]
+    _Feed = Mapping[str, "NDArray[Any] | DeviceCanvas | _OnDevice"]
 
 __all__ = ["TensorRTBackend", "choose_engines"]
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PLUGIN_CREATOR = ("ModulatedDeformConv", "3", "glip")
 """Name, version and namespace of the plugin; the version counts its interface, not its build."""
-SHAPES_KEPT = {"text": 2, "image": 4}
+SHAPES_KEPT = {"text": 2, "image": 4, "backbone": 2, "head": 8}
 """Shapes of each graph that keep their buffers and CUDA graph; of more, the one unused for longest gives way."""
 TOKEN_STEP, CLASS_STEP = 16, 8
 """Prompts are padded to multiples of these within a profile's range, so that most new prompts are only an upload."""
 PER_FRAME = ("frames", "image_sizes")
+CANDIDATES = ("boxes", "scores", "labels")
+PARTS = ("backbone", "head")
+"""Engines of the image branch in two parts, loaded by the first frame that is looked at with several prompts."""
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """An input that another engine left in GPU memory."""
+
+    address: int
+    shape: tuple[int, ...]
 
 
 @dataclass
@@ -57,6 +68,9 @@ class _Bound:
     device: dict[str, int]
     inputs: tuple[str, ...]
     """Inputs of the engine, in its order."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    borrowed: frozenset[int] = frozenset()
+    """Addresses among `device` that belong to another engine's buffers."""
     runs: int = 0
     graph: Any = None
     capture_at: int = 1
@@ -77,7 +91,9 @@ class _Opened:
     cuda: Cuda
     bundle: Bundle
     record: EngineRecord
-    engines: Mapping[str, Engine]
+    engines: dict[str, Engine]
+    load: Callable[[str], Engine]
+    """Loads the engine of a graph."""
 
     @property
     def rebuild(self) -> str:
@@ -92,11 +108,12 @@ class TensorRTBackend:
         self._opened = opened
         self._cuda, self._bundle, self._record = opened.cuda, opened.bundle, opened.record
         self._engines, self._rebuild = opened.engines, opened.rebuild
+        self._warned = False
         self._lock = threading.Lock()
         self._closed = False
         self._bound: dict[str, OrderedDict[tuple[Any, ...], _Bound]] = {graph: OrderedDict() for graph in SHAPES_KEPT}
-        self._memory: int | None = None
-        """What all contexts compute in; only one runs at a time."""
+        self._memory: dict[bool, int] = {}
+        """What all contexts compute in, those of parts apart; only one runs at a time."""
         with self._cuda.active():
             self._stream = self._cuda.stream()
         _OPEN.add(self)
@@ -133,11 +150,13 @@ class TensorRTBackend:
         folder, record, module = choose_engines(bundle, folder, cuda, trt, plugins=plugins)
         with _DEVICE, cuda.active():
             runtime = _runtime(module, folder / record.plugin.file if record.plugin is not None else None)
-            engines = {
-                graph: Engine(module, runtime, folder / f"{graph}.plan", record.engines[f"{graph}.plan"], cuda.gpu)
-                for graph in SHAPES_KEPT
-            }
-        return cls(_Opened(cuda, bundle, record, engines))
+
+            def load(graph: str) -> Engine:
+                file = f"{graph}.plan"
+                return Engine(module, runtime, folder / file, record.engines[file], cuda.gpu)
+
+            engines = {graph: load(graph) for graph in ("text", "image")}
+        return cls(_Opened(cuda, bundle, record, engines, load))
 
     def clone(self) -> TensorRTBackend:
         """Return another backend for another stream of frames: it shares the engines, and nothing it waits for."""
@@ -166,9 +185,64 @@ class TensorRTBackend:
         Raises:
             GlipError: a frame, prompt or number of classes larger than the engine was built for.
         """
-        frames, text_mask, class_map = inputs.frames, inputs.text_mask, inputs.class_map
-        index, tokens = self._bucket("image", "text_mask", text_mask.shape[1])
+        index, prompt = self._prompt_feed("image", inputs)
         profile = self._engines["image"].profiles[index]
+        most = profile["frames"][2][0]
+        if len(inputs) > most:
+            return _stacked([self.detect(part) for part in _parts(inputs, most)])
+        frames = self._frame_feed(profile, inputs)
+        prompt = self._batched(prompt, len(frames["image_sizes"]))
+        found = self._run("image", index, {**frames, **prompt}, CANDIDATES)
+        return _candidates(found, len(inputs))
+
+    def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
+        """See `Backend.detect_prompts`. The features stay on the GPU; nothing else comes between the two engines."""
+        if not self._load_parts():
+            return [self.detect(of_prompt) for of_prompt in inputs]
+        given = list(inputs)
+        profile = self._engines["backbone"].profiles[0]
+        most = profile["frames"][2][0]
+        if len(given[0]) > most:
+            by_part = [self.detect_prompts(parts) for parts in zip(*(_parts(one, most) for one in given), strict=True)]
+            return [_stacked(list(of_prompt)) for of_prompt in zip(*by_part, strict=True)]
+        frames = self._frame_feed(profile, given[0])
+        sizes = {"image_sizes": frames["image_sizes"]}
+        prompts = [self._prompt_feed("head", one) for one in given]
+        found = []
+        with self._lock:  # until the last prompt: another thread's frame would overwrite the features
+            self._check_open()
+            with self._cuda.active():
+                backbone = self._execute("backbone", 0, frames, ())
+                names = self._engines["backbone"].outputs
+                features = {name: _OnDevice(backbone.device[name], backbone.shapes[name]) for name in names}
+                for index, prompt in prompts:
+                    feed = {**features, **sizes, **self._batched(prompt, len(frames["image_sizes"]))}
+                    head = self._execute("head", index, feed, CANDIDATES)
+                    self._cuda.synchronize(self._stream)
+                    found.append(_candidates([head.staging[name].copy() for name in CANDIDATES], len(given[0])))
+        return found
+
+    def _load_parts(self) -> bool:
+        """Load the engines of the two parts; False, with a warning the first time, if they were not built."""
+        self._check_open()
+        if not all(f"{graph}.plan" in self._record.engines for graph in PARTS):
+            if not self._warned:
+                self._warned = True
+                _log.warning(
+                    "the engines have no backbone and head, so the image engine runs for every prompt of a frame;"
+                    " to make that faster, build again: %s --split",
+                    self._rebuild,
+                )
+            return False
+        with _DEVICE, self._cuda.active():
+            for graph in PARTS:
+                if graph not in self._opened.engines:
+                    self._opened.engines[graph] = self._opened.load(graph)
+        return True
+
+    def _frame_feed(self, profile: Mapping[str, Any], inputs: ImageInputs) -> dict[str, Any]:
+        """Return the inputs that change with the frame, padded to what a profile takes."""
+        frames = inputs.frames
         least, _, most = profile["frames"]
         for side, axis in (("height", 1), ("width", 2)):
             if frames.shape[axis] > most[axis]:
@@ -176,6 +250,18 @@ class TensorRTBackend:
                     f"the frame's canvas is {frames.shape[axis]} pixels in {side}, the engine takes up to {most[axis]};"
                     f" lower --shortest-side or build with a larger --max: {self._rebuild}"
                 )
+        batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
+        if isinstance(frames, np.ndarray):
+            frames = _pad(frames, {0: batch, 1: height, 2: width})
+        else:
+            frames = replace(frames, shape=(batch, height, width, 3))
+        return {"frames": frames, "image_sizes": _pad(inputs.image_sizes, {0: batch}, value=1)}
+
+    def _prompt_feed(self, graph: str, inputs: ImageInputs) -> tuple[int, dict[str, NDArray[Any]]]:
+        """Return the profile that a prompt fits, and the inputs that it makes, padded to what that takes."""
+        text_mask, class_map = inputs.text_mask, inputs.class_map
+        index, tokens = self._bucket(graph, "text_mask", text_mask.shape[1])
+        profile = self._engines[graph].profiles[index]
         least_classes, _, most_classes = (shape[1] for shape in profile["class_map"])
         classes = class_map.shape[1]
         if classes > most_classes:
@@ -183,30 +269,16 @@ class TensorRTBackend:
                 f"the prompt has {classes} classes, the engine takes up to {most_classes};"
                 f" build again: {self._rebuild} --classes 1:8:{classes}"
             )
-        if len(frames) > most[0]:  # more frames than fit go one after the other
-            parts = (slice(start, start + most[0]) for start in range(0, len(frames), most[0]))
-            results = [self.detect(inputs.part(which)) for which in parts]
-            return Candidates(
-                np.concatenate([part.boxes for part in results]),
-                np.concatenate([part.scores for part in results]),
-                np.concatenate([part.labels for part in results]),
-            )
-        batch, height, width = (max(frames.shape[axis], least[axis]) for axis in range(3))
         classes = min(max(ceil_to(classes, CLASS_STEP), least_classes), most_classes)
-        if isinstance(frames, np.ndarray):
-            frames = _pad(frames, {0: batch, 1: height, 2: width})
-        else:
-            frames = replace(frames, shape=(batch, height, width, 3))
-        feed = {
-            "frames": frames,
-            "image_sizes": _pad(inputs.image_sizes, {0: batch}, value=1),
-            "text_embedding": _pad(inputs.text_embedding, {0: batch, 1: tokens}),
-            "text_mask": _pad(text_mask, {0: batch, 1: tokens}),
-            "class_map": _pad(class_map, {0: batch, 1: classes, 2: tokens}),
+        return index, {
+            "text_embedding": _pad(inputs.text_embedding, {1: tokens}),
+            "text_mask": _pad(text_mask, {1: tokens}),
+            "class_map": _pad(class_map, {1: classes, 2: tokens}),
         }
-        boxes, scores, labels = self._run("image", index, feed, ("boxes", "scores", "labels"))
-        count = len(inputs)
-        return Candidates(boxes[:count], scores[:count], labels[:count].astype(np.int64, copy=False))
+
+    @staticmethod
+    def _batched(prompt: Mapping[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
+        return {name: _pad(array, {0: batch}) for name, array in prompt.items()}
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -219,8 +291,8 @@ class TensorRTBackend:
                 for kept in self._bound.values():
                     while kept:
                         self._free(kept.popitem()[1])
-                if self._memory is not None:
-                    self._cuda.free(self._memory)
+                for memory in self._memory.values():
+                    self._cuda.free(memory)
                 for engine in self._engines.values():
                     engine.keep_kernels()
                 self._cuda.free_stream(self._stream)
@@ -248,30 +320,48 @@ class TensorRTBackend:
 
     def _run(self, graph: str, index: int, feed: _Feed, outputs: tuple[str, ...]) -> list[Any]:
         """Run an engine; returns copies of its outputs."""
-        # Frames from the host and frames on the GPU make different CUDA graphs.
-        key = (graph, index, *((type(array), array.shape) for array in feed.values()))
         with self._lock:
             self._check_open()
             with self._cuda.active():
-                kept = self._bound[graph]
-                bound = kept.get(key)
-                if bound is None:
-                    with _DEVICE:
-                        while len(kept) >= SHAPES_KEPT[graph]:
-                            self._free(kept.popitem(last=False)[1])
-                        bound = kept[key] = self._bind(self._engines[graph], index, feed)
-                kept.move_to_end(key)
-                self._stage(bound, feed)
-                self._enqueue(bound)
+                bound = self._execute(graph, index, feed, outputs)
                 self._cuda.synchronize(self._stream)
-                bound.runs += 1
                 return [bound.staging[name].copy() for name in outputs]
 
-    def _bind(self, engine: Engine, index: int, feed: _Feed) -> _Bound:
+    def _execute(self, graph: str, index: int, feed: _Feed, outputs: tuple[str, ...]) -> _Bound:
+        """Enqueue a run of an engine, and the download of outputs; the others stay where they are."""
+        # Frames from the host and frames on the GPU make different CUDA graphs, as do other buffers of features.
+        key = (
+            graph,
+            index,
+            *((type(array), array.shape, getattr(array, "address", None)) for array in feed.values()),
+        )
+        kept = self._bound[graph]
+        bound = kept.get(key)
+        if bound is None:
+            with _DEVICE:
+                while len(kept) >= SHAPES_KEPT[graph]:
+                    self._forget(kept.popitem(last=False)[1])
+                bound = kept[key] = self._bind(graph, index, feed, outputs)
+        kept.move_to_end(key)
+        self._stage(bound, feed)
+        self._enqueue(bound)
+        bound.runs += 1
+        return bound
+
+    def _forget(self, bound: _Bound) -> None:
+        """Free buffers, and first those of the engines that read them."""
+        heads = self._bound["head"]
+        for key in [key for key, head in heads.items() if head.borrowed & set(bound.device.values())]:
+            self._free(heads.pop(key))
+        self._free(bound)
+
+    def _bind(self, graph: str, index: int, feed: _Feed, outputs: tuple[str, ...]) -> _Bound:
         """Make a context for these shapes, with buffers."""
-        if self._memory is None:
-            self._memory = self._cuda.allocate(max(one.memory for one in self._engines.values()))
-        context = engine.context(self._memory)
+        engine, is_part = self._engines[graph], graph in PARTS
+        if is_part not in self._memory:
+            sharing = [one.memory for name, one in self._engines.items() if (name in PARTS) == is_part]
+            self._memory[is_part] = self._cuda.allocate(max(sharing))
+        context = engine.context(self._memory[is_part])
         if context is None:
             raise EngineError(f"{engine.file.name}: the GPU has not enough free memory; close other programs")
         bound = _Bound(context, {}, {}, engine.inputs)
@@ -285,10 +375,15 @@ class TensorRTBackend:
             if unknown:
                 raise EngineError(f"{engine.file.name} leaves the shape of {', '.join(unknown)} open; {self._rebuild}")
             for name in (*engine.inputs, *engine.outputs):
-                shape, dtype = tuple(context.get_tensor_shape(name)[:]), engine.dtypes[name]
-                if isinstance(feed.get(name), np.ndarray | None):
+                shape, dtype, given = tuple(context.get_tensor_shape(name)[:]), engine.dtypes[name], feed.get(name)
+                bound.shapes[name] = shape
+                if isinstance(given, np.ndarray) or name in outputs:
                     bound.staging[name] = self._cuda.pinned(shape, dtype)
-                bound.device[name] = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
+                if isinstance(given, _OnDevice):
+                    bound.device[name] = given.address
+                    bound.borrowed |= {given.address}
+                else:
+                    bound.device[name] = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
                 if not context.set_tensor_address(name, bound.device[name]):
                     raise EngineError(f"{engine.file.name} refuses the buffer of {name}; {self._rebuild} --overwrite")
             self._cuda.synchronize(self._stream)
@@ -301,6 +396,8 @@ class TensorRTBackend:
         """Bring the inputs into page-locked memory; a prompt that is the last one is not uploaded again."""
         for name in bound.inputs:
             given = feed[name]
+            if isinstance(given, _OnDevice):
+                continue
             if not isinstance(given, np.ndarray):
                 self._draw(given, bound.device[name])
                 continue
@@ -355,7 +452,8 @@ class TensorRTBackend:
             self._cuda.free_graph(bound.graph)
         del bound.context  # before the memory it points to
         for address in bound.device.values():
-            self._cuda.free(address)
+            if address not in bound.borrowed:
+                self._cuda.free(address)
         for array in bound.staging.values():
             self._cuda.free_pinned(array)
 
@@ -446,6 +544,24 @@ def _runtime(trt: Any, plugin: Path | None) -> tensorrt.Runtime:
                 raise EngineError(f"plugin library {plugin} cannot be loaded; build the engines again with glip-build")
             _PLUGINS.add((trt.__name__, digest))
         return _RUNTIMES[trt.__name__][1]
+
+
+def _parts(inputs: ImageInputs, most: int) -> list[ImageInputs]:
+    """Divide more frames than an engine takes at a time."""
+    return [inputs.part(slice(start, start + most)) for start in range(0, len(inputs), most)]
+
+
+def _stacked(parts: list[Candidates]) -> Candidates:
+    return Candidates(
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+def _candidates(found: list[Any], count: int) -> Candidates:
+    boxes, scores, labels = found
+    return Candidates(boxes[:count], scores[:count], labels[:count].astype(np.int64, copy=False))
 
 
 def _pad(array: NDArray[Any], sizes: Mapping[int, int], value: int = 0) -> NDArray[Any]:

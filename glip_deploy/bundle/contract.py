@@ -279,5 +279,20 @@ class Candidates:
         """Take them from a graph's outputs by name."""
         return cls(outputs["boxes"], outputs["scores"], outputs["labels"].astype(np.int64, copy=False))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates], classes: Sequence[int]) -> Candidates:
+        """Join the candidates of several prompts in the same frames.
+
+        Args:
+            parts: by prompt.
+            classes: the number of classes of each; labels of a prompt follow those of the prompts before it.
+        """
+        firsts = np.cumsum([0, *classes])
+        return cls(
+            np.concatenate([part.boxes for part in parts], axis=1),
+            np.concatenate([part.scores for part in parts], axis=1),
+            np.concatenate([part.labels + first for part, first in zip(parts, firsts, strict=False)], axis=1),
+        )
+
     def __len__(self) -> int:
         return len(self.scores)

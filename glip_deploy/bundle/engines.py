@@ -102,7 +102,10 @@ class EngineRecord(Record, frozen=True, kw_only=True, tag=RECORD_FORMAT):
     plugin: PluginRecord | None
     manifest_sha256: Annotated[Sha256, Meta(description="Of the bundle's manifest, which has all other hashes.")]
     options: Annotated[str, Meta(description="What glip-build takes after BUNDLE, --flavor and target left out.")]
-    engines: Annotated[dict[str, EngineFile], Meta(description="By file name: text.plan, image.plan.")]
+    engines: Annotated[
+        dict[str, EngineFile],
+        Meta(description="By file name: text.plan, image.plan; backbone.plan and head.plan with --split."),
+    ]
 
     @classmethod
     def read(cls, folder: Path) -> EngineRecord:

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'glip-detect --model glip_t --classes "cat,dog" --source photos/ --output annotated/ --coco results.json',
         'glip-detect --model glip_t --prompt "A dog chases a red ball." --source park.jpg --output out.jpg',
         'glip-detect --model glip_t --prompt "a man with a [green hat]" --source walk.mp4 --output walk_out.mp4',
+        'glip-detect --model glip_t --prompt "person" --prompt "a [red car]" --source street.jpg',
         "glip-detect --model glip_t --class person --source rtsp://camera/stream --json - | jq .detections",
         note="""\
 JSON lines go to standard output if no output is named. Log, progress and summary go to standard error.
@@ -73,7 +74,8 @@ def detect(
     *,
     model: Annotated[str, option("BUNDLE", "Folder that glip-export wrote.")],
     prompt: Annotated[
-        str | None, option("TEXT", '"person. traffic light", "a man with a [green hat]", or a sentence.', WHAT)
+        list[str] | None,
+        option("TEXT", '"person. traffic light", "a man with a [green hat]", or a sentence; repeatable.', WHAT),
     ] = None,
     prompt_file: Annotated[Path | None, option("FILE", "A prompt in a text file.", WHAT)] = None,
     class_names: Annotated[list[str] | None, option("NAME", "A class name; repeatable.", WHAT, name="--class")] = None,
@@ -82,10 +84,17 @@ def detect(
         Phrases | None,
         option("HOW", "What a caption names: auto, whole (its noun phrases) or dots (what is between them).", WHAT),
     ] = None,
+    classes_per_prompt: Annotated[
+        int | None,
+        option("N", "Divide a list of classes into prompts of N (default: as few as it takes).", WHAT, at_least(1)),
+    ] = None,
     threshold: Annotated[float, option("P", "Show only scores above this, from 0 to 1.", WHAT, probability)] = 0.5,
     class_thresholds: Annotated[
         list[ClassThreshold] | None,
         option("NAME=P", "The same for one class; repeatable.", WHAT, class_threshold, name="--class-threshold"),
+    ] = None,
+    max_detections: Annotated[
+        int | None, option("N", "At most so many a frame and prompt (default: 100).", WHAT, at_least(1))
     ] = None,
     source: Annotated[
         str,
@@ -107,7 +116,7 @@ def detect(
         str | None, option("PATH", "Annotated picture (.jpg, .png), video (.mp4, .mkv, .mov) or folder.", WRITE)
     ] = None,
     json: Annotated[
-        str | None, option("FILE", "One JSON object a frame and line; - for standard output.", WRITE)
+        str | None, option("FILE", "A line of JSON for each frame and prompt; - for standard output.", WRITE)
     ] = None,
     coco: Annotated[str | None, option("FILE", "COCO results.", WRITE)] = None,
     coco_categories: Annotated[
@@ -154,6 +163,8 @@ def detect(
     only_one_of({"--cache-dir": cache_dir, "--no-cache": no_cache})
     if phrases is not None and prompt is None and prompt_file is None:
         raise bad_option("--phrases", "needs --prompt or --prompt-file to have an effect")
+    if classes_per_prompt is not None and prompt is not None:
+        raise bad_option("--classes-per-prompt", "divides a list; use it with --classes, --class or --prompt-file")
     if coco_categories is not None and coco is None:
         raise bad_option("--coco-categories", "needs --coco FILE to have an effect")
 
@@ -163,18 +174,20 @@ def detect(
     from glip_deploy.video.open import open_source
     from glip_deploy.video.pipeline import run
 
-    text: PromptText
+    texts: list[PromptText]
     if prompt_file is not None:
-        text = read_prompt_file(prompt_file)
+        texts = [read_prompt_file(prompt_file)]
     elif prompt is not None:
-        text = prompt
+        texts = [*prompt]
     else:
-        text = class_names or (classes or "").split(",")
+        texts = [class_names or (classes or "").split(",")]
     how = phrases or Phrases.AUTO
-    labels = mark(text, how).phrases
+    labels_of = [mark(text, how).phrases for text in texts]
+    labels = [label for of_prompt in labels_of for label in of_prompt]
     own = {fold(one.name): one.value for one in class_thresholds or ()}
+    known = {fold(label) for label in labels}
     for one in class_thresholds or ():
-        if fold(one.name) not in map(fold, labels):
+        if fold(one.name) not in known:
             raise bad_option(
                 "--class-threshold", f'"{listed([one.name])}" is not in the prompt; its classes: {listed(labels)}'
             )
@@ -188,7 +201,7 @@ def detect(
         to_stdout = json == "-" or all(one is None for one in (json, output, coco, label_studio, yolo))
         if to_stdout:
             outputs.enter_context(stdout_for_data())
-        sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json)]
+        sinks: list[Sink] = [] if json is None and not to_stdout else [_json_lines(json, prompt, labels_of)]
         sinks += [] if coco is None else [_coco(coco, coco_categories, labels)]
         sinks += [] if output is None else [_annotated(output, frames)]
         sinks += [] if label_studio is None else [_label_studio(label_studio, frames, model)]
@@ -217,23 +230,32 @@ def detect(
             plugins=not no_plugins,
             **options,
         ) as detector:
-            encoded = detector.encode(text, phrases=how)
-            thresholds = [own.get(fold(phrase), threshold) for phrase in encoded.phrases]
+            per_prompt = {} if classes_per_prompt is None else {"classes_per_prompt": classes_per_prompt}
+            encoded = [detector.encode(text, phrases=how, **per_prompt) for text in texts]
+            thresholds = [[own.get(fold(phrase), threshold) for phrase in one.phrases] for one in encoded]
+            several = len(encoded) > 1
             # A bar would run through data that are printed on the same terminal.
             show = not quiet and not (to_stdout and sys.stdout.isatty())
             with frame_progress(frames.frame_count, "detecting", show=show) as advance:
                 summary = run(
-                    detector, frames, encoded, sinks, threshold=thresholds, on_frame=lambda frame, found: advance()
+                    detector,
+                    frames,
+                    encoded if several else encoded[0],
+                    sinks,
+                    threshold=thresholds if several else thresholds[0],
+                    max_detections=max_detections,
+                    on_frame=lambda frame, found: advance(),
                 )
     if not quiet:
         say(_in_words(summary))
     return 130 if summary.interrupted else 0
 
 
-def _json_lines(json: str | None) -> Sink:
+def _json_lines(json: str | None, prompts: Sequence[str] | None, labels: Sequence[Sequence[str]]) -> Sink:
     from glip_deploy.video.sinks import JsonLinesSink
 
-    return JsonLinesSink(json or "-")
+    several = prompts is not None and len(prompts) > 1
+    return JsonLinesSink(json or "-", list(zip(prompts or (), map(len, labels), strict=True)) if several else ())
 
 
 def _coco(coco: str, categories_file: Path | None, phrases: Sequence[str]) -> Sink:

@@ -137,12 +137,12 @@ def parse_prompt(
 
 
 def thresholds(
-    prompt: Prompt, value: float | Sequence[float] | Mapping[str, float], default: float = 0.5
+    prompt: Prompt | Sequence[str], value: float | Sequence[float] | Mapping[str, float], default: float = 0.5
 ) -> NDArray[np.float32]:
     """Return (C,) float32, the score each class must be above.
 
     Args:
-        prompt: of C classes.
+        prompt: of C classes, or their labels.
         value: one number for all, C numbers in the prompt's order, or numbers by phrase (upper and lower case
             and white space do not matter).
         default: for phrases that a mapping leaves out.
@@ -151,27 +151,28 @@ def thresholds(
         OptionError: a number outside [0, 1], or a sequence of another length.
         PromptError: a phrase that the prompt does not have.
     """
+    phrases = prompt.phrases if isinstance(prompt, Prompt) else prompt
     if isinstance(value, Mapping):
         places: dict[str, list[int]] = {}
-        for index, phrase in enumerate(prompt.phrases):
-            places.setdefault(fold(phrase), []).append(index)
-        limits = [_threshold(default, "the default")] * len(prompt)
+        for index, known in enumerate(phrases):
+            places.setdefault(fold(known), []).append(index)
+        limits = [_threshold(default, "the default")] * len(phrases)
         for phrase, number in value.items():
             if not isinstance(phrase, str) or fold(phrase) not in places:
-                raise _unknown_phrase(phrase, prompt)
+                raise _unknown_phrase(phrase, phrases)
             for index in places[fold(phrase)]:
                 limits[index] = _threshold(number, f"phrase {shown(phrase)}")
         return np.array(limits, dtype=np.float32)
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0:
         # Not np.shape: it refuses rows of unequal length.
         shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
-        if shape != (len(prompt),):
+        if shape != (len(phrases),):
             raise OptionError(
-                f"thresholds have shape {shape}, the prompt has {len(prompt)} classes;"
+                f"thresholds have shape {shape}, the prompt has {len(phrases)} classes;"
                 " give one number, or one per class"
             )
         return np.array([_threshold(n, f"class {i}") for i, n in enumerate(value)], dtype=np.float32)
-    return np.full(len(prompt), _threshold(value, "all classes"), dtype=np.float32)
+    return np.full(len(phrases), _threshold(value, "all classes"), dtype=np.float32)
 
 
 def _tokenized(draft: MarkedCaption, tokenizer: Tokenizer, max_tokens: int) -> Prompt:
@@ -242,7 +243,7 @@ def _too_long(draft: MarkedCaption, last_tokens: Sequence[int], count: int, max_
         where = f"the first class that reaches beyond is {shown(draft.phrases[beyond[0]])} (index {beyond[0]})"
     return PromptError(
         f"the prompt has {count} tokens with [CLS] and [SEP], the limit is {max_tokens}; {where};"
-        " name fewer classes, or split them over several prompts"
+        " name fewer classes, or give a list of names, which may have any length"
     )
 
 
@@ -256,12 +257,12 @@ def _threshold(value: object, what: str) -> float:
     return number
 
 
-def _unknown_phrase(phrase: object, prompt: Prompt) -> PromptError:
-    names = {fold(known): known for known in prompt.phrases}
+def _unknown_phrase(phrase: object, phrases: Sequence[str]) -> PromptError:
+    names = {fold(known): known for known in phrases}
     wanted = fold(phrase) if isinstance(phrase, str) else ""
     close = []
     if len(wanted) <= _LONGEST_TYPO:  # comparing takes the product of both lengths
         near = difflib.get_close_matches(wanted, [name for name in names if len(name) <= _LONGEST_TYPO], n=3)
         close = [names[match] for match in near]
-    advice = "did you mean " + " or ".join(map(repr, close)) if close else f"it has {listed(prompt.phrases)}"
+    advice = "did you mean " + " or ".join(map(repr, close)) if close else f"it has {listed(phrases)}"
     return PromptError(f"a threshold is given for {shown(phrase)}, which the prompt does not have; {advice}")

@@ -111,6 +111,22 @@ class Detections:
         """Return no detections, with the right shapes and dtypes."""
         return cls()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Detections], classes: Sequence[int]) -> Detections:
+        """Join the detections of several prompts in one frame.
+
+        Args:
+            parts: by prompt.
+            classes: the number of classes of each; labels of a prompt follow those of the prompts before it.
+        """
+        firsts = np.cumsum([0, *classes])
+        return cls(
+            np.concatenate([_no_boxes(), *(part.boxes for part in parts)]),
+            np.concatenate([_no_scores(), *(part.scores for part in parts)]),
+            np.concatenate([_no_labels(), *(part.labels + first for part, first in zip(parts, firsts, strict=False))]),
+            [phrase for part in parts for phrase in part.phrases],
+        )
+
     def __len__(self) -> int:
         return len(self.scores)
 

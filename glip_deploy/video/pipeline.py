@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from glip_deploy.video.base import Frame, Sink, Source
 
     Threshold = float | Sequence[float] | Mapping[str, float]
-    PromptChoice = EncodedPrompt | Callable[[Frame], EncodedPrompt]
+    Wanted = EncodedPrompt | Sequence[EncodedPrompt]
+    PromptChoice = Wanted | Callable[[Frame], Wanted]
 
 __all__ = ["RunSummary", "StageTimes", "detect_stream", "run"]
 
@@ -84,7 +85,8 @@ def run(
     prompt: PromptChoice,
     sinks: Sequence[Sink] = (),
     *,
-    threshold: Threshold = 0.5,
+    threshold: Threshold | Sequence[Threshold] = 0.5,
+    max_detections: int | None = None,
     queue_size: int = 4,
     on_frame: Callable[[Frame, Detections], None] | None = None,
 ) -> RunSummary:
@@ -99,9 +101,11 @@ def run(
         detector: an open detector.
         source: an open source, not iterated yet; closed at the end.
         prompt: what `Detector.encode` gave; or a function from the frame to it, to change the prompt while the video
-            runs. Changing between encoded prompts costs nothing.
+            runs. Changing between encoded prompts costs nothing. Several prompts in a list share the backbone;
+            sinks then get the detections of all, labelled by the place in all their classes together.
         sinks: entered here, in order, and left at the end.
-        threshold: as `Detector.detect` takes it.
+        threshold: as `Detector.detect` takes it; for several prompts, as `Detector.detect_prompts` does.
+        max_detections: as they take it.
         queue_size: at most so many frames wait before and after inference; at least 1.
         on_frame: called in the caller's thread after each frame is detected.
 
@@ -135,7 +139,7 @@ def run(
                 for frame in reader:
                     with inference:
                         wanted = prompt(frame) if callable(prompt) else prompt
-                        found = detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
+                        found = _detect(detector, frame, wanted, threshold, max_detections)
                     detected += 1
                     objects += len(found.scores)
                     if not writer.put((frame, found)):
@@ -167,7 +171,8 @@ def detect_stream(
     source: Source,
     prompt: PromptChoice,
     *,
-    threshold: Threshold = 0.5,
+    threshold: Threshold | Sequence[Threshold] = 0.5,
+    max_detections: int | None = None,
     queue_size: int = 4,
 ) -> Iterator[tuple[Frame, Detections]]:
     """Give each frame with its detections, reading ahead meanwhile; from a live source, the newest frame.
@@ -178,7 +183,19 @@ def detect_stream(
     with _Reader(source, queue_size) as reader:
         for frame in reader:
             wanted = prompt(frame) if callable(prompt) else prompt
-            yield frame, detector.detect(frame.image, wanted, threshold=threshold, color="rgb")
+            yield frame, _detect(detector, frame, wanted, threshold, max_detections)
+
+
+def _detect(detector: Detector, frame: Frame, wanted: Wanted, threshold: Any, max_detections: int | None) -> Detections:
+    """Return the detections of a frame; those of several prompts as if they were one."""
+    options: dict[str, Any] = {} if max_detections is None else {"max_detections": max_detections}
+    if not isinstance(wanted, list | tuple):
+        one = cast("EncodedPrompt", wanted)
+        return detector.detect(frame.image, one, threshold=threshold, color="rgb", **options)
+    from glip_deploy.results.detections import Detections
+
+    found = detector.detect_prompts(frame.image, wanted, threshold, color="rgb", **options)
+    return Detections.joined(found, [len(prompt.phrases) for prompt in wanted])
 
 
 class _Clock:

@@ -99,16 +99,19 @@ class JsonLinesSink(Sink):
     """One JSON object and line for each frame, flushed at once, so that a reader can follow live.
 
     {"source", "frame", "width", "height", "detections": [{"score", "label", "box": {"xmin", "ymin", "xmax",
-    "ymax"}}]}, boxes in pixels of the frame. On a full disk, the file keeps its whole lines.
+    "ymax"}}]}, boxes in pixels of the frame. With several prompts there is a line for each prompt of a frame, and
+    "prompt" in it says which. On a full disk, the file keeps its whole lines.
 
     Args:
         output: a file, or "-" for standard output.
+        prompts: where detections are of several prompts: the text of each, and the number of its classes.
 
     Raises:
         OutputError: it cannot be written there.
     """
 
-    def __init__(self, output: str | os.PathLike[str]) -> None:
+    def __init__(self, output: str | os.PathLike[str], prompts: Sequence[tuple[str, int]] = ()) -> None:
+        self._prompts = tuple(prompts)
         self._to_stdout = str(output) == "-"
         self._path = Path(output)
         self._file: IO[bytes] | None = None
@@ -131,12 +134,21 @@ class JsonLinesSink(Sink):
         return self
 
     def write(self, frame: Frame, detections: Detections) -> None:
-        """Write one line.
+        """Write one line, or one for each prompt.
 
         Raises:
             BrokenPipeError: the reader of standard output went away.
             OutputError: it cannot be written.
         """
+        if not self._prompts:
+            self._write(frame, {}, detections)
+        first = 0
+        for text, classes in self._prompts:
+            own = (detections.labels >= first) & (detections.labels < first + classes)
+            self._write(frame, {"prompt": text}, detections[own])
+            first += classes
+
+    def _write(self, frame: Frame, prompt: Mapping[str, str], detections: Detections) -> None:
         height, width = frame.image.shape[:2]
         line = json.dumps(
             {
@@ -144,6 +156,7 @@ class JsonLinesSink(Sink):
                 "frame": frame.index,
                 "width": width,
                 "height": height,
+                **prompt,
                 "detections": detections.to_dicts(),
             },
             ensure_ascii=False,

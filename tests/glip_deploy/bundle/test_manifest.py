@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from glip_deploy import Bundle
-from glip_deploy.bundle.contract import image_contract, text_contract
+from glip_deploy.bundle.contract import backbone_contract, head_contract, image_contract, text_contract
 from glip_deploy.bundle.manifest import FORMAT_VERSION, Manifest
 from glip_deploy.errors import BackendError, BundleError
 
@@ -112,7 +112,13 @@ def test_what_is_read_is_what_was_exported(bundle, tmp_path):
     manifest.write_file(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads((bundle / "manifest.json").read_text())
     hidden = manifest.config.bert.hidden
-    assert manifest.io == {"text": text_contract(hidden), "image": image_contract(hidden)}
+    head = manifest.config.head
+    assert manifest.io == {
+        "text": text_contract(hidden),
+        "image": image_contract(hidden),
+        "backbone": backbone_contract(head.channels, head.strides),
+        "head": head_contract(hidden, head.channels, head.strides),
+    }
 
 
 @pytest.mark.parametrize("version", ["1", None, [1], 0, -1, True, 1.0])

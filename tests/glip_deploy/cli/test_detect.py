@@ -61,12 +61,18 @@ class FakeDetector:
     def __exit__(self, *error):
         type(self).closed = True
 
-    def encode(self, text, *, phrases="auto"):
+    def encode(self, text, *, phrases="auto", classes_per_prompt=None):
+        type(self).classes_per_prompt = classes_per_prompt
         return types.SimpleNamespace(phrases=mark(text, phrases).phrases)
 
-    def detect(self, frame, prompt, threshold=0.5, *, color, timings=None):
-        assert color == "rgb" and frame.dtype == np.uint8
+    def detect_prompts(self, frame, prompts, threshold=0.5, *, color, max_detections=None, timings=None):
+        found = [self.detect(frame, *pair, color=color) for pair in zip(prompts, threshold, strict=True)]
         type(self).thresholds = threshold
+        return found
+
+    def detect(self, frame, prompt, threshold=0.5, *, color, max_detections=None, timings=None):
+        assert color == "rgb" and frame.dtype == np.uint8
+        type(self).thresholds, type(self).max_detections = threshold, max_detections
         height, width = frame.shape[:2]
         return Detections(
             boxes=np.array([[0, 0, width / 2, height - 1]], np.float32),
@@ -179,6 +185,9 @@ REQUIRED = ["--model", "m", "--source", "s"]
         ([*REQUIRED, "--prompt", "x", "--resize", "best"], "--resize: 'best' is not one of 'exact', 'fast'"),
         ([*REQUIRED, "--prompt", "x", "--phrases", "all"], "--phrases: 'all' is not one of 'auto', 'whole', 'dots'"),
         ([*REQUIRED, "--class", "x", "--phrases", "whole"], "--phrases: needs --prompt or --prompt-file"),
+        ([*REQUIRED, "--prompt", "x", "--classes-per-prompt", "40"], "use it with --classes, --class or --prompt-file"),
+        ([*REQUIRED, "--class", "x", "--classes-per-prompt", "0"], "whole number of at least 1"),
+        ([*REQUIRED, "--class", "x", "--max-detections", "0"], "whole number of at least 1"),
         ([*REQUIRED, "--prompt", "x", "--no-cache", "--cache-dir", "d"], "not allowed with argument"),
     ],
 )
@@ -199,7 +208,7 @@ def test_an_error_is_one_line_status_1_and_no_traceback(tmp_path):
 # --- with a fake detector -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["open", "encode", "detect"])
+@pytest.mark.parametrize("method", ["open", "encode", "detect", "detect_prompts"])
 def test_the_fake_takes_what_the_real_detector_takes(method):
     real, fake = (inspect.signature(getattr(kind, method)).parameters for kind in (Detector, FakeDetector))
     assert list(fake) == list(real)
@@ -297,6 +306,29 @@ def test_options_reach_the_detector(here, detector, capsys):
     }
     assert detect("--source", "a.jpg", "--no-cache") == 0
     assert detector.opened["cache_dir"] is None
+
+
+def test_several_prompts_give_a_line_each(here, detector, capsys):
+    prompts = ("--prompt", "person. dog", "--prompt", "a [red car]")
+    options = ["--class-threshold", "dog=0.3", "--json", "-", "--coco", "o.json", "--output", "o.png"]
+    assert detect("--source", "a.jpg", *options, prompt=prompts) == 0
+    first, second = lines_of(capsys.readouterr().out)
+    assert (first["prompt"], second["prompt"]) == ("person. dog", "a [red car]")
+    assert first["frame"] == second["frame"] == 0
+    assert [one["label"] for one in first["detections"]] == ["person"]
+    assert [one["label"] for one in second["detections"]] == ["red car"]
+    assert list(detector.thresholds) == [[0.5, 0.3], [0.5]]
+    # Everything else sees one list of classes: person, dog, red car.
+    assert [entry["category_id"] for entry in json.loads(Path("o.json").read_text())] == [1, 3]
+    assert Path("o.png").is_file()
+    assert detect("--source", "a.jpg", "--json", "-", prompt=("--prompt", "person")) == 0
+    assert "prompt" not in lines_of(capsys.readouterr().out)[0]
+
+
+def test_lists_of_classes_may_be_divided_and_more_detections_kept(here, detector):
+    options = ["--source", "a.jpg", "--classes-per-prompt", "40", "--max-detections", "300"]
+    assert detect(*options, prompt=("--classes", "person,dog")) == 0
+    assert (detector.classes_per_prompt, detector.max_detections) == (40, 300)
 
 
 def test_thresholds_by_class(here, detector, capsys):
