@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,6 +256,10 @@ class OpenVINOBackend:
                 "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
             )
         return Candidates(*self._run("image", ["boxes", "scores", "labels"], inputs.feed()))
+
+    def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
+        """See `Backend.detect_prompts`. Every prompt runs the whole image graph."""
+        return [self.detect(of_prompt) for of_prompt in inputs]
 
     def clone(self) -> OpenVINOBackend:
         """See `Backend.clone`. The compiled graphs are shared; buffers are not."""

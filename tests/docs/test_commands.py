@@ -32,7 +32,7 @@ NOT_RUN = {
 """Commands that are passed over, and where they are tested instead."""
 REPLACED = {r"rtsp://camera/stream": "yard.mp4"}
 """What no test machine has."""
-SMALLER = {r"^glip-bench (run|sweep) .*": r"\g<0> --shortest-side 128 --runs 2"}
+SMALLER = {r"^glip-bench (run|sweep|classes) .*": r"\g<0> --shortest-side 128 --runs 2"}
 """Options that are added, so that a command takes seconds."""
 SECONDS = 900
 FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+?) *-->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)

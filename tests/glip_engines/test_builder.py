@@ -16,8 +16,10 @@ from glip_engines.builder import build_engines
 from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
 from glip_engines.flavours import Flavour
 from glip_engines.options import BuildOptions, Range
+from glip_engines.plan import Plan
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
+from split_bundle import unsplit
 
 from glip_deploy.bundle.engines import EngineRecord, Machine
 from glip_deploy.bundle.manifest import MANIFEST, Bundle
@@ -55,6 +57,27 @@ def contents(folder):
 
 
 # -- real engines ---------------------------------------------------------------------------------------------------
+
+
+@needs_rtx
+def test_the_image_branch_in_two_parts(bundle):
+    """With canvases of any size: the axes of the features follow from those of the frames."""
+    result = build(bundle, **OPEN, precision="fp32", split=True)
+    record = EngineRecord.read(result.path)
+    assert set(record.engines) == {"text.plan", "image.plan", "backbone.plan", "head.plan"}
+    assert "--split" in record.options.split()
+    (profile,) = record.engines["head.plan"].profiles
+    assert profile["features_p3"] == ((1, 32, 8, 8), (1, 32, 16, 20), (1, 32, 32, 32))
+    assert profile["features_p7"] == ((1, 32, 1, 1), (1, 32, 1, 2), (1, 32, 2, 2))
+    assert [row.name for row in record.engines["backbone.plan"].outputs] == [f"features_p{i}" for i in range(3, 8)]
+    assert "features_p3" not in record.engines["image.plan"].profiles[0]
+
+
+def test_a_bundle_that_is_not_split(tiny_bundle, tmp_path):
+    old = unsplit(tiny_bundle, tmp_path / "old")
+    options = BuildOptions(flavour="tensorrt", split=True)
+    with pytest.raises(OptionError, match=r"has no backbone\.onnx and head\.onnx for --split; export it again"):
+        Plan.of(Bundle.open(old), options, Flavour.TENSORRT)
 
 
 @needs_rtx

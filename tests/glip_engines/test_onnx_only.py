@@ -66,6 +66,26 @@ def test_the_native_form_computes_what_the_bundle_does(tiny_bundle, tmp_path, ca
     np.testing.assert_allclose(np.sort(ours[1]), np.sort(expected[1]), atol=4e-3 if loose else 1e-5)
 
 
+@pytest.mark.parametrize("form", ["native", "plugin"])
+def test_the_image_branch_in_two_parts(tiny_bundle, tmp_path, form):
+    folder = tmp_path / "graphs"
+    for more in ([], ["--overwrite"]):
+        options = ["--split", "--form", form, "--precision", "fp32", *more]
+        assert main([str(tiny_bundle), "--onnx-only", str(folder), *options]) == 0
+    parts = ["backbone.onnx", "backbone.onnx.data", "head.onnx", "head.onnx.data"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, *parts])
+    of_head = next(command for command in commands(folder) if "head.onnx" in command)
+    assert "features_p3:1x32x4x4," in of_head and "text_mask:1x256" in of_head
+    if form == "plugin":
+        return
+    feed = image_feed()
+    backbone, head, whole = (folder / name for name in ("backbone.onnx", "head.onnx", "image.onnx"))
+    names = [output.name for output in onnx.load(backbone, load_external_data=False).graph.output]
+    features = dict(zip(names, run(backbone, feed), strict=True))
+    for ours, expected in zip(run(head, {**feed, **features}), run(whole, feed), strict=True):
+        np.testing.assert_allclose(np.sort(ours, axis=1), np.sort(expected, axis=1), atol=1e-3)
+
+
 @pytest.mark.parametrize("version", ["8.6", "10.9"])
 def test_the_plugin_form(tiny_bundle, tmp_path, version):
     folder = write(tiny_bundle, tmp_path / "graphs", "--form", "plugin", "--trt-version", version)

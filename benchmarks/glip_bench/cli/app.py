@@ -42,6 +42,7 @@ app = make_app(
         "glip-bench run --model glip_t/ --checkpoint glip_t.pth --runs 20 --json result.json",
         "glip-bench run --model glip_t/ --frames video.mp4 --frame 1920x1080 --frame-rate 30",
         "glip-bench sweep tokens=8,16,32,64,128,256 --model glip_t/ --report report/",
+        "glip-bench classes names.txt --model glip_t/ --classes-per-prompt 40",
         "glip-bench compare old.json new.json",
         "glip-bench floor A100 --model glip_t/",
         "glip-bench paper",
@@ -224,6 +225,40 @@ def grounding(
 ) -> None:
     """Compute recall@1, 5 and 10 of the phrases of captions; no times."""
     _quality(**context.params, grounding=True)
+
+
+@app.command()
+def classes(
+    names: Annotated[Path, typer.Argument(metavar="FILE", help="Class names, as --prompt-file of glip-detect.")],
+    model: opt.Model = None,
+    classes_per_prompt: opt.ClassesPerPrompt = None,
+    frames: opt.Frames = None,
+    frame: opt.Frame = None,
+    shortest_side: opt.ShortestSide = None,
+    longest_side: opt.LongestSide = 1333,
+    sample: opt.Sample = None,
+    runs: opt.Runs = None,
+    threads: opt.Threads = None,
+    json: opt.Json = None,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Time a long list of classes in prompts that share the backbone, against a frame for every prompt."""
+    from glip_bench.measuring.classes import ClassList, measure_classes, render_classes
+    from glip_bench.reporting.results import write_result
+    from glip_deploy.prompts.files import read_prompt_file
+
+    inputs = find_inputs(model, frames=frames)
+    listed = read_prompt_file(names)
+    if not isinstance(listed, list):
+        raise OptionError(f"{names} holds a caption; a list of class names is needed, one a line")
+    _check(json)
+    options = _options(inputs, shortest_side or SIDE, longest_side, threads)
+    where = inputs.frames or own_picture()
+    what = ClassList(options, listed, classes_per_prompt, where, _pair(frame), runs or ROUNDS, sample)
+    result = measure_classes(what, _steps(quiet))
+    if json is not None:
+        write_result(json, result)
+    typer.echo(render_classes(result))
 
 
 @app.command()

@@ -73,6 +73,7 @@ CustomPrompts = Annotated[Path | None, _what("--prompts", "YAML", "What to ask f
 Predictions = Annotated[Path | None, _what("--predictions", "JSON", "Judge these results; nothing is run.")]
 Sweeps = Annotated[list[str] | None, _what("--sweep", "AXIS=A,B", "Also the cost of these sizes, as `sweep` has it.")]
 
+Sample = Annotated[int | None, _how("--sample", "N", "Time only N of the prompts. Default: all", _positive)]
 Runs = Annotated[int | None, _how("--runs", "N", "Timed frames of each subject. Default: 7", _positive)]
 Quick = Annotated[bool, flag("--quick", help="Under a minute, at 320 pixels; on what `make demo` left.", panel=HOW)]
 Untrusted = Annotated[bool, flag("--untrusted", help="Refuse native code in the bundle, such as engines.", panel=HOW)]

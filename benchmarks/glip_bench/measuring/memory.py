@@ -13,7 +13,7 @@ from glip_bench.subjects.base import Options, SubjectName
 from glip_bench.subjects.open import open_subjects
 from glip_deploy.errors import BackendError
 
-__all__ = ["Peak", "measure_peak"]
+__all__ = ["Peak", "measure_peak", "resident"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ def _measure(arguments: str) -> Peak:
         for _ in range(2):
             subject.run(frame)
         on_device = subject.describe()["device"] != "cpu"
-    return Peak(_resident(), device.peak if on_device else None)
+    return Peak(resident(), device.peak if on_device else None)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Return the most memory that this process has taken so far, in bytes, shared libraries included."""
     if sys.platform == "linux":
         # Not getrusage: a child's ru_maxrss starts from its parent's, which holds subjects of its own.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
