@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tiny_glip import HIDDEN
@@ -11,7 +13,7 @@ from tiny_glip import HIDDEN
 PARTS = ("backbone", "head")
 
 
-def feed_of(seed, batch, height, width, tokens, classes):
+def feed_of(seed: int, batch: int, height: int, width: int, tokens: int, classes: int) -> dict[str, Any]:
     """Return inputs of the tiny image graph."""
     rng = np.random.default_rng(seed)
     rows = rng.random((batch, classes, tokens)).astype(np.float32) + 1e-3
@@ -24,7 +26,7 @@ def feed_of(seed, batch, height, width, tokens, classes):
     }
 
 
-def unsplit(bundle, target):
+def unsplit(bundle: Path, target: Path) -> Path:
     """Copy a bundle as it was before the parts existed."""
     shutil.copytree(bundle, target)
     manifest = json.loads((target / "manifest.json").read_text())
