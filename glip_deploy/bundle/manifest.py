@@ -298,7 +298,7 @@ class Bundle:
         """Hex identity of the text branch: bundles that encode prompts alike share cached embeddings.
 
         It is made of the files' hashes. Where they were not verified, which files they are takes part: bytes that
-        nobody hashed may encode otherwise than the manifest says.
+        were not hashed may encode otherwise than the manifest says.
         """
         digest = hashlib.sha256(str(FORMAT_VERSION).encode())
         for name in sorted(n for n in self.files if n == TOKENIZER or n.startswith("text.")):
