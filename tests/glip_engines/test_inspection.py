@@ -213,6 +213,16 @@ def test_a_real_parser_that_understood_something_else(tiny_bundle, tmp_path, cha
 
 
 @needs_rtx
+def test_layer_norms_that_are_written_out(tiny_bundle, tmp_path):
+    """The graph for TensorRT 10.3, read by another parser: nothing in it is unknown or read otherwise."""
+    file, old = tmp_path / "image.onnx", Dialect(Flavour.TENSORRT, "10.3.0", 80)
+    model = rewrite_file(tiny_bundle / file.name, file, old, precision="fp16", form="native", pinned={})
+    assert not any(node.op_type == "LayerNormalization" for node in model.graph)
+    with Worker(Settings(Flavour.RTX, "fp16", "SM80")) as worker:
+        assert_accepted(worker, file, Expected.of(model))
+
+
+@needs_rtx
 @pytest.mark.parametrize("mode", [None, "linear", "bilinear"])
 def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
     """In a graph of opset 20; without a mode, as graphs are written, every parser reads its default, bilinear."""
