@@ -77,7 +77,7 @@ def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def complete_environment(clean_environment: CleanEnvironment) -> CleanEnvironment:
     """The clean environment with every extra that a machine without a GPU can use."""
-    clean_environment.install("video", "bench", "supervision")
+    clean_environment.install("video", "bench", "supervision", "openvino")
     if sys.platform == "linux":
         clean_environment.install("tensorrt-rtx", "plugin")
     clean_environment.lend("torch", "triton")
