@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from glip_deploy.cli.console import one_line, say
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, OutputError
 
 __all__ = ["QUIET", "VERSION", "UsageError", "bad_option", "examples", "make_app", "plain", "run_app", "run_main"]
 
@@ -111,13 +111,27 @@ def run_main(command: Callable[[], int], program: str, *, extra: str | None = No
     """
     _open_closed_streams()
     with _signals_as_interrupts() as received:
-        status = _status(command, program, extra)
+        status = _status(command, program, extra, received)
     return 128 + received[0] if status == 130 and received else status
 
 
-def _status(command: Callable[[], int], program: str, extra: str | None) -> int:
+def _status(command: Callable[[], int], program: str, extra: str | None, received: Sequence[int]) -> int:
     try:
         return command()
+    except Exception as error:
+        # An interruption while a library is imported comes out as whatever that library makes of it.
+        if not received or isinstance(error, typer.Exit | OutputError):
+            return _status_of(error, program, extra)
+        say(f"{program}: interrupted")
+        return 130
+    except KeyboardInterrupt:
+        say(f"{program}: interrupted")
+        return 130
+
+
+def _status_of(raised: Exception, program: str, extra: str | None) -> int:
+    try:
+        raise raised
     except UsageError as error:
         say(f"{program}: error: {one_line(_usage_problem(error, program))}")
         return 2
@@ -131,7 +145,7 @@ def _status(command: Callable[[], int], program: str, extra: str | None) -> int:
         return 1
     except typer.Exit as ended:
         return int(ended.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         say(f"{program}: interrupted")
         return 130
     except BrokenPipeError:
@@ -156,7 +170,7 @@ def _usage_problem(error: Any, program: str) -> str:
 
 @contextlib.contextmanager
 def _signals_as_interrupts() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on SIGTERM and SIGHUP; gives the numbers of those that came.
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, as Python does on SIGINT; gives the numbers of those that came.
 
     A signal that is ignored (nohup) or handled already is left alone.
     """
@@ -168,9 +182,9 @@ def _signals_as_interrupts() -> Iterator[list[int]]:
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         for number in numbers:
-            if signal.getsignal(number) is signal.SIG_DFL:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, interrupt)
     try:
         yield received

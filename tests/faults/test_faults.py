@@ -91,7 +91,8 @@ def test_a_signal_at_any_moment(jobs, tmp_path, name, number):
             time.sleep(draw.uniform(0.05, seconds))
             process.send_signal(number)
             _, said = process.communicate(timeout=60)
-        assert process.returncode in (0, SIGNALS[number]), said
+        # Before and after the program's own code the signal itself ends the process; a shell gives the same number.
+        assert process.returncode in (0, SIGNALS[number], -number), said
         assert "Traceback" not in said
         assert said.rstrip().count("\n") <= 12
         job.check()

@@ -149,6 +149,27 @@ def test_signals_end_a_command_in_an_orderly_way(name, status):
     assert (done.returncode, done.stdout, done.stderr) == (status, "completed\n", "tool: interrupted\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
+def test_an_interruption_that_a_library_turns_into_another_error():
+    """As ONNX Runtime's import does: "ONNX Runtime is not installed", with status 1."""
+    done = run_python("""
+        import os, signal, sys
+        from glip_deploy.cli.app import run_main
+        from glip_deploy.errors import MissingPackage
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        def command():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise MissingPackage("it is not installed") from None
+
+        sys.exit(run_main(command, "tool"))
+    """)
+    assert (done.returncode, done.stderr) == (130, "tool: interrupted\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
 def test_a_signal_that_is_ignored_stays_ignored():
     done = run_python("""
