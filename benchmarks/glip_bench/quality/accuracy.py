@@ -313,6 +313,14 @@ def _whole(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _detect(subject: Subject, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
+    if subject.shares_frames:
+        by_picture: dict[Path, list[Job]] = {}
+        for job in jobs:
+            by_picture.setdefault(job[0], []).append(job)
+        for file, group in by_picture.items():
+            detections = subject.run_prompts(load_image(file), [prompt for _, _, prompt in group])
+            yield from ((key, _row(one)) for (_, key, _), one in zip(group, detections, strict=True))
+        return
     asked: Any = None
     for file, key, prompt in jobs:
         if prompt is not asked:

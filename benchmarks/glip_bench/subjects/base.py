@@ -122,6 +122,17 @@ class Subject(ABC):
             PromptError: the subject does not take that many, or no prompt was prepared.
         """
 
+    shares_frames = False
+    """Whether `run_prompts` does what several prompts have in common once for a frame."""
+
+    def run_prompts(self, frame: NDArray[np.uint8], prompts: Sequence[PromptText | Prompt]) -> list[Detections]:
+        """Detect what each of several prompts names in one frame, as `run` takes it."""
+        found = []
+        for prompt in prompts:
+            self.prepare(prompt)
+            found.append(self.run(frame))
+        return found
+
     def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
         """Return the seconds that each block of the image branch takes in a frame, mean of `runs`; None if unknown."""
         return None

@@ -148,6 +148,14 @@ class BundleSubject(Subject):
         self.pieces = {Piece(step): value for step, value in seconds.items()}
         return found
 
+    shares_frames = True
+
+    def run_prompts(self, frame: NDArray[np.uint8], prompts: Sequence[PromptText | Prompt]) -> list[Detections]:
+        """See `Subject.run_prompts`; the backbone runs once."""
+        detector, options = self._detector, self.options
+        detector.shortest_side, detector.longest_side = options.shortest_side, options.longest_side
+        return detector.detect_prompts(frame, prompts, options.threshold, color="rgb")
+
     def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
         """See `Subject.profile`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
         if self.name is not SubjectName.ONNXRUNTIME_CPU:

@@ -42,7 +42,7 @@ class Oracle:
 
     def __init__(self, name, folder, change=lambda label, box: (label, box)):
         self.name, self.folder, self.change = name, folder, change
-        self.runs, self.stop_after = 0, None
+        self.runs, self.stop_after, self.shares_frames = 0, None, False
         content = json.loads((folder / "set.json").read_text())
         self.truth = {}
         for row in content["annotations"]:
@@ -68,6 +68,14 @@ class Oracle:
         return Detections(
             np.array(boxes).reshape(-1, 4), np.linspace(0.9, 0.5, count), np.array(labels, int), ["x"] * count
         )
+
+    def run_prompts(self, frame, prompts):
+        found = []
+        for prompt in prompts:
+            self.prepare(prompt)
+            found.append(self.run(frame))
+        self.groups = [*getattr(self, "groups", []), len(prompts)]
+        return found
 
     def close(self):
         pass
@@ -102,6 +110,14 @@ def test_what_finds_everything_has_100(folder, tiny_bundle, oracles, at_most):
     figures = result["subjects"]["onnxruntime-cpu"]["figures"]
     assert figures["AP"] == figures["AP50"] == figures["AR100"] == pytest.approx(100)
     assert result["prompts"] == {None: 1, 1: 3, 2: 2}[at_most] and result["pictures"] == 3
+
+
+def test_a_subject_that_shares_frames_gets_all_prompts_of_a_picture_at_once(folder, tiny_bundle, oracles):
+    (oracle,) = oracles(("onnxruntime-cpu", right)).values()
+    oracle.shares_frames = True
+    result = measure(task(folder, tiny_bundle, classes_per_prompt=1), folder / "work")
+    assert result["subjects"]["onnxruntime-cpu"]["figures"]["AP"] == pytest.approx(100)
+    assert oracle.groups == [3, 3, 3]
 
 
 def test_a_shifted_subject_loses_ap75_and_not_ap50(folder, tiny_bundle, oracles):

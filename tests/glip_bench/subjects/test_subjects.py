@@ -144,6 +144,15 @@ def test_a_box_has_one_partner():
     assert str(compare_boxes(boxes(), boxes())) == "0 of 0"
 
 
+def test_several_prompts_of_a_frame_give_what_each_gives_alone(opened, frame):
+    prompts = ["person. red car", ["dog", "cat", "bus"], "person. red car. dog"]
+    for name in HERE[1:]:
+        together = opened[name].run_prompts(frame, prompts)
+        for prompt, found in zip(prompts, together, strict=True):
+            opened[name].prepare(prompt)
+            assert compare_boxes(opened[name].run(frame), found).same, (name, prompt)
+
+
 def test_a_limit_of_boxes_holds_in_every_form(opened, tiny_bundle, tiny_checkpoint, frame):
     options = Options(tiny_bundle, tiny_checkpoint, shortest_side=96, threshold=0.2, max_detections=2)
     for subject, _ in open_subjects(HERE[1:], options):
