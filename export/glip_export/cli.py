@@ -142,11 +142,11 @@ def _report(result: ExportResult, seconds: float) -> None:
         say(
             f"{len(result.ignored)} tensors inference does not use were ignored (listed in the manifest): {shown}{more}"
         )
-    say(f"{'graph':<12}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}")
+    say(f"{'graph':<15}{'output':<38}{'max abs':>10}{'max rel':>10}{'allowed':>10}")
     for row in manifest["parity"]:
         mean = f"  mean: {row['mean_abs']:.1e}" if "mean_abs" in row else ""
         say(
-            f"{row['graph']:<12}{row['output']:<38}{row['max_abs']:>10.1e}{row['max_rel']:>10.1e}"
+            f"{row['graph']:<15}{row['output']:<38}{row['max_abs']:>10.1e}{row['max_rel']:>10.1e}"
             f"{row['tolerance']:>10.0e}{mean}"
         )
     size = sum(file["bytes"] for file in manifest["files"].values())
