@@ -89,7 +89,7 @@ class EncodedPrompt:
 class ChunkedPrompt(EncodedPrompt):
     """A list of names that is longer than a prompt, in chunks that are prompts of their own.
 
-    Detections are labelled by the place in the whole list.
+    Detections are labeled by the place in the whole list.
     """
 
     def __init__(self, chunks: Sequence[EncodedPrompt]) -> None:

@@ -102,7 +102,7 @@ def run(
         source: an open source, not iterated yet; closed at the end.
         prompt: what `Detector.encode` gave; or a function from the frame to it, to change the prompt while the video
             runs. Changing between encoded prompts costs nothing. Several prompts in a list share the backbone;
-            sinks then get the detections of all, labelled by the place in all their classes together.
+            sinks then get the detections of all, labeled by the place in all their classes together.
         sinks: entered here, in order, and left at the end.
         threshold: as `Detector.detect` takes it; for several prompts, as `Detector.detect_prompts` does.
         max_detections: as they take it.

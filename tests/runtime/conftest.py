@@ -1,7 +1,9 @@
 """The C++ runtime, built once."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture(scope="session")
-def runtime():
+def runtime() -> Any:
     """The folder in which it was built."""
     from runtime_build import absence, build
 
@@ -21,7 +23,7 @@ def runtime():
 
 
 @pytest.fixture(scope="session")
-def bert_tokenizer(tmp_path_factory):
+def bert_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tokenizer of BERT's whole vocabulary, as bundles of GLIP-T have it: (file, Python's)."""
     from glip_export.tokenizer import build_tokenizer
 
@@ -32,7 +34,7 @@ def bert_tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def probe(runtime, bert_tokenizer):
+def probe(runtime: Path, bert_tokenizer: tuple[Path, Any]) -> Iterator[Any]:
     """The program that shows the library's parts."""
     from runtime_build import Probe
 

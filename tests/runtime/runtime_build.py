@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "runtime"
@@ -34,7 +35,7 @@ def openvino_folder() -> str:
     return str(get_cmake_path())
 
 
-def run(*command: object, **options) -> subprocess.CompletedProcess:
+def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command that must succeed."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
@@ -58,13 +59,14 @@ class Probe:
             [folder / "glip_probe", tokenizer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, **question):
+    def ask(self, **question: Any) -> Any:
         return self.ask_all([question])[0]
 
-    def ask_all(self, questions):
+    def ask_all(self, questions: Any) -> Any:
         """Ask in portions that fit the pipe."""
         answers = []
         for question in questions:
+            assert self._process.stdin is not None and self._process.stdout is not None
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
@@ -73,6 +75,7 @@ class Probe:
         return answers
 
     def close(self) -> None:
+        assert self._process.stdin is not None
         self._process.stdin.close()
         assert self._process.wait(10) == 0
 
@@ -128,29 +131,29 @@ class Library:
         for name in ("glip_prompt_classes", "glip_detections_count"):
             getattr(self.c, name).restype = ctypes.c_size_t
 
-    def call(self, name: str, *arguments):
+    def call(self, name: str, *arguments: Any) -> None:
         status = getattr(self.c, name)(*arguments)
         if status:
             message = self.c.glip_last_error().decode()
             assert "\n" not in message and message
             raise GlipError(f"{NAMES[status]}: {message}")
 
-    def new(self, name: str, *arguments) -> ctypes.c_void_p:
+    def new(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         made = ctypes.c_void_p()
         self.call(name, *arguments, ctypes.byref(made))
         return made
 
-    def open(self, bundle, **options) -> ctypes.c_void_p:
+    def open(self, bundle: Path, **options: Any) -> ctypes.c_void_p:
         given = Options(ctypes.sizeof(Options), **options)
         return self.new("glip_open", str(bundle).encode(), ctypes.byref(given))
 
-    def encode(self, detector, prompt) -> ctypes.c_void_p:
+    def encode(self, detector: Any, prompt: Any) -> ctypes.c_void_p:
         if isinstance(prompt, str):
             return self.new("glip_encode", detector, prompt.encode())
         names = (ctypes.c_char_p * len(prompt))(*(name.encode() for name in prompt))
         return self.new("glip_encode_names", detector, names, ctypes.c_size_t(len(prompt)))
 
-    def detect(self, detector, prompt, picture, threshold=0.5, **members):
+    def detect(self, detector: Any, prompt: Any, picture: Any, threshold: float = 0.5, **members: Any) -> Any:
         """Detect in (H, W, 3) uint8 RGB; a list of (box, score, label, phrase)."""
         given = {"data": picture.ctypes.data, "width": picture.shape[1], "height": picture.shape[0], "format": 1}
         image = Image(**{"size": ctypes.sizeof(Image), **given, **members})

@@ -177,10 +177,10 @@ def test_resizing_is_exact(probe, height, width, shortest, longest):
         )  # fmt: skip
         assert answer["picture"] == wanted.image_sizes[0].tolist()
         assert np.array_equal(np.array(answer["pixels"], np.uint8).reshape(wanted.frames[0].shape), wanted.frames[0])
-    grey = picture[..., 0]
-    wanted = make_canvas(grey, color="bgr", shortest_side=shortest, longest_side=longest)
+    gray = picture[..., 0]
+    wanted = make_canvas(gray, color="bgr", shortest_side=shortest, longest_side=longest)
     sides = {"height": height, "width": width, "shortest": shortest, "longest": longest}
-    answer = probe.ask(what="canvas", pixels=grey.ravel().tolist(), format=4, **sides)
+    answer = probe.ask(what="canvas", pixels=gray.ravel().tolist(), format=4, **sides)
     assert answer["pixels"] == wanted.frames.ravel().tolist()
 
 

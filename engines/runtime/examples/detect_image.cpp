@@ -93,7 +93,7 @@ int run(const std::vector<std::string>& arguments) {
   view.data = picture.pixels.data();
   view.width = picture.width;
   view.height = picture.height;
-  view.format = picture.channels == 1 ? glip::PixelFormat::grey : glip::PixelFormat::rgb;
+  view.format = picture.channels == 1 ? glip::PixelFormat::gray : glip::PixelFormat::rgb;
   const std::string line = line_of(names[2], picture, detector.detect(view, prompt, threshold));
   if (json.empty()) {
     std::cout << line;

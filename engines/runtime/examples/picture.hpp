@@ -7,7 +7,7 @@
 #include <vector>
 
 struct Picture {
-  int width = 0, height = 0, channels = 0;  // 3: red, green, blue; 1: grey
+  int width = 0, height = 0, channels = 0;  // 3: red, green, blue; 1: gray
   std::vector<unsigned char> pixels;
 };
 

@@ -22,7 +22,7 @@ int bytes_of(PixelFormat format) {
     case PixelFormat::bgra:
     case PixelFormat::rgba:
       return 4;
-    case PixelFormat::grey:
+    case PixelFormat::gray:
     case PixelFormat::nv12:
       return 1;
   }
@@ -219,7 +219,7 @@ void make_canvas(const ImageView& image, int shortest_side, int longest_side, Ca
   std::vector<std::uint8_t> converted;
   int order[3] = {0, 1, 2};
   if (image.format == PixelFormat::rgb || image.format == PixelFormat::rgba) std::swap(order[0], order[2]);
-  if (image.format == PixelFormat::grey) std::fill(order, order + 3, 0);
+  if (image.format == PixelFormat::gray) std::fill(order, order + 3, 0);
   if (image.format == PixelFormat::nv12) {
     converted = from_nv12(image, pitch);
     source = converted.data();

@@ -36,7 +36,7 @@ typedef enum glip_format {
   GLIP_RGB = 1,
   GLIP_BGRA = 2,
   GLIP_RGBA = 3,
-  GLIP_GREY = 4,
+  GLIP_GRAY = 4,
   GLIP_NV12 = 5
 } glip_format;
 

@@ -58,7 +58,7 @@ struct Options {
 };
 
 /// Order of the channels of a picture, 8 bits each.
-enum class PixelFormat { bgr = 0, rgb = 1, bgra = 2, rgba = 3, grey = 4, nv12 = 5 };
+enum class PixelFormat { bgr = 0, rgb = 1, bgra = 2, rgba = 3, gray = 4, nv12 = 5 };
 
 /// Where a picture is.
 enum class Memory { host = 0, cuda = 1 };
