@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test coverage engines cpp fuzz faults soak lint docs clean
+.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -81,6 +81,14 @@ cpp: $(VENV)/.ready
 	    -DOpenVINO_DIR=$$($(BIN)/python -c "from openvino.utils import get_cmake_path; print(get_cmake_path())")
 	cmake --build build/runtime --parallel
 	$(BIN)/python -m pytest tests/runtime
+
+# Needs no GPU: nodes, layers, launches and bytes of GLIP-T's rewritten image graph, in both forms.
+graph-report: $(VENV)/.ready
+	@mkdir -p $(DEMO)
+	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
+	@test -f $(DEMO)/glip_t/manifest.json || $(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t
+	$(BIN)/python benchmarks/kernels/graph_report.py $(DEMO)/glip_t --output build/graph.json
+	$(BIN)/python benchmarks/kernels/graph_report.py $(DEMO)/glip_t --tokens 256 --classes 80 --output build/graph.json
 
 STUBS := build/stubs
 

@@ -97,14 +97,20 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     work = _without_operand_turns(_without_casts([row for row in kept if not row.is_view]))
     groups = _groups([row for row in work if row.kind in ELEMENTWISE])
     launches: list[Sequence[Row]] = [[row] for row in work if row.kind not in ELEMENTWISE] + groups
-    kinds = Counter("ELEMENTWISE GROUP" if launch[0].kind in ELEMENTWISE else launch[0].kind for launch in launches)
+    kinds: Counter[str] = Counter()
+    traffic: Counter[str] = Counter()
+    for launch in launches:
+        kind = "ELEMENTWISE GROUP" if launch[0].kind in ELEMENTWISE else launch[0].kind
+        kinds[kind] += 1
+        traffic[kind] += _traffic(launch)
     return {
         "layers": len(rows),
         "layers_without_sizes": len(work),
         "plugin_calls": sum(row.kind in PLUGINS for row in rows),
         "launches": len(launches),
         "launches_by_kind": dict(sorted(kinds.items())),
-        "megabytes": round(sum(_traffic(launch) for launch in launches) / 1e6, 1),
+        "megabytes": round(traffic.total() / 1e6, 1),
+        "megabytes_by_kind": {kind: round(size / 1e6, 1) for kind, size in sorted(traffic.items())},
         "searched": sum(row.axis for row in rows),
     }
 

@@ -103,7 +103,7 @@ class _LayerWriter:
         layer, sum_ = self._layer, self._sum
         tokens = self._tokens(previous)
         results = {reads: self._convolve(branch, tokens) for reads, branch in layer.branches.items()}
-        enlarged = sum_.cast(self._geometry.enlarge(sum_, results[1]), self._data)
+        enlarged = [self._enlarge(results[1], level) for level in range(1, self._count)]
         factors, slopes = self._factors(results, enlarged)
         outputs = [self._level(level, results, enlarged, factors, slopes) for level in range(self._count)]
         import onnx_ir
@@ -176,10 +176,18 @@ class _LayerWriter:
         self._graph.insert_before(branch.node, inherit(plugin, branch.node))
         return output
 
+    def _enlarge(self, result: onnx_ir.Value, level: int) -> onnx_ir.Value:
+        """Bring a level of the smaller maps' results to the size of the level before it, as it is: before its norm.
+
+        An enlarged pixel's shares sum to one, so that what is then done to whole channels may be done afterwards.
+        """
+        piece = self._geometry.level(self._norm, result, level, first=1)
+        return self._geometry.enlarge(self._sum, piece, level, self._channels)
+
     # -- what scales whole channels ---------------------------------------------------------------------------------
 
     def _factors(
-        self, results: dict[int, onnx_ir.Value], enlarged: onnx_ir.Value
+        self, results: dict[int, onnx_ir.Value], enlarged: Sequence[onnx_ir.Value]
     ) -> tuple[onnx_ir.Value, list[onnx_ir.Value]]:
         """Return the factor of every branch of every level, (B, 3 * levels, C), and the rest of a level's own.
 
@@ -203,9 +211,8 @@ class _LayerWriter:
         )
         # What the level attention sees of the smaller map is its mean once it is enlarged.
         seen = list(means)
-        for level in range(self._count - 1):
-            whole = widened(sum_, self._geometry.level(sum_, enlarged, level))
-            seen[_ORDER.index(1) * self._count + level] = self._mean(sum_, whole)
+        for level, whole in enumerate(enlarged):
+            seen[_ORDER.index(1) * self._count + level] = self._mean(sum_, widened(sum_, whole))
         pooled = sum_.op("Concat", *seen, attributes=along, dtype=single)
         pooled = self._affine(sum_, pooled, scale, shift)
         strength = sum_.op("MatMul", pooled, sum_.constant(attention.weight[:, None], np.float32), dtype=single)
@@ -331,7 +338,7 @@ class _LayerWriter:
         self,
         level: int,
         results: dict[int, onnx_ir.Value],
-        enlarged: onnx_ir.Value,
+        enlarged: Sequence[onnx_ir.Value],
         factors: onnx_ir.Value,
         rest: Sequence[onnx_ir.Value],
     ) -> onnx_ir.Value:
@@ -349,7 +356,7 @@ class _LayerWriter:
         if level:
             branches[-1] = self._geometry.level(sum_, results[-1], level, first=1)
         if level + 1 < self._count:
-            branches[1] = self._geometry.level(sum_, enlarged, level)
+            branches[1] = enlarged[level]
         total = summand
         for reads, piece in branches.items():
             factor = row(factors, _ORDER.index(reads) * self._count + level)

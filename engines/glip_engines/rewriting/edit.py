@@ -52,7 +52,7 @@ class Writer:
     def op(
         self,
         operator: str,
-        *inputs: onnx_ir.Value,
+        *inputs: onnx_ir.Value | None,
         attributes: Sequence[onnx_ir.Attr] = (),
         dtype: onnx_ir.DataType | None = None,
     ) -> onnx_ir.Value:

@@ -21,7 +21,7 @@ class Geometry:
     """Sizes of the levels, and how each map is enlarged to the one before it; the same in all layers."""
 
     def __init__(self, shapes: Sequence[onnx_ir.Value], writer: Writer) -> None:
-        self.shapes, self._writer = tuple(shapes), writer
+        self.shapes = tuple(shapes)
         """(B, C, H, W) of each level."""
         self.sizes = [[writer.op("Gather", s, writer.constant([axis], np.int64)) for axis in (2, 3)] for s in shapes]
         """Height and width of each level, int64 of shape (1,)."""
@@ -29,7 +29,6 @@ class Geometry:
         """Of each level, its first location; then the end."""
         for height, width in self.sizes:
             self.starts.append(writer.op("Add", self.starts[-1], writer.op("Mul", height, width)))
-        self._corners: tuple[list[onnx_ir.Value], list[onnx_ir.Value]] | None = None
         self._bounds = [self.starts, [writer.op("Sub", start, self.starts[1]) for start in self.starts[1:]]]
         self._pieces: dict[tuple[onnx_ir.Value, int], onnx_ir.Value] = {}
 
@@ -55,57 +54,19 @@ class Geometry:
         order = onnx_ir.AttrInt64s("perm", (0, 3, 1, 2))
         return writer.op("Transpose", last, attributes=[order], dtype=tokens.dtype)
 
-    def enlarge(self, writer: Writer, tokens: onnx_ir.Value) -> onnx_ir.Value:
-        """Enlarge levels 1 and up to the size of the level before each, bilinearly with aligned corners; fp32."""
+    def enlarge(self, writer: Writer, tokens: onnx_ir.Value, level: int, channels: int) -> onnx_ir.Value:
+        """Enlarge a level's (B, H * W, C) to the size of the level before it, bilinearly with aligned corners."""
         import onnx_ir
 
-        if self._corners is None:
-            self._corners = self._find_corners()
-        total: onnx_ir.Value | None = None
-        for place, share in zip(*self._corners, strict=True):
-            read = writer.op("Gather", tokens, place, attributes=[onnx_ir.AttrInt64("axis", 1)], dtype=tokens.dtype)
-            part = writer.op("Mul", widened(writer, read), share, dtype=onnx_ir.DataType.FLOAT)
-            total = part if total is None else writer.op("Add", total, part, dtype=onnx_ir.DataType.FLOAT)
-        assert total is not None
-        return total
-
-    def _find_corners(self) -> tuple[list[onnx_ir.Value], list[onnx_ir.Value]]:
-        """Return for each of four corners where all enlarged locations read, (N',), and the corner's share, (N', 1)."""
-        import onnx_ir
-
-        writer = self._writer
-        places: list[list[onnx_ir.Value]] = [[], [], [], []]
-        shares: list[list[onnx_ir.Value]] = [[], [], [], []]
-        for level in range(1, len(self.sizes)):
-            start, width = self._bounds[1][level - 1], self.sizes[level][1]
-            rows, columns = (
-                self._corners_along(self.sizes[level - 1][axis], self.sizes[level][axis], axis) for axis in (0, 1)
-            )
-            for corner, (row, column) in enumerate((row, column) for row in rows for column in columns):
-                place = writer.op("Add", writer.op("Mul", row[0], width), writer.op("Add", column[0], start))
-                places[corner].append(writer.reshape(place, -1))
-                shares[corner].append(writer.reshape(writer.op("Mul", row[1], column[1]), -1, 1))
-        first = onnx_ir.AttrInt64("axis", 0)
-        joined = [[writer.op("Concat", *parts, attributes=[first]) for parts in group] for group in (places, shares)]
-        return joined[0], joined[1]
-
-    def _corners_along(
-        self, to: onnx_ir.Value, size: onnx_ir.Value, axis: int
-    ) -> list[tuple[onnx_ir.Value, onnx_ir.Value]]:
-        """Return index and share of the two samples along one axis, shaped (to, 1) or (1, to)."""
-        import onnx_ir
-
-        writer, kind = self._writer, onnx_ir.AttrInt64("to", onnx_ir.DataType.FLOAT)
-        zero, one = writer.constant(0, np.int64), writer.constant([1], np.int64)
-        last, steps = writer.op("Sub", size, one), writer.op("Max", writer.op("Sub", to, one), one)
-        line = writer.op("Range", zero, writer.op("Squeeze", to), writer.constant(1, np.int64))
-        line = writer.reshape(line, *((-1, 1) if axis == 0 else (1, -1)))
-        scaled = writer.op("Mul", line, last)  # position times steps: whole numbers, so nothing is rounded
-        before = writer.op("Div", scaled, steps)
-        after = writer.op("Min", writer.op("Add", before, one), last)
-        rest = writer.op("Sub", scaled, writer.op("Mul", before, steps))
-        far = writer.op("Div", writer.op("Cast", rest, attributes=[kind]), writer.op("Cast", steps, attributes=[kind]))
-        return [(before, writer.op("Sub", writer.constant(1, np.float32), far)), (after, far)]
+        last = writer.op("Reshape", tokens, writer.vector(0, *self.sizes[level], channels), dtype=tokens.dtype)
+        batch = writer.op("Gather", self.shapes[level], writer.constant([0], np.int64))
+        sizes = writer.vector(batch, *self.sizes[level - 1], channels)
+        attributes = [
+            onnx_ir.AttrString("mode", "linear"),
+            onnx_ir.AttrString("coordinate_transformation_mode", "align_corners"),
+        ]
+        large = writer.op("Resize", last, None, None, sizes, attributes=attributes, dtype=tokens.dtype)
+        return writer.reshape(large, 0, -1, channels, dtype=tokens.dtype)
 
 
 def _shape_of(value: onnx_ir.Value, writer: Writer) -> onnx_ir.Value:
