@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
@@ -74,7 +75,8 @@ def measure_classes(what: ClassList, on_step: Callable[[str], None] = lambda ste
         GlipError: whatever the detector raises.
     """
     (frame, *_) = read_frames(what.frames, what.frame_size)
-    with _open(what.options) as parts, _open(what.options) as whole:
+    with ExitStack() as opened:
+        parts = opened.enter_context(_open(what.options))
         if not parts.bundle.is_split:
             raise OptionError(f"bundle {what.options.bundle} lacks backbone.onnx and head.onnx; export it again")
         on_step("prompts")
@@ -83,6 +85,7 @@ def measure_classes(what: ClassList, on_step: Callable[[str], None] = lambda ste
         on_step(f"memory and first frame, {len(chosen)} of {len(prompt.chunks)} prompts")
         parts.detect_prompts(frame, [*chosen, chosen[0]], what.options.threshold, color="rgb")
         peak = resident()
+        whole = opened.enter_context(_open(what.options))  # after the memory of the parts is known
         whole.detect(frame, chosen[0], what.options.threshold, color="rgb")
         times = {name: _Times([], []) for name in ("one", "together", "apart")}
         for number in range(what.rounds):
