@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from glip_deploy.bundle.contract import PARTS
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.errors import OptionError, OutputError
 from glip_deploy.files import deliver_folder, not_written, temporary_sibling
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.options import BuildOptions
-from glip_engines.plan import GRAPHS, PARTS, Plan
+from glip_engines.plan import GRAPHS, Plan
 from glip_engines.rewriting import rewrite_file
 
 __all__ = ["README", "write_graphs"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glip_deploy.bundle.contract import PARTS
 from glip_deploy.errors import OptionError
 from glip_deploy.frames.geometry import SIZE_DIVISOR, ceil_to
 from glip_engines.flavours import Flavour
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
     from glip_deploy.bundle.manifest import Bundle
     from glip_engines.options import BuildOptions
 
-__all__ = ["GRAPHS", "PARTS", "Plan", "Profile"]
+__all__ = ["GRAPHS", "Plan", "Profile"]
 
 GRAPHS = ("text", "image")
-PARTS = ("backbone", "head")
-"""The image branch in two parts, for several prompts on a frame."""
 
 Profile = Mapping[str, tuple[tuple[int, ...], ...]]
 """Of an optimization profile: smallest, best and largest shape by input."""

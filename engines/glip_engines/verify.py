@@ -16,7 +16,7 @@ from glip_export.precision import round_weights
 from glip_export.verify import CLASSES, LOSS, PICTURE, ROUNDINGS, ROUNDOFF, TEXT_TOLERANCE, run_changed
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import PARTS, Candidates, ImageInputs, text_inputs
 from glip_deploy.bundle.engines import EngineRecord
 from glip_deploy.errors import EngineError
 from glip_deploy.frames.canvas import resize
@@ -78,8 +78,9 @@ def verify_engines(bundle: Bundle, folder: Path, backend: Backend) -> list[Check
     for profile in record.engines["text.plan"].profiles:
         ids = _token_ids(bundle, profile["input_ids"][1][1])
         rows += _compare_text(bundle, record.precision, backend, ids)
+    parts = all(f"{graph}.plan" in record.engines for graph in PARTS)
     for profile in record.engines["image.plan"].profiles:
-        rows += _compare_image(bundle, record.precision, backend, profile)
+        rows += _compare_image(bundle, record.precision, backend, profile, parts)
     for row in rows:
         if not row.ok:
             raise EngineError(
@@ -131,9 +132,9 @@ def _checked(
 
 
 def _compare_image(
-    bundle: Bundle, precision: str, backend: Backend, profile: Mapping[str, tuple[tuple[int, ...], ...]]
+    bundle: Bundle, precision: str, backend: Backend, profile: Mapping[str, tuple[tuple[int, ...], ...]], parts: bool
 ) -> list[Checked]:
-    """Compare on the profile's best canvas, with as many tokens and classes as it is best for."""
+    """Compare on the profile's best canvas, with as many tokens and classes as it is best for; `parts`: those too."""
     _, height, width, _ = profile["frames"][1]
     picture = load_image(PICTURE)
     scale = min(height / picture.shape[0], width / picture.shape[1])
@@ -154,8 +155,19 @@ def _compare_image(
         for found in _both(bundle, "image", ["boxes", "scores", "labels"], inputs.feed(), precision)
     )
     assert exact is not None
-    errors = _distances(backend.detect(inputs), exact)
     yardstick = None if rounded is None else _distances(rounded, exact)
+    judged = _judged("image", backend.detect(inputs), exact, yardstick, precision)
+    if parts:  # twice, as for two prompts: the second must find the features as the backbone left them
+        for found in backend.detect_prompts([inputs, inputs]):
+            judged += _judged(" and ".join(PARTS), found, exact, yardstick, precision)
+    return judged
+
+
+def _judged(
+    graph: str, found: Candidates, exact: Candidates, yardstick: Mapping[str, NDArray[Any]] | None, precision: str
+) -> list[Checked]:
+    """Judge the boxes and scores of candidates."""
+    errors = _distances(found, exact)
     if not errors["scores"].size:
         raise EngineError(
             "the bundle's graph finds nothing on the picture that engines are checked with; use --no-verify"
@@ -163,7 +175,7 @@ def _compare_image(
     real = exact.scores > 0
     return [
         _checked(
-            *("image", output, errors[output], None if yardstick is None else yardstick[output]),
+            *(graph, output, errors[output], None if yardstick is None else yardstick[output]),
             *(values[real], precision, tolerance),
         )
         for output, values, tolerance in (

@@ -23,6 +23,7 @@ __all__ = [
     "BACKBONE_GRAPH",
     "HEAD_GRAPH",
     "IMAGE_GRAPH",
+    "PARTS",
     "RAW_OUTPUTS",
     "STAGE_KEY",
     "TEXT_GRAPH",
@@ -43,6 +44,8 @@ TEXT_GRAPH = "text.onnx"
 IMAGE_GRAPH = "image.onnx"
 BACKBONE_GRAPH = "backbone.onnx"
 HEAD_GRAPH = "head.onnx"
+PARTS = ("backbone", "head")
+"""The image branch in two parts, for several prompts on a frame."""
 
 STAGE_KEY = "glip.stage"
 """Key of a node's `metadata_props` under which its `Stage` is written."""

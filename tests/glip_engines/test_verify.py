@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,9 @@ def graphs(tiny_bundle, tmp_path_factory):
     }
 
 
-def opened(bundle, precision="fp32", **exchanged):
+def opened(bundle, precision="fp32", split=False, **exchanged):
     """Engines of the bundle, some of which compute another graph."""
-    folder = write_engines(bundle, precision=precision, graphs=exchanged, **SMALL)
+    folder = write_engines(bundle, precision=precision, graphs=exchanged, split=split, **SMALL)
     cuda = SimulatedCuda()
     return folder, TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
 
@@ -69,6 +70,13 @@ def test_right_engines(bundle):
     assert [row.graph for row in rows] == ["text"] * 2 + ["image"] * 4  # of both prompt lengths
     assert all(row.error <= row.tolerance for row in rows)
     assert {row.tolerance for row in rows} == {1e-4, 0.1, 1e-3}  # those of the parity report
+
+
+def test_right_engines_of_both_parts(bundle):
+    rows = verify_engines(bundle, *opened(bundle, split=True))
+    of_a_profile = ["image"] * 2 + ["backbone and head"] * 4  # boxes and scores, of two prompts with the parts
+    assert [row.graph for row in rows] == ["text"] * 2 + of_a_profile * 2
+    assert all(row.error <= row.tolerance for row in rows)
 
 
 def test_right_engines_in_half(bundle, graphs):
@@ -83,6 +91,21 @@ def test_an_engine_that_samples_the_nearest_pixel(bundle, graphs, precision):
     with pytest.raises(
         EngineError, match=r"the image engine computes something else .*: \w+.* differ by .*, more than"
     ):
+        verify_engines(bundle, folder, backend)
+
+
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_parts_that_compute_something_else(bundle, monkeypatch, prompt):
+    folder, backend = opened(bundle, split=True)
+    detect_prompts = backend.detect_prompts
+
+    def one_wrong(inputs):
+        found = detect_prompts(inputs)
+        found[prompt] = replace(found[prompt], scores=found[prompt].scores * np.float32(1.1))
+        return found
+
+    monkeypatch.setattr(backend, "detect_prompts", one_wrong)
+    with pytest.raises(EngineError, match=r"the backbone and head engine computes something else .*: \w+.* differ by"):
         verify_engines(bundle, folder, backend)
 
 
