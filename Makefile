@@ -17,7 +17,7 @@ PHOTO := export/glip_export/data/picture.jpg
 
 demo: $(VENV)/.ready
 	@mkdir -p $(DEMO)
-	@echo "== 1. glip-export: GLIP-nano, a small GLIP trained by examples/nano, to two ONNX graphs verified against torch"
+	@echo "== 1. glip-export: GLIP-nano, a small GLIP trained by examples/nano, to ONNX graphs verified against torch"
 	$(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano --overwrite
 	@echo "== 2. A picture, then a 10-second video whose prompt changes halfway"
 	$(BIN)/python examples/nano/demo.py $(DEMO)/glip_nano $(DEMO)
@@ -30,7 +30,7 @@ demo-full: $(VENV)/.ready
 	@mkdir -p $(DEMO)
 	@echo "== 1. A full-size GLIP-T checkpoint in the official format, with stand-in weights"
 	@test -f $(DEMO)/glip_t.pth || $(BIN)/python examples/stand_in/make_checkpoint.py T $(DEMO)/glip_t.pth
-	@echo "== 2. glip-export: two ONNX graphs, verified against torch"
+	@echo "== 2. glip-export: ONNX graphs, verified against torch"
 	$(BIN)/glip-export --model $(DEMO)/glip_t.pth --output $(DEMO)/glip_t --overwrite
 	@echo "== 3. A photograph at the evaluation size (800 x 1199)"
 	$(BIN)/glip-detect --model $(DEMO)/glip_t --prompt "person. red roof. stone lion" --source $(PHOTO) \

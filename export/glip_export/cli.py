@@ -91,7 +91,7 @@ def export(
     quiet: QUIET = False,
     version: VERSION = False,
 ) -> int:
-    """Export a GLIP checkpoint to a bundle: two ONNX graphs, tokenizer, parity report."""
+    """Export a GLIP checkpoint to a bundle: ONNX graphs, tokenizer, parity report."""
     from glip_export.bundle_writer import BUNDLE_PRECISIONS, export_bundle, steps
 
     started = time.perf_counter()

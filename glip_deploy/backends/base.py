@@ -16,7 +16,7 @@ __all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """Runs the two graphs of a bundle."""
+    """Runs the graphs of a bundle: the text branch and the image branch."""
 
     @property
     def text_key(self) -> str:
