@@ -6,6 +6,7 @@ border of a feature map in another way than ONNX says, and than GLIP was trained
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, Ima
 from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.manifest import Bundle
@@ -78,8 +81,18 @@ def _module() -> Any:
 
 
 def _core() -> Any:
-    """Return an OpenVINO core that converts DeformConv exactly."""
-    openvino = _module()
+    """Return the process's OpenVINO core, which converts DeformConv exactly."""
+    return _core_of(_module())
+
+
+@functools.cache
+def _core_of(openvino: ModuleType) -> Any:
+    """Make the one core of a process, which is never freed.
+
+    The CPU plugin of a core sets the calling thread's signal stack (`sigaltstack`), and restores the one before when it
+    is freed. Of two cores freed in another order than the opposite of their making, the thread is left with memory that
+    is no longer there, and the next signal, Ctrl-C for instance, ends the process with a segmentation fault.
+    """
     core = openvino.Core()
     core.add_extension(openvino.frontend.onnx.ConversionExtension("DeformConv", _deform_conv))
     return core

@@ -60,6 +60,17 @@ ov::OutputVector deform_conv(const ov::frontend::NodeContext& node) {
   return {out};
 }
 
+/// The process's core, which is never freed: the CPU plugin of a core sets the calling thread's signal stack and restores
+/// the one before when it is freed, so that of two cores freed in another order the thread may keep one that is gone.
+ov::Core& the_core() {
+  static ov::Core* const core = [] {
+    auto made = std::make_unique<ov::Core>();
+    made->add_extension(std::make_shared<ov::frontend::onnx::ConversionExtension>("DeformConv", deform_conv));
+    return made.release();
+  }();
+  return *core;
+}
+
 /// The compiled graphs of a bundle, which clones share.
 class Graphs {
  public:
@@ -69,7 +80,6 @@ class Graphs {
     if (std::atoi(version.c_str()) < kOldest) {
       throw Error(ErrorKind::backend, "OpenVINO " + version + " is too old; install " + std::to_string(kOldest) + ".0 or newer");
     }
-    core_.add_extension(std::make_shared<ov::frontend::onnx::ConversionExtension>("DeformConv", deform_conv));
     const auto known = core_.get_property("CPU", ov::device::capabilities);
     const bool native = std::find(known.begin(), known.end(), "BF16") != known.end();
     cpu_ = core_.get_property("CPU", ov::device::full_name);
@@ -138,7 +148,7 @@ class Graphs {
 
   Bundle bundle_;
   std::string cache_, cpu_;
-  ov::Core core_;
+  ov::Core& core_ = the_core();
   ov::AnyMap config_;
   std::mutex mutex_;
   ov::CompiledModel text_;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import textwrap
 import threading
 import types
 from dataclasses import replace
@@ -262,3 +264,25 @@ def test_the_cache_of_compiled_graphs_is_limited_and_never_an_error(tmp_path):
     blocked = CompiledCache(tmp_path / "file")
     blocked.put("key", b"data")
     assert blocked.get("key") is None and not CompiledCache(None).keeps
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
+def test_ctrl_c_after_detectors_were_opened_and_closed(tiny_bundle):
+    """The CPU plugin changes the thread's signal stack, which must not be gone when a signal comes."""
+    code = f"""
+        import signal
+        from glip_deploy import Detector
+
+        for _ in range(2):
+            first, second = (Detector.open({str(tiny_bundle)!r}, backend="openvino") for _ in range(2))
+            first.close()
+            del first
+            second.close()
+            del second
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
