@@ -171,7 +171,7 @@ def test_a_cached_library_that_was_exchanged_is_built_again():
 def test_a_cache_folder_of_another_user_is_refused(cache, monkeypatch):
     cache.mkdir(parents=True)
     user = os.geteuid()
-    monkeypatch.setattr(deform.os, "geteuid", lambda: user + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     with pytest.raises(OutputError, match=r"belongs to another user .*GLIP_DEPLOY_CACHE"):
         deform.build_host_library()
     assert list(cache.iterdir()) == []

@@ -59,9 +59,9 @@ def test_a_whole_run_with_raw_outputs(tmp_path, tiny_checkpoint):
     assert done.stdout == f"{target}\n"
     lines = done.stderr.splitlines()
     assert lines[:STEPS] == [f"[{i}/{STEPS}] {step}" for i, step in enumerate(bundle_writer.steps("fp32"), 1)]
-    rows = [line for line in lines[STEPS:] if re.match(r"(text|image)\.onnx +\S.* \d\.\de[+-]\d\d", line)]
+    rows = [line for line in lines[STEPS:] if re.match(r"(text|image|backbone|head)\.onnx +\S.* \d\.\de[+-]\d\d", line)]
     manifest = json.loads((target / "manifest.json").read_text())
-    assert len(rows) == len(manifest["parity"]) == 7
+    assert len(rows) == len(manifest["parity"]) == 17
     # Nothing else: what was ignored, the header, the rows, a summary; no warning of a library.
     assert len(lines) == STEPS + 1 + 1 + len(rows) + 1
     assert re.fullmatch(r"GLIP \(custom\): \d+ MB in \d+ s", lines[-1])
