@@ -11,9 +11,10 @@ Importing this package imports neither torch, onnx, TensorRT nor an inference en
 from __future__ import annotations
 
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.detector import ChunkedPrompt, Detector, EncodedPrompt
+from glip_deploy.detector import Detector
 from glip_deploy.errors import GlipError
 from glip_deploy.frames.load import load_image
+from glip_deploy.prompts.encoded import ChunkedPrompt, EncodedPrompt
 from glip_deploy.prompts.syntax import Caption, ClassName
 from glip_deploy.prompts.tokens import Prompt
 from glip_deploy.results.detections import Detection, Detections

@@ -6,12 +6,9 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from glip_deploy.backends import MAX_THREADS, check_trusted, open_backend
 from glip_deploy.backends.base import Backend
@@ -24,6 +21,7 @@ from glip_deploy.frames.device import network_canvas
 from glip_deploy.frames.geometry import check_sides, check_whole
 from glip_deploy.prompts.cache import PromptCache
 from glip_deploy.prompts.chunks import parse_chunks
+from glip_deploy.prompts.encoded import ChunkedPrompt, EncodedPrompt
 from glip_deploy.prompts.syntax import Caption, Phrases, PromptText
 from glip_deploy.prompts.tokens import Prompt, parse_prompt, thresholds
 from glip_deploy.results.detections import Detections
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["ChunkedPrompt", "Detector", "EncodedPrompt", "FrameStep"]
 
 _log = logging.getLogger(__name__)
+_RECENT = 4
+"""Texts whose encoded prompts a detector remembers: few, as the embeddings of a long list take megabytes."""
 
 Threshold = float | Sequence[float] | Mapping[str, float]
 
@@ -65,56 +65,6 @@ class _Default(Enum):
     """Marks "the user's cache directory", since None means no directory."""
 
     CACHE = "default"
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedPrompt:
-    """A prompt with its text embedding: all that a frame needs of it."""
-
-    prompt: Prompt
-    embedding: NDArray[np.float32]
-    """(T, D) float32, read-only."""
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """One label per class."""
-        return self.prompt.phrases
-
-    @property
-    def chunks(self) -> tuple[EncodedPrompt, ...]:
-        """The prompts that are run one after the other: this one, or those of a `ChunkedPrompt`."""
-        return (self,)
-
-
-class ChunkedPrompt(EncodedPrompt):
-    """A list of names that is longer than a prompt, in chunks that are prompts of their own.
-
-    Detections are labeled by the place in the whole list.
-    """
-
-    def __init__(self, chunks: Sequence[EncodedPrompt]) -> None:
-        object.__setattr__(self, "_chunks", tuple(chunks))
-        object.__setattr__(self, "_phrases", tuple(phrase for chunk in chunks for phrase in chunk.phrases))
-
-    def __repr__(self) -> str:
-        return f"ChunkedPrompt({len(self.phrases)} classes in {len(self.chunks)} chunks)"
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("prompt", "embedding"):
-            raise AttributeError(f"a ChunkedPrompt has no {name}; each of its {len(self.chunks)} chunks has one")
-        raise AttributeError(f"'ChunkedPrompt' object has no attribute {name!r}")
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """One label per class, of all chunks in order."""
-        phrases: tuple[str, ...] = self._phrases
-        return phrases
-
-    @property
-    def chunks(self) -> tuple[EncodedPrompt, ...]:
-        """The chunks, in the list's order."""
-        chunks: tuple[EncodedPrompt, ...] = self._chunks
-        return chunks
 
 
 class Detector:
@@ -149,6 +99,7 @@ class Detector:
             key = hashlib.sha256(f"{key} {backend.text_key}".encode()).hexdigest()
         self._cache = PromptCache(cache_dir, key)
         self._warned = False
+        self._recent: dict[Any, EncodedPrompt] = {}
 
     @classmethod
     def open(
@@ -265,6 +216,20 @@ class Detector:
             MissingPackage: finding noun phrases needs the extra `captions`.
             OptionError: `phrases` is none of the three; `classes_per_prompt` is below 1, or the prompt is no list.
         """
+        # A loop may give `detect` the same text with every frame, and reading a thousand names takes tens of ms.
+        key = (type(text), tuple(text) if isinstance(text, list) else text, str(phrases), classes_per_prompt)
+        try:
+            known = self._recent.get(key)
+        except TypeError:  # what cannot be hashed is read again
+            return self._read(text, phrases, classes_per_prompt)
+        if known is None:
+            known = self._read(text, phrases, classes_per_prompt)
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[key] = known
+        return known
+
+    def _read(self, text: PromptText | Prompt, phrases: Phrases | str, classes_per_prompt: int | None) -> EncodedPrompt:
         limit = self.bundle.max_tokens
         if isinstance(text, Sequence) and not isinstance(text, str | bytes | bytearray):
             prompts = parse_chunks(

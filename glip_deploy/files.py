@@ -30,6 +30,7 @@ __all__ = [
     "check_outputs",
     "check_private",
     "deliver_folder",
+    "evict_unused",
     "not_written",
     "sha256_of",
     "temporary_sibling",
@@ -42,6 +43,8 @@ CACHE_VARIABLE = "GLIP_DEPLOY_CACHE"
 
 _UNFINISHED = ".part"
 """End of the name of a folder that is being written."""
+_STALE = 3600.0
+"""Seconds after which a temporary file in a cache was left by a process that was killed."""
 _YOUNG = 60.0
 """Seconds for which a folder that is being written is left alone, whoever made it."""
 
@@ -296,6 +299,34 @@ def check_private(folder: Path) -> None:
         )
     if status.st_mode & stat.S_IWOTH:
         raise OutputError(f"cache folder {folder} can be written by every user; chmod o-w {folder}")
+
+
+def evict_unused(files: Iterable[Path], limit: int) -> None:
+    """Remove the longest unused files of a cache until the others have at most `limit` bytes.
+
+    What `atomic_file` left in a process that was killed is removed after an hour; what is younger may be in the making,
+    and stays. Other processes may do the same at the same time.
+
+    Args:
+        files: entries of the cache, and temporary files beside them.
+        limit: bytes.
+    """
+    entries = []
+    stale = time.time() - _STALE
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            if not file.name.startswith("."):
+                entries.append((status.st_mtime_ns, status.st_size, file))
+            elif status.st_mtime < stale:
+                file.unlink()
+    excess = sum(size for _, size, _ in entries) - limit
+    for _, size, file in sorted(entries):
+        if excess <= 0:
+            break
+        with suppress(OSError):
+            file.unlink()
+        excess -= size
 
 
 def not_written(path: Path, error: Exception) -> OutputError:

@@ -16,7 +16,7 @@ from glip_export.precision import round_weights
 from glip_export.verify import CLASSES, LOSS, PICTURE, ROUNDINGS, ROUNDOFF, TEXT_TOLERANCE, run_changed
 
 from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.bundle.contract import PARTS, Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import CANDIDATES, PARTS, Candidates, ImageInputs, text_inputs
 from glip_deploy.bundle.engines import EngineRecord
 from glip_deploy.errors import EngineError
 from glip_deploy.frames.canvas import resize
@@ -151,8 +151,8 @@ def _compare_image(
     class_map /= class_map.sum(axis=1, keepdims=True)
     inputs = ImageInputs.of(frames, np.array([[rows, columns]]), embedding, class_map)
     exact, rounded = (
-        None if found is None else Candidates.of(dict(zip(("boxes", "scores", "labels"), found, strict=True)))
-        for found in _both(bundle, "image", ["boxes", "scores", "labels"], inputs.feed(), precision)
+        None if found is None else Candidates.of(dict(zip(CANDIDATES, found, strict=True)))
+        for found in _both(bundle, "image", [*CANDIDATES], inputs.feed(), precision)
     )
     assert exact is not None
     yardstick = None if rounded is None else _distances(rounded, exact)

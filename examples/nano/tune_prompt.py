@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from glip_deploy import Detector
 from glip_deploy.cli.app import run_main
 from glip_deploy.cli.console import say
-from glip_deploy.detector import EncodedPrompt
 from glip_deploy.errors import CheckpointError
 from glip_deploy.files import not_written, write_atomically
+from glip_deploy.prompts.encoded import EncodedPrompt
 
 if TYPE_CHECKING:
     import torch

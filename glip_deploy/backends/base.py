@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from glip_deploy.errors import FrameError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.contract import Candidates, ImageInputs
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "check_on_host"]
 
 
 class Backend(Protocol):
@@ -56,3 +59,13 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the engine's memory."""
         ...
+
+
+def check_on_host(inputs: ImageInputs) -> None:
+    """Check that frames are arrays of the host, for backends that read no others.
+
+    Raises:
+        FrameError: they are in GPU memory.
+    """
+    if not isinstance(inputs.frames, np.ndarray):
+        raise FrameError("the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt")

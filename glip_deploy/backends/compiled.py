@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from glip_deploy.files import write_atomically
+from glip_deploy.files import evict_unused, write_atomically
 
 __all__ = ["CACHE_BYTES", "CompiledCache", "compiled_key"]
 
@@ -55,11 +55,11 @@ class CompiledCache:
             return None
         file = self._folder / (key + _SUFFIX)
         try:
-            content = file.read_bytes()
+            with file.open("rb") as stream:
+                header, data = stream.read(_HEADER), stream.read()  # no copy: there may be a gigabyte
         except OSError:
             return None
-        data = content[_HEADER:]
-        whole = content[: len(_MAGIC)] == _MAGIC and hashlib.sha256(data).digest() == content[len(_MAGIC) : _HEADER]
+        whole = header == _MAGIC + hashlib.sha256(data).digest()
         with suppress(OSError):  # a folder we may not write to is no reason to complain
             if whole:
                 os.utime(file)  # what is longest unused goes by this time
@@ -75,7 +75,7 @@ class CompiledCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(self._folder / (key + _SUFFIX), b"".join((_MAGIC, hashlib.sha256(data).digest(), data)))
-            self._evict()
+            evict_unused(self._folder.glob("*" + _SUFFIX), self._limit)
         except OSError as error:
             _log.info("a compiled graph cannot be kept in %s (%s)", self._folder, error.strerror or error)
 
@@ -84,17 +84,3 @@ class CompiledCache:
         if self._folder is not None:
             with suppress(OSError):
                 (self._folder / (key + _SUFFIX)).unlink()
-
-    def _evict(self) -> None:
-        entries = []
-        for file in self._folder.glob("*" + _SUFFIX) if self._folder else ():
-            with suppress(OSError):  # another process may be evicting too
-                status = file.stat()
-                entries.append((status.st_mtime_ns, status.st_size, file))
-        excess = sum(size for _, size, _ in entries) - self._limit
-        for _, size, file in sorted(entries):
-            if excess <= 0:
-                break
-            with suppress(OSError):
-                file.unlink()
-            excess -= size

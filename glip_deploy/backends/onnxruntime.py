@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.backends.base import check_on_host
 from glip_deploy.bundle.contract import (
     BACKBONE_GRAPH,
+    CANDIDATES,
     HEAD_GRAPH,
     IMAGE_GRAPH,
     TEXT_GRAPH,
@@ -23,7 +25,7 @@ from glip_deploy.bundle.contract import (
     ImageInputs,
     text_inputs,
 )
-from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage
+from glip_deploy.errors import BackendError, ClosedError, MissingPackage
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["CPU", "OnnxRuntimeBackend", "open_session", "provider_absence"]
 
 CPU = "CPUExecutionProvider"
-CANDIDATES = ("boxes", "scores", "labels")
 OLDEST = (1, 25)
 """First version whose CPU provider runs the standard DeformConv."""
 _log = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ class OnnxRuntimeBackend:
 
     def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`."""
-        _check_on_host(inputs)
+        check_on_host(inputs)
         image = self._opened.image
         if image is None:
             return self.detect_prompts([inputs])[0]
@@ -262,7 +263,7 @@ class OnnxRuntimeBackend:
         found = []
         for of_prompt in inputs:
             if not features:
-                _check_on_host(of_prompt)
+                check_on_host(of_prompt)
                 features = dict(zip(names, _run(backbone, names, of_prompt.frame_feed()), strict=True))
             found.append(Candidates(*_run(head, CANDIDATES, {**features, **of_prompt.prompt_feed()})))
         return found
@@ -280,11 +281,6 @@ class OnnxRuntimeBackend:
         if self._sessions is None:
             raise ClosedError("this detector is closed; open it again with Detector.open")
         return self._sessions
-
-
-def _check_on_host(inputs: ImageInputs) -> None:
-    if not isinstance(inputs.frames, np.ndarray):
-        raise FrameError("the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt")
 
 
 def _run(session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:

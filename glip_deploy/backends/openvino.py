@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glip_deploy.backends.base import check_on_host
 from glip_deploy.backends.compiled import CompiledCache, compiled_key
-from glip_deploy.bundle.contract import IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
-from glip_deploy.errors import BackendError, ClosedError, FrameError, MissingPackage, OptionError
+from glip_deploy.bundle.contract import CANDIDATES, IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.errors import BackendError, ClosedError, MissingPackage, OptionError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -140,18 +141,17 @@ def _element_type(core: Any, precision: Precision) -> str:
     return "bf16" if native and precision is not Precision.F32 else "f32"
 
 
-def read_graph(file: Path | bytes, core: Any = None) -> Any:
+def read_graph(file: Path | bytes) -> Any:
     """Read an ONNX graph as an OpenVINO model, its DeformConv nodes converted exactly.
 
     Args:
         file: an ONNX file, or a serialized model without external data.
-        core: made by this module; None makes one.
 
     Raises:
         MissingPackage: OpenVINO is not installed.
         BackendError: it is too old, or cannot read the graph.
     """
-    core = core or _core()
+    core = _core()
     try:
         return core.read_model(file if isinstance(file, bytes) else str(file))
     except Exception as error:  # the library raises RuntimeError for everything
@@ -192,7 +192,7 @@ class _Graphs:
         return compiled
 
     def _compiled(self, file: Path) -> Any:
-        model = read_graph(file, self._core)
+        model = read_graph(file)
         try:
             return self._core.compile_model(model, "CPU", self._config)
         except Exception as error:  # the library raises RuntimeError for everything
@@ -264,11 +264,8 @@ class OpenVINOBackend:
 
     def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`. Calls of several threads wait for each other; clones do not."""
-        if not isinstance(inputs.frames, np.ndarray):
-            raise FrameError(
-                "the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt"
-            )
-        return Candidates(*self._run("image", ["boxes", "scores", "labels"], inputs.feed()))
+        check_on_host(inputs)
+        return Candidates(*self._run("image", CANDIDATES, inputs.feed()))
 
     def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
         """See `Backend.detect_prompts`. Every prompt runs the whole image graph."""
@@ -311,5 +308,5 @@ class OpenVINOBackend:
 def _reason(error: Exception) -> str:
     """Return what an OpenVINO message says, without the places in its source code that come first."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return (" ".join(told) or type(error).__name__)[:200]
+    reasons = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (" ".join(reasons) or type(error).__name__)[:200]

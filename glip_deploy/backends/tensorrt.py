@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.backends.trt_engine import Engine, find_creator
-from glip_deploy.bundle.contract import PARTS, Candidates, ImageInputs
+from glip_deploy.bundle.contract import CANDIDATES, PARTS, Candidates, ImageInputs
 from glip_deploy.bundle.engines import ENGINES, EngineRecord, Machine, find_engines
 from glip_deploy.errors import ClosedError, EngineError, EngineMismatch, GlipError, MissingPackage
 from glip_deploy.frames.geometry import ceil_to
@@ -45,7 +45,6 @@ SHAPES_KEPT = {"text": 2, "image": 4, "backbone": 2, "head": 8}
 TOKEN_STEP, CLASS_STEP = 16, 8
 """Prompts are padded to multiples of these within a profile's range, so that most new prompts are only an upload."""
 PER_FRAME = ("frames", "image_sizes")
-CANDIDATES = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONE_GRAPH",
+    "CANDIDATES",
     "HEAD_GRAPH",
     "IMAGE_GRAPH",
     "PARTS",
@@ -144,6 +145,8 @@ _CANDIDATES = (
     TensorContract("scores", "float32", ("batch", "candidates"), "0 for an empty slot"),
     TensorContract("labels", "int64", ("batch", "candidates"), "row of class_map"),
 )
+CANDIDATES = tuple(tensor.name for tensor in _CANDIDATES)
+"""Names of the outputs of the image branch, in the order of `Candidates`."""
 
 
 def _prompt_tensors(hidden: int) -> tuple[TensorContract, ...]:

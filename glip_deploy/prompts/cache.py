@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.files import write_atomically
+from glip_deploy.files import evict_unused, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,8 +31,6 @@ _log = logging.getLogger(__name__)
 _SUFFIX = ".embedding"
 """End of an entry's name. It holds the SHA-256 of bundle, key and array, then the (T, D) float32 array as .npy."""
 _DIGEST_BYTES = 32
-_STALE_SECONDS = 3600
-"""A temporary file this old was left by a process that was killed."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -112,7 +109,7 @@ class PromptCache:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_atomically(directory / (key + _SUFFIX), content)
-            self._evict()
+            evict_unused(directory.parent.glob(f"*/*{_SUFFIX}"), self._disk_bytes)
         except OSError as error:
             self._warn(directory, error)
 
@@ -159,27 +156,6 @@ class PromptCache:
 
     def _digest(self, key: str, array: bytes) -> bytes:
         return hashlib.sha256(f"{self._bundle_key} {key}\n".encode() + array).digest()
-
-    def _evict(self) -> None:
-        """Remove the longest unused entries, and what processes that were killed left."""
-        if self._root is None:
-            return
-        entries = []
-        stale = time.time() - _STALE_SECONDS
-        for file in self._root.glob(f"*/*{_SUFFIX}"):
-            with suppress(OSError):  # another process may be evicting too
-                status = file.stat()
-                if not file.name.startswith("."):  # as `atomic_file` names what is not complete
-                    entries.append((status.st_mtime_ns, status.st_size, file))
-                elif status.st_mtime < stale:
-                    file.unlink()
-        excess = sum(size for _, size, _ in entries) - self._disk_bytes
-        for _, size, file in sorted(entries):
-            if excess <= 0:
-                break
-            with suppress(OSError):
-                file.unlink()
-            excess -= size
 
     def _warn(self, directory: Path, error: OSError) -> None:
         with self._lock:

@@ -24,7 +24,8 @@ from glip_deploy.video.base import check_sinks
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from glip_deploy.detector import Detector, EncodedPrompt
+    from glip_deploy.detector import Detector
+    from glip_deploy.prompts.encoded import EncodedPrompt
     from glip_deploy.results.detections import Detections
     from glip_deploy.video.base import Frame, Sink, Source
 

@@ -384,3 +384,25 @@ def test_the_fast_resize_is_near_the_exact_one(tiny_bundle, detector):
     with Detector.open(tiny_bundle, shortest_side=SIDE, cache_dir=None, resize="fast") as fast:
         a, b = (d.detect(large, CLASSES, 0.2, color="bgr") for d in (fast, detector))
     assert abs(float(a.scores[0]) - float(b.scores[0])) < 0.1
+
+
+def test_a_text_given_with_every_frame_is_read_once(detector, monkeypatch):
+    from glip_deploy import detector as module
+
+    read = []
+    for name in ("parse_prompt", "parse_chunks"):
+        parse = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda text, *rest, parse=parse, **kw: read.append(text) or parse(text, *rest, **kw)
+        )
+    names = ["owl", "red kite"]
+    frame = np.zeros((32, 32, 3), np.uint8)
+    for _ in range(3):
+        detector.detect(frame, names, color="bgr")
+        detector.detect(frame, "owl. red kite", color="bgr")
+    assert read == [["owl", "red kite"], "owl. red kite"]
+    names[1] = "kestrel"  # the list itself is not what is remembered
+    assert detector.encode(names).phrases == ("owl", "kestrel")
+    assert detector.encode("owl. red kite", phrases="dots") is not detector.encode("owl. red kite")
+    with pytest.raises(PromptError):
+        detector.encode(["owl", ["red"]])

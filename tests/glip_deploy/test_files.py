@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,11 @@ def test_an_array_that_is_cut_short_is_a_full_disk(tmp_path):
     """What numpy says of it has no error number."""
     message = str(not_written(tmp_path / "a", OSError("9216 requested and 0 written")))
     assert message == f"{tmp_path / 'a'} cannot be written: no space left; free some, or write elsewhere"
+
+
+def test_a_cache_loses_what_is_unused_for_longest_and_what_was_abandoned(tmp_path):
+    for age, name in enumerate(("new.x", "old.x", "oldest.x", ".making.x", ".abandoned.x")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (time.time() - age * 1000,) * 2)
+    files.evict_unused([*tmp_path.iterdir(), tmp_path / "gone meanwhile.x"], 250)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".making.x", "new.x", "old.x"]

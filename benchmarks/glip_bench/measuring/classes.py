@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from glip_deploy.detector import EncodedPrompt
+    from glip_deploy.prompts.encoded import EncodedPrompt
 
 __all__ = ["ClassList", "measure_classes", "render_classes"]
 

@@ -13,8 +13,9 @@ from glip_bench.subjects.profile import profile_image_branch
 from glip_deploy.backends import OPENVINO, PROVIDERS, check_trusted, open_backend
 from glip_deploy.backends.onnxruntime import provider_absence
 from glip_deploy.backends.openvino import Precision, openvino_absence
-from glip_deploy.detector import Detector, EncodedPrompt, FrameStep
+from glip_deploy.detector import Detector, FrameStep
 from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.prompts.encoded import EncodedPrompt
 
 if TYPE_CHECKING:
     import numpy as np
