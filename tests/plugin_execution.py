@@ -17,6 +17,7 @@ from glip_engines.rewriting.deformable import PLUGIN_DOMAIN
 from glip_export.model.deform import deform_conv2d, flat_read
 from numpy.typing import NDArray
 from onnx_ir.passes import common
+from tiny_glip import HIDDEN
 
 from glip_deploy.backends.onnxruntime import open_session
 
@@ -26,6 +27,20 @@ Compute = Callable[[ir.Node, list[Array]], Array]
 
 def plugin_nodes(model: ir.Model) -> list[Any]:
     return [node for node in model.graph if node.domain == PLUGIN_DOMAIN]
+
+
+def feeds_for(size: tuple[int, int], batch: int = 1) -> dict[str, Array]:
+    """Inputs of the tiny image graph: pictures of this height and width, three classes of two tokens each."""
+    rng = np.random.default_rng(7)
+    embedding = rng.normal(size=(batch, 6, HIDDEN)).astype(np.float32)
+    embedding[-1] *= 0.5  # pictures that differ, so that mixing them shows
+    return {
+        "frames": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),
+        "image_sizes": np.array([[size[0] - 3, size[1] - 5]] * batch),
+        "text_embedding": embedding,
+        "text_mask": np.ones((batch, 6), np.int64),
+        "class_map": np.repeat(np.eye(3, dtype=np.float32), 2, axis=1)[None].repeat(batch, 0) / 2,
+    }
 
 
 def integers(node: ir.Node) -> dict[str, Any]:

@@ -70,3 +70,17 @@ def write_tiny(path: Path, state: dict[str, Any] | None = None, **entries: Any) 
 
     torch.save(tiny_content(state, **entries), path)
     return path
+
+
+def error_of(checkpoint: Path) -> str:
+    """The message, of one line, with which a checkpoint is refused."""
+    import pytest
+    from glip_export.checkpoints import load_checkpoint
+
+    from glip_deploy.errors import CheckpointError
+
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(checkpoint)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message

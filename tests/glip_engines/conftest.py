@@ -1,10 +1,18 @@
-"""The plugin as TensorRT 10 and later use it, on a CPU."""
+"""A bundle to build engines from, and the plugin as TensorRT 10 and later use it, on a CPU."""
 
 import ctypes
+import shutil
+from pathlib import Path
 
 import pytest
 from engine_needs import skip_without
 from glip_engines.compilers import cuda_headers, find_host_compiler, find_tensorrt_headers
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may change."""
+    return shutil.copytree(tiny_bundle, tmp_path / "glip")
 
 
 @pytest.fixture(scope="session")

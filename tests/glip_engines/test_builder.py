@@ -41,13 +41,6 @@ def plugin_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    """Return a copy of the bundle that a test may change."""
-    shutil.copytree(tiny_bundle, tmp_path / "glip")
-    return tmp_path / "glip"
-
-
 def build(bundle, arch="SM80", **options):
     return build_engines(bundle, BuildOptions(flavour="tensorrt-rtx", arch=arch, **{**SMALL, **options}))
 

@@ -17,7 +17,7 @@ from glip_export.onnx_export import export_image
 from glip_export.precision import to_precision
 from onnx_ir.passes import common
 from parity_data import load_golden, stand_in_weights
-from plugin_execution import by_torch, integers, plugin_nodes, run_with_plugin
+from plugin_execution import by_torch, feeds_for, integers, plugin_nodes, run_with_plugin
 from tiny_glip import tiny_model
 
 from glip_deploy.backends.onnxruntime import open_session
@@ -52,19 +52,6 @@ def unfused_graph(tmp_path_factory):
         return model
 
     return load
-
-
-def feeds_for(size, batch=1):
-    rng = np.random.default_rng(7)
-    embedding = rng.normal(size=(batch, 6, 32)).astype(np.float32)
-    embedding[-1] *= 0.5  # pictures that differ, so that mixing them shows
-    return {
-        "frames": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),
-        "image_sizes": np.array([[size[0] - 3, size[1] - 5]] * batch),
-        "text_embedding": embedding,
-        "text_mask": np.ones((batch, 6), np.int64),
-        "class_map": np.repeat(np.eye(3, dtype=np.float32), 2, axis=1)[None].repeat(batch, 0) / 2,
-    }
 
 
 def run(model, feeds):

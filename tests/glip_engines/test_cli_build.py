@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +17,6 @@ from glip_engines.cli import main
 
 RTX = ["--flavor", "tensorrt-rtx", "--arch", "SM80"]
 SMALL = ["--size", "128x160", "--tokens", "16"]
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path):
-    """Return a copy of the bundle that a test may change."""
-    shutil.copytree(tiny_bundle, tmp_path / "glip")
-    return tmp_path / "glip"
 
 
 @pytest.fixture

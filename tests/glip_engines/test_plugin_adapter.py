@@ -11,7 +11,16 @@ from glip_engines.flavours import Dialect, Flavour
 from glip_engines.rewriting import rewrite
 from glip_engines.rewriting.deformable import pack_weights
 from parity_data import load_golden
-from plugin_execution import Plugin, by_plugin, by_torch, expected_shape, integers, plugin_nodes, run_with_plugin
+from plugin_execution import (
+    Plugin,
+    by_plugin,
+    by_torch,
+    expected_shape,
+    feeds_for,
+    integers,
+    plugin_nodes,
+    run_with_plugin,
+)
 
 from glip_deploy.backends.onnxruntime import open_session
 
@@ -67,27 +76,13 @@ def test_the_official_kernel(harness, name):
     assert np.abs(ours - out).max() <= 2e-5 * np.abs(out).max()
 
 
-def feeds_for(model, size, batch):
-    rng = np.random.default_rng(7)
-    width = next(value.shape[2] for value in model.graph.inputs if value.name == "text_embedding")
-    embedding = rng.normal(size=(batch, 6, width)).astype(np.float32)
-    embedding[-1] *= 0.5  # pictures that differ, so that mixing them shows
-    return {
-        "frames": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),
-        "image_sizes": np.array([[size[0] - 3, size[1] - 5]] * batch),
-        "text_embedding": embedding,
-        "text_mask": np.ones((batch, 6), np.int64),
-        "class_map": np.repeat(np.eye(3, dtype=np.float32), 2, axis=1)[None].repeat(batch, 0) / 2,
-    }
-
-
 @pytest.mark.parametrize(("size", "batch"), [((96, 64), 2), ((32, 32), 1)], ids=str)
 def test_a_whole_graph(harness, tiny_bundle, size, batch):
     """The rewritten graph, its plugin nodes run by the plugin, detects what the bundle's own graph does."""
     model = rewrite(ir.load(tiny_bundle / "image.onnx"), NEW, precision="fp32", form="plugin", pinned={})
     ir.external_data.load_to_model(model)
     assert len(plugin_nodes(model)) == 6
-    feeds = feeds_for(model, size, batch)
+    feeds = feeds_for(size, batch)
     boxes, scores, labels = run_with_plugin(model, feeds, by_plugin(harness))
     expected = open_session(tiny_bundle / "image.onnx", threads=1).run(None, feeds)
     assert (expected[1] > 0.05).sum() > 10

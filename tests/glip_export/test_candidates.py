@@ -203,7 +203,7 @@ def test_a_moved_candidate_is_seen(case, corner):
         box[corner] += 0.15
         moved = changed(found, boxes=(slot, box))
         assert not case.agrees(moved), slot
-    assert case.compare(moved).box == pytest.approx(0.15, abs=0.01) or case.compare(moved).box > 0.15
+        assert case.compare(moved).box > 0.14, slot
 
 
 def test_a_changed_score_or_label_is_seen(case):

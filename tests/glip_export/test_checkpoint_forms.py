@@ -17,10 +17,8 @@ from glip_export.checkpoints import derive_config, load_checkpoint
 from glip_export.model.swin import PatchMerging, relative_position_index
 from mmdetection_form import mmdetection_state, unfold_order
 from parity_data import STAND_IN
-from tiny_glip import tiny_config, tiny_content, tiny_state, write_tiny
+from tiny_glip import error_of, tiny_config, tiny_content, tiny_state, write_tiny
 from torch.nn import functional as F
-
-from glip_deploy.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,14 +34,6 @@ def same(found, expected):
     for key, value in expected.items():
         assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
     return True
-
-
-def error_of(path):
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 500
-    return message
 
 
 def write_mmdetection(path, state, **entries):

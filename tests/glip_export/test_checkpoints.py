@@ -13,7 +13,7 @@ import pytest
 import torch
 from glip_export.checkpoints import build, derive_config, load_checkpoint, read_checkpoint
 from parity_data import STAND_IN
-from tiny_glip import VOCABULARY, tiny_config, tiny_content, tiny_model, tiny_state, write_tiny
+from tiny_glip import VOCABULARY, error_of, tiny_config, tiny_content, tiny_model, tiny_state, write_tiny
 
 from glip_deploy.errors import CheckpointError
 
@@ -23,14 +23,6 @@ LOGITS = "rpn.head.log_scale"
 @pytest.fixture(scope="module")
 def state():
     return tiny_state()
-
-
-def error_of(path):
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 500
-    return message
 
 
 def test_a_written_model_comes_back(tiny_checkpoint):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import threading
 import time
 from dataclasses import replace
@@ -23,36 +22,11 @@ from simulated_tensorrt import (
     write_engines,
 )
 
-from glip_deploy import Bundle, Detector, GlipError
+from glip_deploy import Detector, GlipError
 from glip_deploy.backends import BACKENDS, DATA_ONLY, open_backend, tensorrt
 from glip_deploy.backends.tensorrt import SHAPES_KEPT, TensorRTBackend, choose_engines
 from glip_deploy.bundle.engines import EngineRecord, PluginRecord
 from glip_deploy.files import sha256_of
-
-
-@pytest.fixture
-def bundle(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt, "_RUNTIMES", {})
-    monkeypatch.setattr(tensorrt, "_PLUGINS", set())
-    shutil.copytree(tiny_bundle, tmp_path / "glip")
-    return Bundle.open(tmp_path / "glip")
-
-
-@pytest.fixture
-def cuda():
-    return SimulatedCuda()
-
-
-@pytest.fixture
-def opened(bundle, cuda):
-    """Opens the backend on engines of these shapes."""
-
-    def open_it(version=VERSION, **shapes):
-        folder = write_engines(bundle, version=version, **shapes)
-        return TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda, version))
-
-    return open_it
 
 
 @pytest.fixture
@@ -282,6 +256,7 @@ def test_kernels_that_cannot_be_kept_are_no_error(opened, tmp_path):
     backend = opened("1.7.1")
     backend.detect(feed())
     backend.close()
+    assert (tmp_path / "cache").read_text() == "in the way"
 
 
 def test_buffers_of_shapes_that_are_no_longer_used_are_freed(opened, cuda, reference):

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from backend_inputs import feed
-from simulated_tensorrt import SimulatedCuda, simulated_tensorrt, write_engines
 
 from glip_deploy import Bundle
-from glip_deploy.backends import open_backend, tensorrt
-from glip_deploy.backends.tensorrt import SHAPES_KEPT, TensorRTBackend
+from glip_deploy.backends import open_backend
+from glip_deploy.backends.tensorrt import SHAPES_KEPT
 from glip_deploy.errors import ClosedError, EngineMismatch
 
 
 @pytest.fixture
-def bundle(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt, "_RUNTIMES", {})
-    shutil.copytree(tiny_bundle, tmp_path / "glip")
-    return Bundle.open(tmp_path / "glip")
-
-
-@pytest.fixture
-def cuda():
-    return SimulatedCuda()
-
-
-@pytest.fixture
-def opened(bundle, cuda):
-    def open_it(split=True, **shapes):
-        folder = write_engines(bundle, split=split, **shapes)
-        return TensorRTBackend.open(bundle, folder, cuda=cuda, trt=simulated_tensorrt(cuda))
-
-    return open_it
+def opened(opened):
+    """Opens the backend on engines of the parts too."""
+    return partial(opened, split=True)
 
 
 @pytest.fixture(scope="module")
