@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tiny_glip import HIDDEN
 
-PARTS = ("backbone", "head")
+from glip_deploy.bundle.contract import PARTS
 
 
 def feed_of(seed: int, batch: int, height: int, width: int, tokens: int, classes: int) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from glip_export.bundle_writer import export_bundle
 from glip_export.onnx_export import export_image, share_weights, split_image
-from split_bundle import PARTS, feed_of, unsplit
+from split_bundle import feed_of, unsplit
 from tiny_glip import tiny_model
 
 from glip_deploy import Bundle
 from glip_deploy.backends.onnxruntime import open_session
+from glip_deploy.bundle.contract import PARTS
 
 
 def run(graph, feed):

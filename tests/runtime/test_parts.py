@@ -200,6 +200,7 @@ def test_nv12_gives_the_colors_of_bt601(probe):
 
 REFUSED = [
     ({"pitch": 11}, "a row of 4 pixels has 12"),
+    ({"pitch": 2**64 - 12}, "from the top down"),
     ({"width": 0}, "at least 1 pixel"),
     ({"null": True}, "pointer is null"),
     ({"format": 9}, "format 9"),
@@ -215,6 +216,19 @@ def test_pictures_that_cannot_be_used(probe, change, said):
     question = {"pixels": [0] * 48, "height": 4, "width": 4, "format": 0, "shortest": 32, "longest": 64}
     answer = probe.ask(what="canvas", **{**question, **change})
     assert answer["kind"] == 3 and said in answer["error"] and "\n" not in answer["error"]
+
+
+def test_candidates_that_do_not_belong_together_are_an_error(probe):
+    question = {"boxes": [1.0, 2.0, 3.0, 4.0], "scores": [0.5], "labels": [0], "thresholds": [0.1], "phrases": ["a"]}
+    assert len(probe.ask(what="select", most=5, **question)) == 1
+    for change in ({"boxes": [1.0, 2.0]}, {"labels": []}, {"scores": [0.5, 0.5]}):
+        answer = probe.ask(what="select", most=5, **{**question, **change})
+        assert answer["kind"] == 5 and "export the bundle again" in answer["error"]
+
+
+def test_prompts_used_last_stay_in_memory(probe):
+    steps = [*(("put", index) for index in range(64)), ("get", 0), ("put", 64), ("get", 0), ("get", 1), ("get", 2)]
+    assert probe.ask(what="cache", steps=steps) == [True, True, False, True]
 
 
 @pytest.mark.parametrize("seed", range(8))

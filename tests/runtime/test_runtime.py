@@ -276,33 +276,109 @@ CONSUMER = """\
 cmake_minimum_required(VERSION 3.18)
 project(consumer LANGUAGES CXX)
 find_package(glip 0.2 CONFIG REQUIRED)
+find_package(Threads REQUIRED)
 add_executable(consumer main.cpp)
-target_link_libraries(consumer PRIVATE glip::glip)
+target_link_libraries(consumer PRIVATE glip::glip Threads::Threads)
 """
 MAIN = """\
+#include <sys/resource.h>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
 #include <glip/glip.hpp>
 #include <iostream>
-int main(int, char** arguments) {
+#include <thread>
+
+using Found = std::vector<glip::Detection>;
+
+void report(const std::function<void()>& body) {
   try {
-    glip::Detector detector = glip::Detector::open(arguments[1]);
-    glip::Prompt prompt = detector.encode("dog");
-    detector.close();
-    detector.detect({}, prompt);
+    body();
+    std::cout << "nothing was thrown" << std::endl;
   } catch (const glip::Error& error) {
-    std::cout << glip::version() << " " << static_cast<int>(error.kind()) << " " << error.what() << std::endl;
+    std::cout << static_cast<int>(error.kind()) << " " << error.what() << std::endl;
   }
 }
+
+int main(int, char** arguments) {
+  std::cout << glip::version() << std::endl;
+  glip::Options options;
+  options.shortest_side = 224;
+  glip::Detector detector = glip::Detector::open(arguments[1], options);
+  glip::ImageView view{nullptr, std::atoi(arguments[3]), std::atoi(arguments[4])};
+  std::vector<unsigned char> pixels(static_cast<std::size_t>(view.width) * static_cast<std::size_t>(view.height) * 3);
+  std::ifstream(arguments[2], std::ios::binary).read(reinterpret_cast<char*>(pixels.data()),
+                                                     static_cast<std::streamsize>(pixels.size()));
+  view.data = pixels.data();
+
+  // Clones that encode at once, the first text of all among it.
+  std::vector<Found> found(4);
+  std::vector<std::thread> threads;
+  for (Found& mine : found) {
+    threads.emplace_back([&mine, &view, clone = std::make_shared<glip::Detector>(detector.clone())] {
+      for (const char* name : {"dog", "penguin", "guitar"}) {
+        for (const glip::Detection& one : clone->detect(view, clone->encode({name, "owl"}), 0.2f)) mine.push_back(one);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  bool same = !found[0].empty();
+  for (const Found& one : found) {
+    same = same && one.size() == found[0].size();
+    for (std::size_t i = 0; same && i < one.size(); ++i) same = std::abs(one[i].score - found[0][i].score) < 1e-4f;
+  }
+  std::cout << (same ? "same" : "different") << std::endl;
+
+  // Lists in braces are names, also of one class; a string is a caption.
+  std::cout << detector.encode({"dog"}).phrases().size() << detector.encode({"dog", "red apple"}).phrases().size()
+            << detector.encode("dog. owl. pear").phrases().size() << std::endl;
+
+  // No memory for the canvas.
+  options.shortest_side = 8000, options.longest_side = 0;
+  glip::Detector large = glip::Detector::open(arguments[1], options);
+  const glip::Prompt prompt = large.encode("dog");
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  rlimit before{};
+  getrlimit(RLIMIT_AS, &before);
+  const rlimit low{pages * 4096 + (64u << 20), before.rlim_max};
+  setrlimit(RLIMIT_AS, &low);
+  report([&] { large.detect({pixels.data(), 2, 2}, prompt); });
+  setrlimit(RLIMIT_AS, &before);
+
+  // Closed by another thread, in the middle of frames and clones.
+  std::atomic<int> frames{0};
+  std::thread other([&] {
+    while (frames < 3) std::this_thread::yield();
+    detector.close();
+  });
+  report([&] {
+    for (;; ++frames) detector.clone().detect(view, prompt), detector.detect(view, prompt);
+  });
+  other.join();
+}
+"""
+SAID = """\
+{version}
+same
+123
+8 there is not enough memory; close other programs, or lower the longest side
+7 this detector is closed; open it again with Detector::open
 """
 
 
-def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, cache, python, tmp_path):
+def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, picture, tmp_path):
     run("cmake", "--install", build(), "--prefix", tmp_path / "installed")
     (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
     (tmp_path / "main.cpp").write_text(MAIN)
     run("cmake", "-S", tmp_path, "-B", tmp_path / "out", f"-DCMAKE_PREFIX_PATH={tmp_path / 'installed'}")
     run("cmake", "--build", tmp_path / "out")
-    done = run(tmp_path / "out" / "consumer", nano_bundle, env={"GLIP_DEPLOY_CACHE": str(cache)})
-    assert done.stdout == f"{__version__} 7 this detector is closed; open it again with Detector::open\n"
+    (tmp_path / "scene.bgr").write_bytes(np.ascontiguousarray(picture[..., ::-1]).tobytes())
+    command = [tmp_path / "out" / "consumer", nano_bundle, tmp_path / "scene.bgr", picture.shape[1], picture.shape[0]]
+    done = run(*command, env={"GLIP_DEPLOY_CACHE": str(tmp_path / "cache")})
+    assert done.stdout == SAID.format(version=__version__)
 
 
 def test_the_c_example_prints_boxes(runtime, nano_bundle, cache, python, picture, tmp_path):

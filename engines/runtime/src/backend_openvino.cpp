@@ -229,6 +229,8 @@ extern "C" __attribute__((visibility("default"))) glip::Backend* glip_open_backe
     return new glip::OpenVINOBackend(std::make_shared<glip::Graphs>(bundle, options));
   } catch (const glip::Error&) {
     throw;
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception& error) {
     throw glip::Error(glip::ErrorKind::backend, "OpenVINO cannot start: " + glip::reason(error));
   }

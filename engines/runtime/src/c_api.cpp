@@ -1,11 +1,11 @@
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "glip/glip.h"
 #include "glip/glip.hpp"
+#include "guard.hpp"
 
 struct glip_detector {
   glip::Detector detector;
@@ -32,16 +32,12 @@ glip_status failed(glip_status status, const char* message) noexcept {
 
 /// Run a body; what it throws becomes a status and a message.
 template <typename Body>
-glip_status guarded(Body body) noexcept {
+glip_status run(Body body) noexcept {
   try {
-    body();
+    glip::guarded(body);
     return GLIP_OK;
   } catch (const glip::Error& error) {
     return failed(static_cast<glip_status>(error.kind()), error.what());
-  } catch (const std::bad_alloc&) {
-    return failed(GLIP_INTERNAL, "there is not enough memory; close other programs, or lower the longest side");
-  } catch (const std::exception& error) {
-    return failed(GLIP_INTERNAL, error.what());
   } catch (...) {
     return failed(GLIP_INTERNAL, "an unknown exception was thrown; please report it");
   }
@@ -66,27 +62,13 @@ T known(const T* given, const char* name) {
   return out;
 }
 
-glip_status encode(glip_detector* detector, glip_prompt** prompt, const std::vector<std::string>* names,
-                   const char* caption, const std::vector<glip::Phrase>* phrases) {
-  auto out = std::make_unique<glip_prompt>();
-  if (names) {
-    out->prompt = detector->detector.encode(*names);
-  } else if (phrases) {
-    out->prompt = detector->detector.encode(std::string(caption), *phrases);
-  } else {
-    out->prompt = detector->detector.encode(std::string(caption));
-  }
-  *prompt = out.release();
-  return GLIP_OK;
-}
-
 }  // namespace
 
 const char* glip_version(void) { return glip::version(); }
 const char* glip_last_error(void) { return last_error.c_str(); }
 
 glip_status glip_open(const char* path, const glip_options* options, glip_detector** detector) {
-  return guarded([&] {
+  return run([&] {
     need(detector, "detector");
     *detector = nullptr;
     need(path, "path");
@@ -107,7 +89,7 @@ glip_status glip_open(const char* path, const glip_options* options, glip_detect
 }
 
 glip_status glip_clone(const glip_detector* detector, glip_detector** twin) {
-  return guarded([&] {
+  return run([&] {
     need(twin, "twin");
     *twin = nullptr;
     need(detector, "detector");
@@ -118,17 +100,17 @@ glip_status glip_clone(const glip_detector* detector, glip_detector** twin) {
 void glip_close(glip_detector* detector) { delete detector; }
 
 glip_status glip_encode(glip_detector* detector, const char* caption, glip_prompt** prompt) {
-  return guarded([&] {
+  return run([&] {
     need(prompt, "prompt");
     *prompt = nullptr;
     need(detector, "detector");
     need(caption, "caption");
-    encode(detector, prompt, nullptr, caption, nullptr);
+    *prompt = new glip_prompt{detector->detector.encode(std::string(caption))};
   });
 }
 
 glip_status glip_encode_names(glip_detector* detector, const char* const* names, size_t count, glip_prompt** prompt) {
-  return guarded([&] {
+  return run([&] {
     need(prompt, "prompt");
     *prompt = nullptr;
     need(detector, "detector");
@@ -138,13 +120,13 @@ glip_status glip_encode_names(glip_detector* detector, const char* const* names,
       need(names[i], "a name");
       all.emplace_back(names[i]);
     }
-    encode(detector, prompt, &all, nullptr, nullptr);
+    *prompt = new glip_prompt{detector->detector.encode(all)};
   });
 }
 
 glip_status glip_encode_spans(glip_detector* detector, const char* caption, const size_t* starts, const size_t* ends,
                               size_t count, glip_prompt** prompt) {
-  return guarded([&] {
+  return run([&] {
     need(prompt, "prompt");
     *prompt = nullptr;
     need(detector, "detector");
@@ -153,7 +135,7 @@ glip_status glip_encode_spans(glip_detector* detector, const char* caption, cons
     need(ends, "ends");
     std::vector<glip::Phrase> phrases;
     for (size_t i = 0; i < count; ++i) phrases.push_back({{{starts[i], ends[i]}}, ""});
-    encode(detector, prompt, nullptr, caption, &phrases);
+    *prompt = new glip_prompt{detector->detector.encode(std::string(caption), phrases)};
   });
 }
 
@@ -167,7 +149,7 @@ void glip_prompt_free(glip_prompt* prompt) { delete prompt; }
 
 glip_status glip_detect(glip_detector* detector, const glip_image* image, const glip_prompt* prompt, float threshold,
                         glip_detections** detections) {
-  return guarded([&] {
+  return run([&] {
     need(detections, "detections");
     *detections = nullptr;
     need(detector, "detector");
@@ -190,7 +172,7 @@ glip_status glip_detect(glip_detector* detector, const glip_image* image, const 
 size_t glip_detections_count(const glip_detections* detections) { return detections ? detections->found.size() : 0; }
 
 glip_status glip_detections_get(const glip_detections* detections, size_t index, glip_detection* detection) {
-  return guarded([&] {
+  return run([&] {
     need(detections, "detections");
     need(detection, "detection");
     if (index >= detections->found.size()) {

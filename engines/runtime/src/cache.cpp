@@ -127,7 +127,10 @@ Embedding PromptCache::get(const std::vector<std::int64_t>& ids, std::size_t wid
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto known = memory_.find(key);
-    if (known != memory_.end()) return known->second;
+    if (known != memory_.end()) {
+      used_.splice(used_.end(), used_, std::find(used_.begin(), used_.end(), key));
+      return known->second;
+    }
   }
   if (folder_.empty()) return nullptr;
   const fs::path file = fs::path(folder_) / key_.substr(0, 16) / (key + ".embedding");

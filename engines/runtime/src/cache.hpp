@@ -16,7 +16,7 @@ using Embedding = std::shared_ptr<const std::vector<float>>;
 /// $GLIP_DEPLOY_CACHE, $XDG_CACHE_HOME/glip-deploy or ~/.cache/glip-deploy; empty where there is no home.
 std::string cache_folder();
 
-/// Embeddings by prompt: 64 in memory, and files in the form of glip_deploy/prompts/cache.py.
+/// Embeddings by prompt: the 64 used last in memory, and files in the form of glip_deploy/prompts/cache.py.
 class PromptCache {
  public:
   /// An empty folder keeps them in memory only. `key` is the bundle's.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 namespace glip {
@@ -44,6 +45,13 @@ void check(const ImageView& image) {
   if (image.pitch != 0 && image.pitch < row) {
     refuse("picture has a pitch of " + std::to_string(image.pitch) + " bytes; a row of " + std::to_string(image.width) +
            " pixels has " + std::to_string(row) + ", and 0 means that rows follow without a gap");
+  }
+  // Beyond this no pointer reaches the last row; a negative number, for rows from the bottom up, arrives so.
+  const auto most = static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max() / image.height);
+  const std::size_t widest = std::max(image.pitch, image.format == PixelFormat::nv12 ? image.chroma_pitch : 0);
+  if (widest > most) {
+    refuse("picture has a pitch of " + std::to_string(widest) + " bytes, which no memory holds; rows are given from the"
+           " top down, with a positive pitch");
   }
   if (image.format == PixelFormat::nv12) {
     if (image.width % 2 || image.height % 2) refuse(size + "; both sides of an NV12 picture are even");
@@ -176,7 +184,7 @@ Size network_size(int height, int width, int shortest_side, int longest_side) {
     }
   }
   if (long_side < 0) long_side = static_cast<std::int64_t>(static_cast<double>(short_side) * high / low);
-  if (short_side * long_side > kMaxNetworkPixels || long_side > kMaxNetworkPixels) {
+  if (long_side > kMaxNetworkPixels || short_side * long_side > kMaxNetworkPixels) {
     refuse("a " + std::to_string(width) + "x" + std::to_string(height) + " picture resized to a shortest side of " +
            std::to_string(shortest_side) + " has more than " + std::to_string(kMaxNetworkPixels) +
            " pixels; set a longest side (official: 1333) or crop the picture");

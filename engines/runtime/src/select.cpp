@@ -24,6 +24,11 @@ bool overlaps(const float* a, const float* b, float limit) {
 std::vector<Detection> select(const Candidates& found, const std::vector<float>& thresholds,
                               const std::vector<std::string>& phrases, Size picture, Size original, double iou,
                               std::size_t max_detections) {
+  if (found.boxes.size() != 4 * found.scores.size() || found.labels.size() != found.scores.size()) {
+    throw Error(ErrorKind::backend, "the image branch gave " + std::to_string(found.boxes.size()) + " sides of boxes, " +
+                                        std::to_string(found.scores.size()) + " scores and " +
+                                        std::to_string(found.labels.size()) + " labels; export the bundle again");
+  }
   const float lowest = std::max(*std::min_element(thresholds.begin(), thresholds.end()), 0.0f);
   std::vector<std::size_t> order;
   for (std::size_t i = 0; i < found.scores.size(); ++i) {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bundle.hpp"
+#include "cache.hpp"
 #include "frames.hpp"
 #include "prompt.hpp"
 #include "select.hpp"
@@ -56,6 +57,15 @@ json answer(const json& question, const glip::Tokenizer& tokenizer) {
     const auto size = glip::network_size(question.at("height"), question.at("width"), question.at("shortest"),
                                          question.at("longest"));
     return {size.height, size.width};
+  }
+  if (what == "cache") {  // as many prompts as are put, in memory; which of those asked for are known, in this order
+    glip::PromptCache cache("", "");
+    json known = json::array();
+    for (const auto& [action, id] : question.at("steps").get<std::vector<std::pair<std::string, std::int64_t>>>()) {
+      if (action == "put") cache.put({id}, 1, std::make_shared<const std::vector<float>>(1, 0.0f));
+      if (action == "get") known.push_back(cache.get({id}, 1) != nullptr);
+    }
+    return known;
   }
   const glip::Candidates found{question.at("boxes").get<std::vector<float>>(), question.at("scores").get<std::vector<float>>(),
                                question.at("labels").get<std::vector<std::int64_t>>()};

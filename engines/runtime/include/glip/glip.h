@@ -90,6 +90,7 @@ GLIP_C_API const char* glip_last_error(void);
 /* options may be null. */
 GLIP_C_API glip_status glip_open(const char* path, const glip_options* options, glip_detector** detector);
 GLIP_C_API glip_status glip_clone(const glip_detector* detector, glip_detector** twin);
+/* No other call may be using the detector. Clones, prompts and detections go on. */
 GLIP_C_API void glip_close(glip_detector* detector);
 
 GLIP_C_API glip_status glip_encode(glip_detector* detector, const char* caption, glip_prompt** prompt);

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -54,7 +55,7 @@ struct Options {
   int threads = 0;                   ///< CPU threads; 0 for one a core
   std::string cache_dir;             ///< for prompts and compiled graphs; empty for the user's, shared with Python
   bool cache = true;                 ///< false keeps prompts in memory only, and compiles graphs each time
-  bool verify = true;                ///< check the hashes of all files, about a second a gigabyte
+  bool verify = true;                ///< check the hashes of all files, some seconds a gigabyte
 };
 
 /// Order of the channels of a picture, 8 bits each.
@@ -68,7 +69,7 @@ struct ImageView {
   const void* data = nullptr;
   int width = 0;   ///< pixels
   int height = 0;  ///< pixels
-  std::size_t pitch = 0;  ///< bytes from one row to the next; 0 where rows follow without a gap
+  std::size_t pitch = 0;  ///< bytes from one row to the next one below; 0 where rows follow without a gap
   PixelFormat format = PixelFormat::bgr;
   const void* chroma = nullptr;  ///< nv12: the plane of U and V; nullptr where it follows the rows of Y
   std::size_t chroma_pitch = 0;  ///< nv12: bytes from one row of it to the next; 0 for pitch
@@ -121,15 +122,16 @@ class GLIP_API Detector {
 
   /// Encode class names, as the official evaluation does; the text branch runs only if the prompt is new.
   Prompt encode(const std::vector<std::string>& names);
+  Prompt encode(std::initializer_list<std::string> names) { return encode(std::vector<std::string>(names)); }
 
   /// Encode a caption: "person. dog" or "a man with a [green hat]". A sentence needs brackets, or phrases.
   Prompt encode(const std::string& caption);
-  Prompt encode(const char* caption) { return encode(std::string(caption)); }
 
   /// Encode a caption whose phrases are known.
   Prompt encode(const std::string& caption, const std::vector<Phrase>& phrases);
 
-  /// Find what the prompt names: at most 100 boxes with a score above the threshold, best first.
+  /// Find what the prompt names: boxes with a score above the threshold, best first; at most as many as the bundle says
+  /// (100), and those that tie with the last.
   std::vector<Detection> detect(const ImageView& image, const Prompt& prompt, float threshold = 0.5f);
 
   /// The same with a threshold for each class.
