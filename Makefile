@@ -44,10 +44,9 @@ demo-full: $(VENV)/.ready
 	@echo "THE BOXES ARE ARBITRARY: released weights cannot travel with this repository, so the checkpoint above"
 	@echo "has synthetic ones. The arithmetic and the timings are real."
 
-# Files keep their order: the packages that test_packaging.py looks for must not be there yet when it begins.
 TEST_WORKERS ?= 2
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 # The same tests, slower, with a table of the lines that they do not run; the report is in build/coverage.
 coverage: $(VENV)/.ready

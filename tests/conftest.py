@@ -23,11 +23,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The clean environment grows: tests of its early states come before those that need it complete."""
-    items.sort(key=lambda item: "complete_environment" in getattr(item, "fixturenames", ()))
-
-
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official-format `.pth` of a tiny GLIP; do not change it."""
@@ -75,11 +70,18 @@ def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def complete_environment(clean_environment: CleanEnvironment) -> CleanEnvironment:
-    """The clean environment with every extra that a machine without a GPU can use."""
-    clean_environment.install("video", "bench", "supervision", "openvino")
-    if sys.platform == "linux":
-        clean_environment.install("tensorrt-rtx", "plugin")
-    clean_environment.lend("torch", "triton")
-    clean_environment.install("export")
-    return clean_environment
+def complete_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanEnvironment]:
+    """An environment of its own with every extra that a machine without a GPU can use; about 2 GB.
+
+    Not the clean environment: a test of a package's absence there must not depend on which test came first.
+    """
+    from clean_environment import CleanEnvironment
+
+    folder = tmp_path_factory.mktemp("complete") / "env"
+    environment = CleanEnvironment(folder, wheel)
+    extras = ["video", "bench", "supervision", "openvino"]
+    environment.install(*extras, *(["tensorrt-rtx", "plugin"] if sys.platform == "linux" else []))
+    environment.lend("torch", "triton")
+    environment.install("export")
+    yield environment
+    shutil.rmtree(folder)

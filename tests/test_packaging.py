@@ -30,8 +30,6 @@ ROOMS = {
 PICTURE = ROOT / "examples" / "nano" / "media" / "scene.jpg"
 VIDEO = ROOT / "examples" / "nano" / "media" / "moving.mp4"
 
-pytestmark = pytest.mark.xdist_group("clean_environment")
-
 
 # -- the archives ---------------------------------------------------------------------------------------------------
 

@@ -202,7 +202,6 @@ def lay_out(folder, block, makers):
 
 
 @pytest.mark.clean_install
-@pytest.mark.xdist_group("clean_environment")
 @pytest.mark.skipif(os.name == "nt", reason="the commands are written for a POSIX shell")
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"{block.page}:{block.line}" for block in BLOCKS])
 def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint, nano_bundle, tmp_path):

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,24 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@contextmanager
+def locked() -> Iterator[None]:
+    """Let one process at a time build: test files run side by side, and build in the same folder."""
+    import fcntl  # on Linux, as the runtime
+
+    BUILD.parent.mkdir(exist_ok=True)
+    with BUILD.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build() -> Path:
     """Configure and build what changed since the last time; return the folder."""
-    ninja = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
     options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}"]
-    run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *ninja, *options)
-    run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
+    with locked():
+        ninja = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
+        run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *ninja, *options)
+        run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
     return BUILD
 
 
