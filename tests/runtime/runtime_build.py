@@ -123,6 +123,16 @@ class Image(ctypes.Structure):
     ]
 
 
+class Phrase(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("starts", ctypes.POINTER(ctypes.c_size_t)),
+        ("ends", ctypes.POINTER(ctypes.c_size_t)),
+        ("count", ctypes.c_size_t),
+        ("label", ctypes.c_char_p),
+    ]
+
+
 class Box(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_float) for name in ("x1", "y1", "x2", "y2", "score")),
@@ -142,7 +152,7 @@ class Library:
         self.c = ctypes.CDLL(str(folder / "libglip.so"))
         for name in ("glip_version", "glip_last_error", "glip_prompt_phrase"):
             getattr(self.c, name).restype = ctypes.c_char_p
-        for name in ("glip_prompt_classes", "glip_detections_count"):
+        for name in ("glip_prompt_classes", "glip_prompt_chunks", "glip_detections_count"):
             getattr(self.c, name).restype = ctypes.c_size_t
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -161,17 +171,72 @@ class Library:
         given = Options(ctypes.sizeof(Options), **options)
         return self.new("glip_open", str(bundle).encode(), ctypes.byref(given))
 
-    def encode(self, detector: Any, prompt: Any) -> ctypes.c_void_p:
+    def encode(self, detector: Any, prompt: Any, classes_per_prompt: int | None = None) -> ctypes.c_void_p:
         if isinstance(prompt, str):
             return self.new("glip_encode", detector, prompt.encode())
         names = (ctypes.c_char_p * len(prompt))(*(name.encode() for name in prompt))
-        return self.new("glip_encode_names", detector, names, ctypes.c_size_t(len(prompt)))
+        count = ctypes.c_size_t(len(prompt))
+        if classes_per_prompt is None:
+            return self.new("glip_encode_names", detector, names, count)
+        return self.new("glip_encode_chunks", detector, names, count, ctypes.c_size_t(classes_per_prompt))
+
+    def encode_phrases(self, detector: Any, text: str, phrases: Any) -> ctypes.c_void_p:
+        """Encode a caption with phrases: (pieces, label or None) of each."""
+
+        def row(numbers: Any) -> Any:
+            return (ctypes.c_size_t * len(numbers))(*numbers)
+
+        made = [
+            Phrase(
+                ctypes.sizeof(Phrase),
+                row([start for start, _ in pieces]),
+                row([end for _, end in pieces]),
+                len(pieces),
+                None if label is None else label.encode(),
+            )
+            for pieces, label in phrases
+        ]
+        given = (ctypes.POINTER(Phrase) * len(made))(*(ctypes.pointer(phrase) for phrase in made))
+        return self.new("glip_encode_phrases", detector, text.encode(), given, ctypes.c_size_t(len(made)))
 
     def detect(self, detector: Any, prompt: Any, picture: Any, threshold: float = 0.5, **members: Any) -> Any:
         """Detect in (H, W, 3) uint8 RGB; a list of (box, score, label, phrase)."""
+        image = self.image(picture, **members)
+        return self.taken(self.new("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(threshold)))
+
+    def detect_batch(self, detector: Any, prompt: Any, pictures: Any, threshold: float = 0.5) -> Any:
+        """Detect in several pictures at once: what `detect` returns, of each."""
+        images = [self.image(picture) for picture in pictures]
+        given = (ctypes.POINTER(Image) * len(images))(*(ctypes.pointer(image) for image in images))
+        found = (ctypes.c_void_p * len(images))(*[1] * len(images))
+        try:
+            size, limit = ctypes.c_size_t(len(images)), ctypes.c_float(threshold)
+            self.call("glip_detect_batch", detector, given, size, prompt, limit, found)
+        except GlipError:
+            assert not any(found)
+            raise
+        return [self.taken(ctypes.c_void_p(one)) for one in found]
+
+    def detect_prompts(self, detector: Any, prompts: Any, picture: Any, threshold: float = 0.5) -> Any:
+        """Detect what several prompts name: what `detect` returns, of each."""
+        image, count = self.image(picture), len(prompts)
+        given = (ctypes.c_void_p * count)(*prompts)
+        found = (ctypes.c_void_p * count)(*[1] * count)
+        try:
+            size, limit = ctypes.c_size_t(count), ctypes.c_float(threshold)
+            self.call("glip_detect_prompts", detector, ctypes.byref(image), given, size, limit, found)
+        except GlipError:
+            assert not any(found)
+            raise
+        return [self.taken(ctypes.c_void_p(one)) for one in found]
+
+    def image(self, picture: Any, **members: Any) -> Image:
+        """Return a view of (H, W, 3) uint8 RGB, with other members if they are given."""
         given = {"data": picture.ctypes.data, "width": picture.shape[1], "height": picture.shape[0], "format": 1}
-        image = Image(**{"size": ctypes.sizeof(Image), **given, **members})
-        found = self.new("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(threshold))
+        return Image(**{"size": ctypes.sizeof(Image), **given, **members})
+
+    def taken(self, found: ctypes.c_void_p) -> Any:
+        """Return detections as (box, score, label, phrase), and free them."""
         out = []
         for index in range(self.c.glip_detections_count(found)):
             one = Box()

@@ -12,6 +12,7 @@ from glip_deploy import Caption, GlipError
 from glip_deploy.bundle.contract import Candidates
 from glip_deploy.frames.canvas import make_canvas
 from glip_deploy.frames.geometry import network_size
+from glip_deploy.prompts.chunks import parse_chunks
 from glip_deploy.prompts.tokens import parse_prompt
 from glip_deploy.results.postprocess import select_batch
 
@@ -119,6 +120,66 @@ def test_prompts_are_read_as_in_python(probe, bert_tokenizer, prompt):
     assert answer["ids"] == wanted.input_ids.tolist()
     assert answer["phrases"] == list(wanted.phrases)
     assert answer["positions"] == [list(span) for span in wanted.token_spans]
+
+
+def many(count):
+    words = (
+        "dog",
+        "traffic light",
+        "hippopotamus",
+        "a very long name of a thing",
+        "[wheel] of a cart",
+        "oven_glove (red)",
+    )
+    return [f"{words[i % len(words)]} {i}" for i in range(count)]
+
+
+LONG = [
+    (many(20), None, 256),
+    (many(290), None, 256),
+    (many(1300), None, 256),
+    (many(100), 40, 256),
+    (many(9), 1, 256),
+    ([f"{'a lot of words that fill ' * 3}{i}" for i in range(40)], 20, 256),
+    (many(50), None, 16),
+    ([*many(60), "far " * 240], None, 256),
+    ([*many(300), "dog 0"], None, 256),
+    ([*many(300), " "], None, 256),
+    ([*many(300), "\u0301\u0301"], None, 256),
+    ([*many(99), "far " * 300], None, 256),
+    (["dog"], None, 2),
+]
+
+
+@pytest.mark.parametrize(("names", "classes", "limit"), LONG, ids=range(len(LONG)))
+def test_long_lists_are_divided_as_in_python(probe, bert_tokenizer, names, classes, limit):
+    answer = probe.ask(what="chunks", names=names, limit=limit, classes=classes or 0)
+    try:
+        wanted = parse_chunks(names, bert_tokenizer[1], max_tokens=limit, classes_per_prompt=classes)
+    except GlipError as error:
+        assert answer["kind"] == 2 and answer["error"][:9] == str(error)[:9]  # "class 300"
+        assert answer["error"].rsplit(";")[-1] == str(error).rsplit(";")[-1]
+        return
+    assert [chunk["ids"] for chunk in answer] == [chunk.input_ids.tolist() for chunk in wanted]
+    assert [chunk["phrases"] for chunk in answer] == [list(chunk.phrases) for chunk in wanted]
+    assert [chunk["positions"] for chunk in answer] == [[list(span) for span in chunk.token_spans] for chunk in wanted]
+
+
+def test_random_lists_are_divided_as_in_python(probe, bert_tokenizer):
+    rng = random.Random(11)
+    for _ in range(40):
+        count, limit, classes = rng.randrange(1, 120), rng.choice([12, 40, 256]), rng.choice([None, None, 1, 7, 33])
+        names = [
+            " ".join(rng.choices(["cat", "unaffable", "é", "x-ray"], k=rng.randrange(1, 5))) + f" {i}"
+            for i in range(count)
+        ]
+        answer = probe.ask(what="chunks", names=names, limit=limit, classes=classes or 0)
+        try:
+            wanted = parse_chunks(names, bert_tokenizer[1], max_tokens=limit, classes_per_prompt=classes)
+        except GlipError:
+            assert answer["kind"] == 2
+            continue
+        assert [chunk["ids"] for chunk in answer] == [chunk.input_ids.tolist() for chunk in wanted]
 
 
 def test_spans_are_read_as_in_python(probe, bert_tokenizer):

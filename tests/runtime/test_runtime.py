@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from parity_data import ROOT
 from runtime_build import GlipError, Image, Library, build, run
+from split_bundle import unsplit
 
 from glip_deploy import Caption, Detector, __version__, load_image
+from glip_deploy.prompts import read_prompt_file
 
 SCENES = ROOT / "tests" / "data" / "nano"
 SIDES = {"shortest_side": 224, "longest_side": 1333}
+NAMES = read_prompt_file(ROOT / "benchmarks" / "classes" / "glip_nano.txt")
 PROMPT = ["dog", "red apple", "bicycle", "guitar", "penguin", "owl"]
 
 
@@ -79,6 +82,99 @@ def test_captions_brackets_and_spans(library, detector, python, picture):
     count = ctypes.c_size_t(2)
     prompt = library.new("glip_encode_spans", detector, text.encode(), starts, ends, count)
     same(library.detect(detector, prompt, picture, 0.2), python.detect(picture, Caption(text, spans), 0.2, color="rgb"))
+    library.c.glip_prompt_free(prompt)
+
+
+def test_phrases_in_pieces_and_with_labels(library, detector, python, picture):
+    text, spans = "a red apple and a green one near the dog", [[(2, 5), (18, 23)], [(37, 40)]]
+    prompt = library.encode_phrases(detector, text, [(spans[0], None), (spans[1], "hound")])
+    wanted = python.detect(picture, Caption(text, spans, ["red green", "hound"]), 0.1, color="rgb")
+    assert len(wanted) > 0
+    same(library.detect(detector, prompt, picture, 0.1), wanted)
+    library.c.glip_prompt_free(prompt)
+    for phrases, said in (
+        ([], "the caption has no phrases"),
+        ([([], None)], "phrase 0 of the caption has no spans"),
+        ([([(2, 5)], " ")], "has the label ' '; labels have words"),
+        ([([(2, 99)], None)], "legal is 0 <= start < end <= 40"),
+    ):
+        message = refused(library.encode_phrases, detector, text, phrases)
+        assert message.startswith("PROMPT: ") and said in message
+
+
+@pytest.fixture(scope="module")
+def own(library, nano_bundle, cache, python):
+    """A detector of its own, whose first frame has several prompts."""
+    opened = library.open(nano_bundle, cache_dir=str(cache).encode(), **SIDES)
+    yield opened
+    library.c.glip_close(opened)
+
+
+def test_a_list_of_290_names_is_detected_as_in_python(library, own, nano_bundle, cache, picture):
+    twin = library.new("glip_clone", own)
+    before = library.encode(twin, PROMPT)
+    whole = library.detect(twin, before, picture, 0.3)  # by the whole image branch, which the next prompt replaces
+    prompt = library.encode(own, NAMES)
+    with Detector.open(nano_bundle, cache_dir=cache, **SIDES) as parts:  # ONNX Runtime, through both parts
+        wanted = parts.detect(picture, NAMES, 0.2, color="rgb")
+        encoded = parts.encode(NAMES)
+    assert library.c.glip_prompt_chunks(prompt) == len(encoded.chunks) > 2
+    assert library.c.glip_prompt_classes(prompt) == 290
+    assert len(wanted) > 10 and len(set(wanted.labels.tolist())) > 3
+    same(library.detect(own, prompt, picture, 0.2), wanted)
+    # One prompt through both parts, and by a detector that had the whole.
+    for one in (own, twin):
+        found = library.detect(one, before, picture, 0.3)
+        assert [label for _, _, label, _ in found] == [label for _, _, label, _ in whole]
+        np.testing.assert_allclose([score for _, score, _, _ in found], [score for _, score, _, _ in whole], atol=1e-4)
+    library.c.glip_close(twin)
+    library.c.glip_prompt_free(before)
+    library.c.glip_prompt_free(prompt)
+    forty = library.encode(own, NAMES, 40)
+    assert library.c.glip_prompt_chunks(forty) == 8
+    library.c.glip_prompt_free(forty)
+
+
+def test_several_prompts_on_a_frame(library, own, python, picture):
+    texts = ["dog. owl", PROMPT, "a [red apple] on a table", NAMES[:120]]
+    prompts = [library.encode(own, text) for text in texts]
+    wanted = python.detect_prompts(picture, texts, 0.2, color="rgb")
+    for found, of_prompt in zip(library.detect_prompts(own, prompts, picture, 0.2), wanted, strict=True):
+        same(found, of_prompt)
+    assert all(len(of_prompt) for of_prompt in wanted)
+    assert refused(library.detect_prompts, own, [], picture).startswith("PROMPT: there are no prompts")
+    message = refused(library.detect_prompts, own, [prompts[0], None], picture)
+    assert message.startswith("OPTION: a prompt is a null pointer")
+    message = refused(library.detect_prompts, own, prompts, picture, 1.5)
+    assert message.startswith("OPTION: threshold is 1.5")
+    for prompt in prompts:
+        library.c.glip_prompt_free(prompt)
+
+
+def test_a_bundle_without_the_parts_runs_the_whole_for_each_prompt(
+    library, nano_bundle, cache, python, picture, tmp_path
+):
+    old = library.open(unsplit(nano_bundle, tmp_path / "old"), cache_dir=str(cache).encode(), **SIDES)
+    prompts = [library.encode(old, text) for text in ("dog. owl", PROMPT)]
+    wanted = python.detect_prompts(picture, ["dog. owl", PROMPT], 0.2, color="rgb")
+    for found, of_prompt in zip(library.detect_prompts(old, prompts, picture, 0.2), wanted, strict=True):
+        same(found, of_prompt)
+        library.c.glip_prompt_free(prompts.pop(0))
+    library.c.glip_close(old)
+
+
+@pytest.mark.parametrize("text", [PROMPT, "dog", NAMES[:120]], ids=["names", "dog", "chunks"])
+def test_pictures_in_a_batch(library, own, python, picture, text):
+    pictures = [picture, np.ascontiguousarray(picture[:, : picture.shape[1] // 2]), np.ascontiguousarray(picture[::-1])]
+    prompt = library.encode(own, text)
+    found = library.detect_batch(own, prompt, pictures, 0.2)
+    wanted = python.detect_batch(pictures, text, 0.2, color="rgb")
+    assert [len(one) for one in found] == [len(one) for one in wanted] and len(wanted[0]) > 0
+    for here, there in zip(found, wanted, strict=True):
+        same(here, there)
+    assert refused(library.detect_batch, own, prompt, []).startswith("FRAME: there are no pictures")
+    tall = np.zeros((0, 5, 3), np.uint8)
+    assert refused(library.detect_batch, own, prompt, [picture, tall]).startswith("FRAME: picture is 5x0")
     library.c.glip_prompt_free(prompt)
 
 
@@ -216,6 +312,22 @@ def test_null_pointers_and_wrong_sizes_are_errors(library, detector, picture):
         ("glip_detect", detector, None, prompt, ctypes.c_float(0.5), made),
         ("glip_detect", detector, ctypes.byref(image), null, ctypes.c_float(0.5), made),
         ("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(0.5), None),
+        ("glip_encode_chunks", detector, None, ctypes.c_size_t(1), ctypes.c_size_t(0), made),
+        ("glip_encode_phrases", detector, b"dog", None, ctypes.c_size_t(1), made),
+        ("glip_encode_phrases", detector, b"dog", (ctypes.c_void_p * 1)(None), ctypes.c_size_t(1), made),
+        ("glip_detect_batch", detector, None, ctypes.c_size_t(1), prompt, ctypes.c_float(0.5), made),
+        (
+            "glip_detect_batch",
+            detector,
+            (ctypes.c_void_p * 1)(None),
+            ctypes.c_size_t(1),
+            prompt,
+            ctypes.c_float(0.5),
+            made,
+        ),
+        ("glip_detect_batch", detector, made, ctypes.c_size_t(1), prompt, ctypes.c_float(0.5), None),
+        ("glip_detect_prompts", detector, ctypes.byref(image), None, ctypes.c_size_t(1), ctypes.c_float(0.5), made),
+        ("glip_detect_prompts", detector, None, ctypes.byref(prompt), ctypes.c_size_t(1), ctypes.c_float(0.5), made),
         ("glip_detections_get", null, ctypes.c_size_t(0), made),
     ]
     for name, *arguments in calls:
@@ -335,6 +447,21 @@ int main(int, char** arguments) {
   std::cout << detector.encode({"dog"}).phrases().size() << detector.encode({"dog", "red apple"}).phrases().size()
             << detector.encode("dog. owl. pear").phrases().size() << std::endl;
 
+  // A long list, several prompts on a frame, and a batch.
+  std::vector<std::string> names;
+  for (int i = 0; i < 120; ++i) names.push_back("kind " + std::to_string(i) + " of dog");
+  const glip::Prompt many = detector.encode(names), dog = detector.encode("dog");
+  std::cout << many.chunks() << " " << (many.tokens(many.chunks() - 1).size() > 2) << std::endl;
+  report([&] { many.tokens(many.chunks()); });
+  const std::vector<Found> of_prompts = detector.detect_prompts(view, {dog, many}, 0.3f);
+  const std::vector<Found> of_batch = detector.detect({view, view}, dog, 0.3f);
+  const std::size_t alone = detector.detect(view, dog, 0.3f).size();
+  bool agree = alone > 0;
+  for (const Found& one : {of_prompts.at(0), of_batch.at(0), of_batch.at(1)}) agree = agree && one.size() == alone;
+  std::cout << agree << of_prompts.size() << of_batch.size() << std::endl;
+  report([&] { detector.detect_prompts(view, {dog, many}, std::vector<std::vector<float>>{{0.5f}}); });
+  report([&] { detector.detect(view, glip::Prompt(), 0.5f); });
+
   // No memory for the canvas.
   options.shortest_side = 8000, options.longest_side = 0;
   glip::Detector large = glip::Detector::open(arguments[1], options);
@@ -364,12 +491,17 @@ SAID = """\
 {version}
 same
 123
+{chunks} 1
+1 chunk {chunks} does not exist; the prompt has {chunks}
+122
+1 thresholds of 1 prompts are given for 2; give those of each, or one number
+2 the prompt is empty; encode one with Detector::encode
 8 there is not enough memory; close other programs, or lower the longest side
 7 this detector is closed; open it again with Detector::open
 """
 
 
-def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, picture, tmp_path):
+def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, python, picture, tmp_path):
     run("cmake", "--install", build(), "--prefix", tmp_path / "installed")
     (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
     (tmp_path / "main.cpp").write_text(MAIN)
@@ -378,7 +510,8 @@ def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, pictu
     (tmp_path / "scene.bgr").write_bytes(np.ascontiguousarray(picture[..., ::-1]).tobytes())
     command = [tmp_path / "out" / "consumer", nano_bundle, tmp_path / "scene.bgr", picture.shape[1], picture.shape[0]]
     done = run(*command, env={"GLIP_DEPLOY_CACHE": str(tmp_path / "cache")})
-    assert done.stdout == SAID.format(version=__version__)
+    chunks = len(python.encode([f"kind {index} of dog" for index in range(120)]).chunks)
+    assert chunks > 2 and done.stdout == SAID.format(version=__version__, chunks=chunks)
 
 
 def test_the_c_example_prints_boxes(runtime, nano_bundle, cache, python, picture, tmp_path):

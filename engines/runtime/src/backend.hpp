@@ -17,14 +17,20 @@ struct BackendOptions {
   int threads = 0;
 };
 
+/// What the image branch takes of a prompt.
+struct PromptInput {
+  const std::vector<float>& embedding;  ///< (tokens, width), from the text branch
+  const std::vector<float>& class_map;  ///< (classes, tokens); row c averages the tokens of class c
+  std::size_t tokens, classes;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   /// (tokens, width) of the ids.
   virtual std::vector<float> encode_text(const std::vector<std::int64_t>& ids) = 0;
-  /// Run the image branch on one picture, for an embedding (tokens, width) and a class map (classes, tokens).
-  virtual Candidates detect(const Canvas& canvas, const std::vector<float>& embedding, const std::vector<float>& map,
-                            std::size_t tokens) = 0;
+  /// Run the image branch, what the text does not change only once: candidates by prompt and by picture.
+  virtual std::vector<std::vector<Candidates>> detect(const Canvas& canvas, const std::vector<PromptInput>& prompts) = 0;
   /// Another backend on the same compiled graphs, with buffers of its own.
   virtual std::unique_ptr<Backend> clone() const = 0;
   /// What makes its embeddings others than those of the text graph in fp32; empty if nothing does.

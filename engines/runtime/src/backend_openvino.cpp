@@ -49,9 +49,9 @@ ov::OutputVector deform_conv(const ov::frontend::NodeContext& node) {
         node.get_input(0), node.get_input(2), node.get_input(1), node.get_input(4), ov::Strides(wide(strides)), begin, end,
         ov::Strides(wide(dilations)), ov::op::PadType::EXPLICIT, group, offset_group, true);
   } else {
-    out = std::make_shared<opset::DeformableConvolution>(
-        node.get_input(0), node.get_input(2), node.get_input(1), ov::Strides(wide(strides)), begin, end,
-        ov::Strides(wide(dilations)), ov::op::PadType::EXPLICIT, group, offset_group, true);
+    out = std::make_shared<opset::DeformableConvolution>(node.get_input(0), node.get_input(2), node.get_input(1),
+                                                         ov::Strides(wide(strides)), begin, end, ov::Strides(wide(dilations)),
+                                                         ov::op::PadType::EXPLICIT, group, offset_group, true);
   }
   if (inputs > 3) {
     const auto shape = opset::Constant::create(ov::element::i64, {4}, {1, -1, 1, 1});
@@ -78,7 +78,8 @@ class Graphs {
       : bundle_(bundle), cache_(bundle.verified ? options.cache_folder : "") {
     const std::string version = ov::get_openvino_version().buildNumber;
     if (std::atoi(version.c_str()) < kOldest) {
-      throw Error(ErrorKind::backend, "OpenVINO " + version + " is too old; install " + std::to_string(kOldest) + ".0 or newer");
+      throw Error(ErrorKind::backend,
+                  "OpenVINO " + version + " is too old; install " + std::to_string(kOldest) + ".0 or newer");
     }
     const auto known = core_.get_property("CPU", ov::device::capabilities);
     const bool native = std::find(known.begin(), known.end(), "BF16") != known.end();
@@ -88,13 +89,13 @@ class Graphs {
       throw Error(ErrorKind::option, "precision is \"" + wanted + "\"; backend openvino takes f32, bf16, auto");
     }
     if (wanted == "bf16" && !native) {
-      throw Error(ErrorKind::option, "precision is \"bf16\"; this CPU (" + cpu_ +
-                                         ") has no instructions for it: use f32 or auto");
+      throw Error(ErrorKind::option,
+                  "precision is \"bf16\"; this CPU (" + cpu_ + ") has no instructions for it: use f32 or auto");
     }
     precision = native && wanted != "f32" ? "bf16" : "f32";
     config_ = {{"INFERENCE_PRECISION_HINT", precision}, {"PERFORMANCE_HINT", std::string("LATENCY")}, {"NUM_STREAMS", 1}};
     if (options.threads > 0) config_["INFERENCE_NUM_THREADS"] = options.threads;
-    image = compile("image.onnx");
+    image_ = compile("image.onnx");
   }
 
   ov::CompiledModel& text() {
@@ -103,8 +104,31 @@ class Graphs {
     return text_;
   }
 
+  /// The image branch as a whole; empty once its parts are loaded.
+  ov::CompiledModel image() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return image_;
+  }
+
+  /// The backbone and the head; empty where the bundle is not split. They replace the whole, so that no weight is in
+  /// memory twice.
+  std::pair<ov::CompiledModel, ov::CompiledModel> parts() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!head_ && bundle_.split) {
+      image_ = {};  // first, so that its memory is free for the parts
+      try {
+        ov::CompiledModel backbone = compile("backbone.onnx");
+        head_ = compile("head.onnx");
+        backbone_ = backbone;
+      } catch (...) {
+        image_ = compile("image.onnx");
+        throw;
+      }
+    }
+    return {backbone_, head_};
+  }
+
   std::string precision;
-  ov::CompiledModel image;
 
  private:
   ov::CompiledModel compile(const std::string& graph) {
@@ -136,12 +160,13 @@ class Graphs {
     }
   }
 
-  /// The key that Python gives the same graph, so that the two share it.
+  /// The key that Python gives the same graph, so that the two share it. The weights of the parts are the whole's.
   std::string key_of(const std::string& graph) const {
     std::string parts = std::string("glip\n") + kConversion + "\n" + ov::get_openvino_version().buildNumber + "\n" + cpu_;
     for (const auto& [name, value] : config_) parts += "\n" + name + "=" + value.as<std::string>();
     for (const auto& [name, hash] : bundle_.hashes) {
-      if (name.rfind(graph, 0) == 0) parts += "\n" + name + " " + hash;
+      const bool weights = (graph == "backbone.onnx" || graph == "head.onnx") && name.rfind("image.onnx.", 0) == 0;
+      if (weights || name.rfind(graph, 0) == 0) parts += "\n" + name + " " + hash;
     }
     return sha256_hex(parts);
   }
@@ -151,7 +176,7 @@ class Graphs {
   ov::Core& core_ = the_core();
   ov::AnyMap config_;
   std::mutex mutex_;
-  ov::CompiledModel text_;
+  ov::CompiledModel text_, image_, backbone_, head_;
 };
 
 template <typename T>
@@ -159,10 +184,19 @@ ov::Tensor view(ov::element::Type type, const ov::Shape& shape, const std::vecto
   return ov::Tensor(type, shape, const_cast<T*>(values.data()));  // an input, which is only read
 }
 
+/// The part of a tensor that belongs to one of the pictures of a batch.
 template <typename T>
-std::vector<T> copy(const ov::Tensor& tensor) {
-  const T* data = tensor.data<T>();
-  return std::vector<T>(data, data + tensor.get_size());
+std::vector<T> part(const ov::Tensor& tensor, std::size_t picture, std::size_t pictures) {
+  const std::size_t size = tensor.get_size() / pictures;
+  const T* data = tensor.data<T>() + picture * size;
+  return std::vector<T>(data, data + size);
+}
+
+std::vector<float> repeated(const std::vector<float>& values, std::size_t times) {
+  std::vector<float> out;
+  out.reserve(values.size() * times);
+  for (std::size_t i = 0; i < times; ++i) out.insert(out.end(), values.begin(), values.end());
+  return out;
 }
 
 class OpenVINOBackend : public Backend {
@@ -177,24 +211,31 @@ class OpenVINOBackend : public Backend {
       text_.set_tensor("input_ids", view(ov::element::i64, shape, ids));
       text_.set_tensor("attention_mask", view(ov::element::i64, shape, ones));
       text_.infer();
-      return copy<float>(text_.get_tensor("text_embedding"));
+      return part<float>(text_.get_tensor("text_embedding"), 0, 1);
     });
   }
 
-  Candidates detect(const Canvas& canvas, const std::vector<float>& embedding, const std::vector<float>& map,
-                    std::size_t tokens) override {
-    const std::vector<std::int64_t> mask(tokens, 1), size{canvas.picture.height, canvas.picture.width};
+  std::vector<std::vector<Candidates>> detect(const Canvas& canvas, const std::vector<PromptInput>& prompts) override {
+    const std::size_t batch = canvas.pictures.size();
     const auto height = static_cast<std::size_t>(canvas.canvas.height), width = static_cast<std::size_t>(canvas.canvas.width);
+    std::vector<std::int64_t> sizes;
+    for (const Size& picture : canvas.pictures) sizes.insert(sizes.end(), {picture.height, picture.width});
+    const ov::Tensor frames = view(ov::element::u8, {batch, height, width, 3}, canvas.pixels);
+    const ov::Tensor image_sizes = view(ov::element::i64, {batch, 2}, sizes);
     return guarded([&] {
-      if (!image_) image_ = graphs_->image.create_infer_request();
-      image_.set_tensor("frames", view(ov::element::u8, {1, height, width, 3}, canvas.pixels));
-      image_.set_tensor("image_sizes", view(ov::element::i64, {1, 2}, size));
-      image_.set_tensor("text_embedding", view(ov::element::f32, {1, tokens, embedding.size() / tokens}, embedding));
-      image_.set_tensor("text_mask", view(ov::element::i64, {1, tokens}, mask));
-      image_.set_tensor("class_map", view(ov::element::f32, {1, map.size() / tokens, tokens}, map));
-      image_.infer();
-      return Candidates{copy<float>(image_.get_tensor("boxes")), copy<float>(image_.get_tensor("scores")),
-                        copy<std::int64_t>(image_.get_tensor("labels"))};
+      const bool parts = choose_parts(prompts.size());
+      if (parts) {
+        backbone_.set_tensor("frames", frames);
+        backbone_.set_tensor("image_sizes", image_sizes);
+        backbone_.infer();
+        for (const std::string& name : features_) image_.set_tensor(name, backbone_.get_tensor(name));
+      } else {
+        image_.set_tensor("frames", frames);
+      }
+      image_.set_tensor("image_sizes", image_sizes);
+      std::vector<std::vector<Candidates>> out;
+      for (const PromptInput& prompt : prompts) out.push_back(run(prompt, batch));
+      return out;
     });
   }
 
@@ -216,8 +257,52 @@ class OpenVINOBackend : public Backend {
     }
   }
 
+  /// Make the requests of what is run for so many prompts, and say whether that is the two parts.
+  bool choose_parts(std::size_t prompts) {
+    if (!backbone_) {
+      const ov::CompiledModel whole = prompts == 1 ? graphs_->image() : ov::CompiledModel();
+      if (!whole) {
+        auto [backbone, head] = graphs_->parts();
+        if (head) {
+          image_ = {};
+          features_.clear();
+          for (const auto& output : backbone.outputs()) features_.push_back(output.get_any_name());
+          image_ = head.create_infer_request();
+          backbone_ = backbone.create_infer_request();
+        }
+      }
+    }
+    if (!backbone_ && !image_) image_ = graphs_->image().create_infer_request();
+    return static_cast<bool>(backbone_);
+  }
+
+  /// Run the whole, or the head, for a prompt, after what belongs to the pictures is set.
+  std::vector<Candidates> run(const PromptInput& prompt, std::size_t batch) {
+    const std::size_t tokens = prompt.tokens, width = prompt.embedding.size() / tokens;
+    const std::vector<std::int64_t> mask(batch * tokens, 1);
+    std::vector<float> embeddings, maps;
+    if (batch > 1) {
+      embeddings = repeated(prompt.embedding, batch);
+      maps = repeated(prompt.class_map, batch);
+    }
+    const auto& embedding = batch > 1 ? embeddings : prompt.embedding;
+    const auto& map = batch > 1 ? maps : prompt.class_map;
+    image_.set_tensor("text_embedding", view(ov::element::f32, {batch, tokens, width}, embedding));
+    image_.set_tensor("text_mask", view(ov::element::i64, {batch, tokens}, mask));
+    image_.set_tensor("class_map", view(ov::element::f32, {batch, prompt.classes, tokens}, map));
+    image_.infer();
+    const ov::Tensor boxes = image_.get_tensor("boxes"), scores = image_.get_tensor("scores"),
+                     labels = image_.get_tensor("labels");
+    std::vector<Candidates> out;
+    for (std::size_t i = 0; i < batch; ++i) {
+      out.push_back({part<float>(boxes, i, batch), part<float>(scores, i, batch), part<std::int64_t>(labels, i, batch)});
+    }
+    return out;
+  }
+
   std::shared_ptr<Graphs> graphs_;
-  ov::InferRequest text_, image_;
+  ov::InferRequest text_, image_, backbone_;  // image_: of the whole, or of the head where there is backbone_
+  std::vector<std::string> features_;
 };
 
 }  // namespace

@@ -20,21 +20,26 @@ const char* const kAgain = "export the bundle again with glip-export";
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::bundle, message); }
 
-void read_manifest(Bundle& bundle, std::map<std::string, std::uintmax_t>& sizes) {
-  const std::string file = bundle.file("manifest.json");
+}  // namespace
+
+FileSizes parse_manifest(const std::string& json, const std::string& file, Bundle& bundle) {
+  FileSizes sizes;
   try {
-    const auto content = nlohmann::json::parse(read_file(file));
+    const auto content = nlohmann::json::parse(json);
     if (content.at("format") != "glip-deploy bundle") refuse(file + " is not that of a bundle; " + kAgain);
     const int version = content.at("format_version").get<int>();
     if (version < 1) refuse(file + " is damaged (format_version is " + std::to_string(version) + "); " + kAgain);
     if (version > kFormatVersion) {
-      refuse(file + " has format " + std::to_string(version) + ", this library reads up to " +
-             std::to_string(kFormatVersion) + "; upgrade it");
+      refuse(file + " has format " + std::to_string(version) + ", this library reads up to " + std::to_string(kFormatVersion) +
+             "; upgrade it");
     }
     for (const auto& [name, record] : content.at("files").items()) {
       bundle.hashes[name] = record.at("sha256").get<std::string>();
       sizes[name] = record.at("bytes").get<std::uintmax_t>();
     }
+    const auto& graphs = content.at("io");
+    bundle.split = graphs.contains("backbone") && graphs.contains("head") && bundle.hashes.count("backbone.onnx") &&
+                   bundle.hashes.count("head.onnx");
     const auto& config = content.at("config");
     bundle.nms_iou = config.at("head").at("nms_iou").get<double>();
     bundle.max_detections = config.at("head").at("max_detections").get<std::size_t>();
@@ -46,9 +51,8 @@ void read_manifest(Bundle& bundle, std::map<std::string, std::uintmax_t>& sizes)
   } catch (const nlohmann::json::exception& error) {
     refuse(file + " is damaged (" + std::string(error.what()).substr(0, 120) + "); " + kAgain);
   }
+  return sizes;
 }
-
-}  // namespace
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -69,8 +73,8 @@ Bundle Bundle::open(const std::string& path, bool verify) {
   if (!fs::is_regular_file(bundle.file("manifest.json"), ignored)) {
     refuse(path + " is not a bundle: it has no manifest.json; make one with glip-export --output " + path);
   }
-  std::map<std::string, std::uintmax_t> sizes;
-  read_manifest(bundle, sizes);
+  const std::string manifest = bundle.file("manifest.json");
+  const FileSizes sizes = parse_manifest(read_file(manifest), manifest, bundle);
   for (const char* name : {"tokenizer.json", "text.onnx", "image.onnx"}) {
     if (!bundle.hashes.count(name)) refuse(bundle.file("manifest.json") + " does not list " + name + "; " + kAgain);
   }
@@ -83,8 +87,8 @@ Bundle Bundle::open(const std::string& path, bool verify) {
     const std::string file = bundle.file(name);
     const auto size = fs::file_size(file, ignored);
     if (ignored) refuse("bundle " + path + " lacks " + name + "; copy the whole directory, or " + kAgain);
-    if (size != sizes[name]) {
-      refuse(file + " has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(sizes[name]) + "; " +
+    if (size != sizes.at(name)) {
+      refuse(file + " has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(sizes.at(name)) + "; " +
              kAgain);
     }
     if (verify && sha256_of_file(file) != hash) {

@@ -1,6 +1,7 @@
 // The exported folder: its manifest, checked as glip_deploy/bundle does.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -21,7 +22,15 @@ struct Bundle {
   double nms_iou = 0.6;
   std::size_t max_detections = 100, max_tokens = 256, width = 0;  ///< width: of the text embedding
   bool verified = false;
+  bool split = false;  ///< whether the image branch is there in two parts too, backbone.onnx and head.onnx
 };
+
+/// Bytes of each file, by name.
+using FileSizes = std::map<std::string, std::uintmax_t>;
+
+/// Fill a bundle with what its manifest says, and return the sizes of its files; throws Error(bundle) where it is none.
+/// `file` is its name for messages.
+FileSizes parse_manifest(const std::string& json, const std::string& file, Bundle& bundle);
 
 /// The whole of a file; throws Error(bundle) where it cannot be read.
 std::string read_file(const std::string& path);

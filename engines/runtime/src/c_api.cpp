@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -55,11 +56,39 @@ T known(const T* given, const char* name) {
   std::size_t size = 0;
   std::memcpy(&size, given, sizeof size);
   if (size < sizeof(std::size_t) || size > 4096) {
-    throw glip::Error(glip::ErrorKind::option, std::string(name) + " has the size " + std::to_string(size) +
-                                                   "; set its first member with sizeof");
+    throw glip::Error(glip::ErrorKind::option,
+                      std::string(name) + " has the size " + std::to_string(size) + "; set its first member with sizeof");
   }
   std::memcpy(static_cast<void*>(&out), given, std::min(size, sizeof out));
   return out;
+}
+
+glip::ImageView view_of(const glip_image* image) {
+  const glip_image given = known(image, "image");
+  glip::ImageView view;
+  view.data = given.data;
+  view.width = given.width;
+  view.height = given.height;
+  view.pitch = given.pitch;
+  view.format = static_cast<glip::PixelFormat>(given.format);
+  view.memory = static_cast<glip::Memory>(given.memory);
+  view.chroma = given.chroma;
+  view.chroma_pitch = given.chroma_pitch;
+  view.stream = given.stream;
+  return view;
+}
+
+/// Set the pointers of a result to null, before anything can fail.
+void clear(glip_detections** detections, std::size_t count) {
+  need(detections, "detections");
+  std::fill(detections, detections + count, nullptr);
+}
+
+/// Hand over what was found: all, or nothing where there is no memory.
+void hand_over(std::vector<std::vector<glip::Detection>>&& found, glip_detections** detections) {
+  std::vector<std::unique_ptr<glip_detections>> made;
+  for (auto& one : found) made.push_back(std::make_unique<glip_detections>(glip_detections{std::move(one)}));
+  for (std::size_t i = 0; i < made.size(); ++i) detections[i] = made[i].release();
 }
 
 }  // namespace
@@ -110,6 +139,11 @@ glip_status glip_encode(glip_detector* detector, const char* caption, glip_promp
 }
 
 glip_status glip_encode_names(glip_detector* detector, const char* const* names, size_t count, glip_prompt** prompt) {
+  return glip_encode_chunks(detector, names, count, 0, prompt);
+}
+
+glip_status glip_encode_chunks(glip_detector* detector, const char* const* names, size_t count, size_t classes_per_prompt,
+                               glip_prompt** prompt) {
   return run([&] {
     need(prompt, "prompt");
     *prompt = nullptr;
@@ -120,7 +154,7 @@ glip_status glip_encode_names(glip_detector* detector, const char* const* names,
       need(names[i], "a name");
       all.emplace_back(names[i]);
     }
-    *prompt = new glip_prompt{detector->detector.encode(all)};
+    *prompt = new glip_prompt{detector->detector.encode(all, classes_per_prompt)};
   });
 }
 
@@ -139,7 +173,30 @@ glip_status glip_encode_spans(glip_detector* detector, const char* caption, cons
   });
 }
 
+glip_status glip_encode_phrases(glip_detector* detector, const char* caption, const glip_phrase* const* phrases, size_t count,
+                                glip_prompt** prompt) {
+  return run([&] {
+    need(prompt, "prompt");
+    *prompt = nullptr;
+    need(detector, "detector");
+    need(caption, "caption");
+    if (count > 0) need(phrases, "phrases");
+    std::vector<glip::Phrase> all;
+    for (size_t i = 0; i < count; ++i) {
+      const glip_phrase given = known(phrases[i], "a phrase");
+      if (given.count > 0) need(given.starts, "starts"), need(given.ends, "ends");
+      glip::Phrase phrase;
+      for (size_t piece = 0; piece < given.count; ++piece) phrase.spans.emplace_back(given.starts[piece], given.ends[piece]);
+      if (given.label) phrase.label = given.label;
+      all.push_back(std::move(phrase));
+    }
+    *prompt = new glip_prompt{detector->detector.encode(std::string(caption), all)};
+  });
+}
+
 size_t glip_prompt_classes(const glip_prompt* prompt) { return prompt ? prompt->prompt.phrases().size() : 0; }
+
+size_t glip_prompt_chunks(const glip_prompt* prompt) { return prompt ? prompt->prompt.chunks() : 0; }
 
 const char* glip_prompt_phrase(const glip_prompt* prompt, size_t index) {
   return index < glip_prompt_classes(prompt) ? prompt->prompt.phrases()[index].c_str() : nullptr;
@@ -154,18 +211,35 @@ glip_status glip_detect(glip_detector* detector, const glip_image* image, const 
     *detections = nullptr;
     need(detector, "detector");
     need(prompt, "prompt");
-    const glip_image given = known(image, "image");
-    glip::ImageView view;
-    view.data = given.data;
-    view.width = given.width;
-    view.height = given.height;
-    view.pitch = given.pitch;
-    view.format = static_cast<glip::PixelFormat>(given.format);
-    view.memory = static_cast<glip::Memory>(given.memory);
-    view.chroma = given.chroma;
-    view.chroma_pitch = given.chroma_pitch;
-    view.stream = given.stream;
-    *detections = new glip_detections{detector->detector.detect(view, prompt->prompt, threshold)};
+    *detections = new glip_detections{detector->detector.detect(view_of(image), prompt->prompt, threshold)};
+  });
+}
+
+glip_status glip_detect_batch(glip_detector* detector, const glip_image* const* images, size_t count, const glip_prompt* prompt,
+                              float threshold, glip_detections** detections) {
+  return run([&] {
+    clear(detections, count);
+    need(detector, "detector");
+    need(prompt, "prompt");
+    if (count > 0) need(images, "images");
+    std::vector<glip::ImageView> views;
+    for (size_t i = 0; i < count; ++i) views.push_back(view_of(images[i]));
+    hand_over(detector->detector.detect(views, prompt->prompt, threshold), detections);
+  });
+}
+
+glip_status glip_detect_prompts(glip_detector* detector, const glip_image* image, const glip_prompt* const* prompts,
+                                size_t count, float threshold, glip_detections** detections) {
+  return run([&] {
+    clear(detections, count);
+    need(detector, "detector");
+    if (count > 0) need(prompts, "prompts");
+    std::vector<glip::Prompt> all;
+    for (size_t i = 0; i < count; ++i) {
+      need(prompts[i], "a prompt");
+      all.push_back(prompts[i]->prompt);
+    }
+    hand_over(detector->detector.detect_prompts(view_of(image), all, threshold), detections);
   });
 }
 

@@ -47,9 +47,9 @@ void write_whole(const fs::path& file, const std::string& content) {
   static std::atomic<unsigned> number{0};
   std::error_code failed;
   fs::create_directories(file.parent_path(), failed);
-  const fs::path partial = file.parent_path() / ("." + file.filename().string().substr(0, 32) + "." +
-                                                 std::to_string(::getpid()) + "-" + std::to_string(number++) + ".part" +
-                                                 file.extension().string());
+  const fs::path partial =
+      file.parent_path() / ("." + file.filename().string().substr(0, 32) + "." + std::to_string(::getpid()) + "-" +
+                            std::to_string(number++) + ".part" + file.extension().string());
   {
     std::ofstream stream(partial, std::ios::binary);
     stream.write(content.data(), static_cast<std::streamsize>(content.size()));
@@ -87,8 +87,8 @@ void evict(const fs::path& root, const std::string& extension, std::uintmax_t li
 }
 
 std::string npy_header(std::size_t rows, std::size_t width) {
-  std::string text = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " +
-                     std::to_string(width) + "), }";
+  std::string text =
+      "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(width) + "), }";
   text.append((64 - (10 + text.size() + 1) % 64) % 64, ' ');
   text += '\n';
   std::string out = "\x93NUMPY";
@@ -141,8 +141,7 @@ Embedding PromptCache::get(const std::vector<std::int64_t>& ids, std::size_t wid
   const bool whole = content->size() >= kDigest &&
                      content->substr(0, kDigest) == sha256_raw(key_ + " " + key + "\n" + content->substr(kDigest));
   after_reading(file, whole);
-  if (!whole || content->size() != kDigest + header.size() + bytes ||
-      content->compare(kDigest, header.size(), header) != 0) {
+  if (!whole || content->size() != kDigest + header.size() + bytes || content->compare(kDigest, header.size(), header) != 0) {
     return nullptr;
   }
   std::vector<float> values(ids.size() * width);

@@ -64,8 +64,16 @@ const detail::PromptData& filled(const std::shared_ptr<const detail::PromptData>
 
 }  // namespace
 
-const std::vector<std::string>& Prompt::phrases() const { return filled(data_).tokenized.phrases; }
-const std::vector<std::int64_t>& Prompt::tokens() const { return filled(data_).tokenized.ids; }
+const std::vector<std::string>& Prompt::phrases() const { return filled(data_).phrases; }
+std::size_t Prompt::chunks() const { return filled(data_).chunks.size(); }
+const std::vector<std::int64_t>& Prompt::tokens(std::size_t chunk) const {
+  const auto& chunks = filled(data_).chunks;
+  if (chunk >= chunks.size()) {
+    throw Error(ErrorKind::option,
+                "chunk " + std::to_string(chunk) + " does not exist; the prompt has " + std::to_string(chunks.size()));
+  }
+  return chunks[chunk].tokenized.ids;
+}
 
 Detector::Detector(std::unique_ptr<detail::DetectorState> state) : state_(std::move(state)) {}
 Detector::Detector(Detector&&) noexcept = default;
@@ -110,29 +118,76 @@ Detector Detector::clone() const {
 
 namespace {
 
-std::shared_ptr<const detail::PromptData> encoded(detail::DetectorState& state, const MarkedCaption& draft) {
+/// The embedding of token ids: from memory, from disk, or from the text branch.
+Embedding embedding_of(detail::DetectorState& state, const std::vector<std::int64_t>& ids) {
   detail::Shared& shared = *state.shared;
+  Embedding known = shared.prompts->get(ids, shared.bundle.width);
+  if (known) return known;
+  const auto lock = held(state);
+  auto made = std::make_shared<const std::vector<float>>(state.backend->encode_text(ids));
+  shared.prompts->put(ids, shared.bundle.width, made);
+  return made;
+}
+
+std::shared_ptr<const detail::PromptData> encoded(detail::DetectorState& state, std::vector<TokenizedPrompt> prompts) {
   auto data = std::make_shared<detail::PromptData>();
-  data->tokenized = tokenize(draft, shared.tokenizer, shared.bundle.max_tokens);
-  data->class_map = class_map(data->tokenized);
-  data->bundle_key = shared.key;
-  const auto& ids = data->tokenized.ids;
-  data->embedding = shared.prompts->get(ids, shared.bundle.width);
-  if (!data->embedding) {
-    const auto lock = held(state);
-    data->embedding = std::make_shared<const std::vector<float>>(state.backend->encode_text(ids));
-    shared.prompts->put(ids, shared.bundle.width, data->embedding);
+  data->bundle_key = state.shared->key;
+  for (TokenizedPrompt& prompt : prompts) {
+    data->phrases.insert(data->phrases.end(), prompt.phrases.begin(), prompt.phrases.end());
+    Embedding embedding = embedding_of(state, prompt.ids);
+    std::vector<float> map = class_map(prompt);
+    data->chunks.push_back({std::move(prompt), std::move(embedding), std::move(map)});
   }
   return data;
 }
 
+std::shared_ptr<const detail::PromptData> encoded(detail::DetectorState& state, const MarkedCaption& draft) {
+  return encoded(state,
+                 std::vector<TokenizedPrompt>{tokenize(draft, state.shared->tokenizer, state.shared->bundle.max_tokens)});
+}
+
+void check_prompt(const detail::PromptData& data, const std::string& key, const std::vector<float>& thresholds) {
+  if (data.bundle_key != key) {
+    throw Error(ErrorKind::prompt,
+                "the prompt was encoded by a detector of another bundle or precision; encode it again"
+                " with this one");
+  }
+  if (thresholds.size() != data.phrases.size()) {
+    throw Error(ErrorKind::option, std::to_string(thresholds.size()) + " thresholds are given, the prompt has " +
+                                       std::to_string(data.phrases.size()) + " classes; give one number, or one per class");
+  }
+  for (const float threshold : thresholds) {
+    if (!(threshold >= 0.0f && threshold <= 1.0f)) {
+      throw Error(ErrorKind::option, "threshold is " + std::to_string(threshold) + "; it must be in [0, 1]");
+    }
+  }
+}
+
+/// Append the candidates of a chunk, whose labels follow those of the chunks before it.
+void append(Candidates& all, Candidates&& of_chunk, std::int64_t first) {
+  for (std::int64_t& label : of_chunk.labels) label += first;
+  if (all.scores.empty()) {
+    all = std::move(of_chunk);
+    return;
+  }
+  all.boxes.insert(all.boxes.end(), of_chunk.boxes.begin(), of_chunk.boxes.end());
+  all.scores.insert(all.scores.end(), of_chunk.scores.begin(), of_chunk.scores.end());
+  all.labels.insert(all.labels.end(), of_chunk.labels.begin(), of_chunk.labels.end());
+}
+
+std::vector<float> one_for_all(const Prompt& prompt, float threshold) {
+  const std::size_t classes = prompt.phrases().size();
+  return guarded([&] { return std::vector<float>(classes, threshold); });
+}
+
 }  // namespace
 
-Prompt Detector::encode(const std::vector<std::string>& names) {
+Prompt Detector::encode(const std::vector<std::string>& names, std::size_t classes_per_prompt) {
   return guarded([&] {
     detail::DetectorState& open = state();
     Prompt out;
-    out.data_ = encoded(open, mark_names(names));
+    out.data_ =
+        encoded(open, tokenize_names(names, open.shared->tokenizer, open.shared->bundle.max_tokens, classes_per_prompt));
     return out;
   });
 }
@@ -155,37 +210,86 @@ Prompt Detector::encode(const std::string& caption, const std::vector<Phrase>& p
   });
 }
 
-std::vector<Detection> Detector::detect(const ImageView& image, const Prompt& prompt, float threshold) {
-  const std::size_t classes = prompt.phrases().size();
-  return detect(image, prompt, guarded([&] { return std::vector<float>(classes, threshold); }));
-}
-
-std::vector<Detection> Detector::detect(const ImageView& image, const Prompt& prompt,
-                                        const std::vector<float>& thresholds) {
+Detector::Found Detector::find(const std::vector<ImageView>& images, const std::vector<Prompt>& prompts,
+                               const std::vector<std::vector<float>>& thresholds) {
   return guarded([&] {
     detail::DetectorState& open = state();
-    const auto& phrases = prompt.phrases();
-    const detail::PromptData& data = *prompt.data_;
-    if (data.bundle_key != open.shared->key) {
-      throw Error(ErrorKind::prompt, "the prompt was encoded by a detector of another bundle or precision; encode it again"
-                                     " with this one");
-    }
-    if (thresholds.size() != phrases.size()) {
-      throw Error(ErrorKind::option, std::to_string(thresholds.size()) + " thresholds are given, the prompt has " +
-                                         std::to_string(phrases.size()) + " classes; give one number, or one per class");
-    }
-    for (const float threshold : thresholds) {
-      if (!(threshold >= 0.0f && threshold <= 1.0f)) {
-        throw Error(ErrorKind::option, "threshold is " + std::to_string(threshold) + "; it must be in [0, 1]");
+    std::vector<PromptInput> inputs;
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      const detail::PromptData& data = filled(prompts[i].data_);
+      check_prompt(data, open.shared->key, thresholds[i]);
+      for (const detail::PromptChunk& chunk : data.chunks) {
+        inputs.push_back({*chunk.embedding, chunk.class_map, chunk.tokenized.ids.size(), chunk.tokenized.phrases.size()});
       }
     }
     const auto lock = held(open);
     const Options& options = open.shared->options;
-    make_canvas(image, options.shortest_side, options.longest_side, open.canvas);
-    const Candidates found =
-        open.backend->detect(open.canvas, *data.embedding, data.class_map, data.tokenized.ids.size());
-    return select(found, thresholds, phrases, open.canvas.picture, open.canvas.original, open.shared->bundle.nms_iou,
-                  open.shared->bundle.max_detections);
+    const Bundle& bundle = open.shared->bundle;
+    make_canvas(images, options.shortest_side, options.longest_side, open.canvas);
+    std::vector<std::vector<Candidates>> by_chunk = open.backend->detect(open.canvas, inputs);
+    if (by_chunk.size() != inputs.size()) {
+      throw Error(ErrorKind::backend, "the backend answered " + std::to_string(by_chunk.size()) + " of " +
+                                          std::to_string(inputs.size()) + " prompts; please report it");
+    }
+    Found out;
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      const detail::PromptData& data = *prompts[i].data_;
+      std::vector<Candidates> joined(images.size());
+      std::int64_t first = 0;
+      for (const detail::PromptChunk& chunk : data.chunks) {
+        for (std::size_t at = 0; at < images.size(); ++at) append(joined[at], std::move(by_chunk[next].at(at)), first);
+        first += static_cast<std::int64_t>(chunk.tokenized.phrases.size());
+        ++next;
+      }
+      out.emplace_back();
+      for (std::size_t at = 0; at < images.size(); ++at) {
+        out.back().push_back(select(joined[at], thresholds[i], data.phrases, open.canvas.pictures[at],
+                                    open.canvas.originals[at], bundle.nms_iou, bundle.max_detections));
+      }
+    }
+    return out;
+  });
+}
+
+std::vector<Detection> Detector::detect(const ImageView& image, const Prompt& prompt, float threshold) {
+  return detect(image, prompt, one_for_all(prompt, threshold));
+}
+
+std::vector<Detection> Detector::detect(const ImageView& image, const Prompt& prompt, const std::vector<float>& thresholds) {
+  return guarded([&] { return std::move(find({image}, {prompt}, {thresholds})[0][0]); });
+}
+
+std::vector<std::vector<Detection>> Detector::detect(const std::vector<ImageView>& images, const Prompt& prompt,
+                                                     float threshold) {
+  return detect(images, prompt, one_for_all(prompt, threshold));
+}
+
+std::vector<std::vector<Detection>> Detector::detect(const std::vector<ImageView>& images, const Prompt& prompt,
+                                                     const std::vector<float>& thresholds) {
+  return guarded([&] { return std::move(find(images, {prompt}, {thresholds})[0]); });
+}
+
+std::vector<std::vector<Detection>> Detector::detect_prompts(const ImageView& image, const std::vector<Prompt>& prompts,
+                                                             float threshold) {
+  return guarded([&] {
+    std::vector<std::vector<float>> thresholds;
+    for (const Prompt& prompt : prompts) thresholds.push_back(one_for_all(prompt, threshold));
+    return detect_prompts(image, prompts, thresholds);
+  });
+}
+
+std::vector<std::vector<Detection>> Detector::detect_prompts(const ImageView& image, const std::vector<Prompt>& prompts,
+                                                             const std::vector<std::vector<float>>& thresholds) {
+  return guarded([&] {
+    if (prompts.empty()) throw Error(ErrorKind::prompt, "there are no prompts; give at least one");
+    if (thresholds.size() != prompts.size()) {
+      throw Error(ErrorKind::option, "thresholds of " + std::to_string(thresholds.size()) + " prompts are given for " +
+                                         std::to_string(prompts.size()) + "; give those of each, or one number");
+    }
+    std::vector<std::vector<Detection>> out;
+    for (auto& of_prompt : find({image}, prompts, thresholds)) out.push_back(std::move(of_prompt[0]));
+    return out;
   });
 }
 

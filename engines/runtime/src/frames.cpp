@@ -50,7 +50,8 @@ void check(const ImageView& image) {
   const auto most = static_cast<std::size_t>(std::numeric_limits<std::ptrdiff_t>::max() / image.height);
   const std::size_t widest = std::max(image.pitch, image.format == PixelFormat::nv12 ? image.chroma_pitch : 0);
   if (widest > most) {
-    refuse("picture has a pitch of " + std::to_string(widest) + " bytes, which no memory holds; rows are given from the"
+    refuse("picture has a pitch of " + std::to_string(widest) +
+           " bytes, which no memory holds; rows are given from the"
            " top down, with a positive pitch");
   }
   if (image.format == PixelFormat::nv12) {
@@ -67,8 +68,8 @@ std::uint8_t clip(double value) { return static_cast<std::uint8_t>(std::lround(s
 /// NV12 to BGR: BT.601, limited range, chroma not interpolated.
 std::vector<std::uint8_t> from_nv12(const ImageView& image, std::size_t pitch) {
   const auto* luma = static_cast<const std::uint8_t*>(image.data);
-  const auto* chroma = image.chroma ? static_cast<const std::uint8_t*>(image.chroma)
-                                    : luma + pitch * static_cast<std::size_t>(image.height);
+  const auto* chroma =
+      image.chroma ? static_cast<const std::uint8_t*>(image.chroma) : luma + pitch * static_cast<std::size_t>(image.height);
   const std::size_t chroma_pitch = image.chroma_pitch ? image.chroma_pitch : pitch;
   const auto width = static_cast<std::size_t>(image.width), height = static_cast<std::size_t>(image.height);
   std::vector<std::uint8_t> out(width * height * 3);
@@ -193,8 +194,8 @@ Size network_size(int height, int width, int shortest_side, int longest_side) {
   return height <= width ? Size{a, b} : Size{b, a};
 }
 
-void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3],
-            std::uint8_t* target, Size to, std::size_t target_pitch) {
+void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3], std::uint8_t* target,
+            Size to, std::size_t target_pitch) {
   static constexpr int kInOrder[3] = {0, 1, 2};
   // Which axis comes first decides the last bit. The rule is Pillow 13's, found by comparing results; before, width was
   // always first.
@@ -213,14 +214,10 @@ void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, 
   }
 }
 
-void make_canvas(const ImageView& image, int shortest_side, int longest_side, Canvas& out) {
-  check(image);
-  out.original = {image.height, image.width};
-  out.picture = network_size(image.height, image.width, shortest_side, longest_side);
-  out.canvas = {ceil_to(out.picture.height), ceil_to(out.picture.width)};
-  const std::size_t target_pitch = static_cast<std::size_t>(out.canvas.width) * 3;
-  out.pixels.assign(target_pitch * static_cast<std::size_t>(out.canvas.height), 0);
+namespace {
 
+/// Resize one picture to its place on the canvas.
+void place(const ImageView& image, Size to, std::uint8_t* target, std::size_t target_pitch) {
   int step = bytes_of(image.format);
   std::size_t pitch = image.pitch ? image.pitch : static_cast<std::size_t>(image.width) * static_cast<std::size_t>(step);
   const auto* source = static_cast<const std::uint8_t*>(image.data);
@@ -234,7 +231,27 @@ void make_canvas(const ImageView& image, int shortest_side, int longest_side, Ca
     step = 3;
     pitch = static_cast<std::size_t>(image.width) * 3;
   }
-  resize(source, out.original, pitch, step, order, out.pixels.data(), out.picture, target_pitch);
+  resize(source, {image.height, image.width}, pitch, step, order, target, to, target_pitch);
+}
+
+}  // namespace
+
+void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out) {
+  if (images.empty()) refuse("there are no pictures; give at least one");
+  out.pictures.clear();
+  out.originals.clear();
+  out.canvas = {};
+  for (const ImageView& image : images) {
+    check(image);
+    const Size size = network_size(image.height, image.width, shortest_side, longest_side);
+    out.originals.push_back({image.height, image.width});
+    out.pictures.push_back(size);
+    out.canvas = {std::max(out.canvas.height, ceil_to(size.height)), std::max(out.canvas.width, ceil_to(size.width))};
+  }
+  const std::size_t pitch = static_cast<std::size_t>(out.canvas.width) * 3;
+  const std::size_t bytes = pitch * static_cast<std::size_t>(out.canvas.height);
+  out.pixels.assign(bytes * images.size(), 0);
+  for (std::size_t i = 0; i < images.size(); ++i) place(images[i], out.pictures[i], &out.pixels[i * bytes], pitch);
 }
 
 }  // namespace glip

@@ -15,18 +15,20 @@ struct Size {
 /// (height, width) to which the official code resizes a picture.
 Size network_size(int height, int width, int shortest_side, int longest_side);
 
-/// A zero-padded BGR canvas with the picture top left.
+/// Pictures on zero-padded BGR canvases of one size, as large as the largest picture needs, each top left in its own.
 struct Canvas {
-  std::vector<std::uint8_t> pixels;  ///< (canvas.height, canvas.width, 3)
-  Size canvas, picture, original;
+  std::vector<std::uint8_t> pixels;  ///< (pictures, canvas.height, canvas.width, 3)
+  Size canvas;
+  std::vector<Size> pictures;   ///< of each resized picture, without padding
+  std::vector<Size> originals;  ///< of each picture as it was given
 };
 
-/// Throws Error(frame) for an illegal picture. `out` is written again, its memory is kept.
-void make_canvas(const ImageView& image, int shortest_side, int longest_side, Canvas& out);
+/// Throws Error(frame) for an illegal picture, or where there is none. `out` is written again, its memory is kept.
+void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out);
 
 /// Pillow's antialiased bilinear filter on uint8, bit for bit. `source` has `step` bytes a pixel, of which the three at
 /// `order` are taken; `target` has three bytes a pixel and rows of `target_pitch` bytes.
-void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3],
-            std::uint8_t* target, Size to, std::size_t target_pitch);
+void resize(const std::uint8_t* source, Size from, std::size_t pitch, int step, const int (&order)[3], std::uint8_t* target,
+            Size to, std::size_t target_pitch);
 
 }  // namespace glip

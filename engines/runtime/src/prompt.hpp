@@ -34,16 +34,27 @@ struct TokenizedPrompt {
 
 TokenizedPrompt tokenize(const MarkedCaption& draft, const Tokenizer& tokenizer, std::size_t max_tokens);
 
+/// Tokenize a list of names of any length: as many prompts as it needs, in the list's order, divided as in
+/// glip_deploy/prompts/chunks.py. With `classes_per_prompt` above 0, so many classes in each, or fewer where they do not fit.
+std::vector<TokenizedPrompt> tokenize_names(const std::vector<std::string>& names, const Tokenizer& tokenizer,
+                                            std::size_t max_tokens, std::size_t classes_per_prompt);
+
 /// Rows of (classes, tokens): row c averages the tokens of class c.
 std::vector<float> class_map(const TokenizedPrompt& prompt);
 
 namespace detail {
 
-/// What a frame needs of a prompt.
-struct PromptData {
+/// What a frame needs of one prompt of at most max_tokens.
+struct PromptChunk {
   TokenizedPrompt tokenized;
   std::shared_ptr<const std::vector<float>> embedding;  ///< (tokens, width)
   std::vector<float> class_map;
+};
+
+/// What a frame needs of a prompt: one chunk, or those of a long list of names, whose labels follow each other.
+struct PromptData {
+  std::vector<PromptChunk> chunks;
+  std::vector<std::string> phrases;  ///< of all chunks
   std::string bundle_key;
 };
 

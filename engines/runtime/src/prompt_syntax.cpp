@@ -104,14 +104,13 @@ std::vector<Span> separating_dots(std::u32string_view text) {
 /// Whether a caption is but a name, such as "traffic light" or "a red apple", and no sentence.
 bool is_plain_name(std::u32string_view text) {
   static const char32_t* const kFunctionWords[] = {
-      U"am",     U"is",     U"are",     U"was",   U"were",    U"be",     U"been",   U"being", U"has",    U"have",
-      U"had",    U"do",     U"does",    U"did",   U"get",     U"gets",   U"got",    U"a",     U"an",     U"the",
-      U"and",    U"or",     U"but",     U"of",    U"on",      U"in",     U"at",     U"by",    U"to",     U"from",
-      U"for",    U"with",   U"without", U"into",  U"onto",    U"over",   U"under",  U"above", U"below",  U"behind",
-      U"beside", U"between", U"near",   U"along", U"across",  U"through", U"around", U"next", U"off",    U"up",
-      U"down",   U"inside", U"outside", U"against", U"while", U"as",     U"that",   U"which", U"who",    U"whose",
-      U"this",   U"these",  U"those",   U"there", U"here",    U"he",     U"she",    U"it",    U"they",   U"his",
-      U"her",    U"its",    U"their",   U"them"};
+      U"am",     U"is",      U"are",    U"was",   U"were",  U"be",    U"been",   U"being",  U"has",     U"have",    U"had",
+      U"do",     U"does",    U"did",    U"get",   U"gets",  U"got",   U"a",      U"an",     U"the",     U"and",     U"or",
+      U"but",    U"of",      U"on",     U"in",    U"at",    U"by",    U"to",     U"from",   U"for",     U"with",    U"without",
+      U"into",   U"onto",    U"over",   U"under", U"above", U"below", U"behind", U"beside", U"between", U"near",    U"along",
+      U"across", U"through", U"around", U"next",  U"off",   U"up",    U"down",   U"inside", U"outside", U"against", U"while",
+      U"as",     U"that",    U"which",  U"who",   U"whose", U"this",  U"these",  U"those",  U"there",   U"here",    U"he",
+      U"she",    U"it",      U"they",   U"his",   U"her",   U"its",   U"their",  U"them"};
   std::vector<std::u32string> found;
   for (std::size_t i = 0; i < text.size();) {
     if (is_space(text[i])) {
@@ -121,9 +120,8 @@ bool is_plain_name(std::u32string_view text) {
     std::size_t end = i + 1;
     if (is_word(text[i])) {
       const std::u32string_view joints = U"'\u2019./-";
-      while (end < text.size() &&
-             (is_word(text[end]) || (joints.find(text[end]) != std::u32string_view::npos && end + 1 < text.size() &&
-                                     is_word(text[end + 1])))) {
+      while (end < text.size() && (is_word(text[end]) || (joints.find(text[end]) != std::u32string_view::npos &&
+                                                          end + 1 < text.size() && is_word(text[end + 1])))) {
         ++end;
       }
     } else if (text[i] != U'.') {
@@ -158,8 +156,7 @@ bool is_list_or_name(std::u32string_view caption, const std::vector<Span>& dots)
   for (const Span& dot : dots) {
     if (dot.first > 0 && is_space(caption[dot.first - 1])) return true;
   }
-  return pieces.empty() || single_spaced(pieces.front()).find(U' ') == std::u32string::npos ||
-         is_plain_name(pieces.front());
+  return pieces.empty() || single_spaced(pieces.front()).find(U' ') == std::u32string::npos || is_plain_name(pieces.front());
 }
 
 }  // namespace
@@ -173,8 +170,7 @@ MarkedCaption mark_names(const std::vector<std::string>& names) {
     const std::u32string given = decode(names[index]);
     const auto [plain, pieces] = brackets(single_spaced(given), what);
     if (pieces.size() > 1) {
-      refuse(what + " (" + shown(given) + ") has " + std::to_string(pieces.size()) +
-             " bracketed parts; one can be the name");
+      refuse(what + " (" + shown(given) + ") has " + std::to_string(pieces.size()) + " bracketed parts; one can be the name");
     }
     std::u32string prefix, name = cleaned(plain), suffix, label = plain;
     if (!pieces.empty()) {
@@ -188,8 +184,7 @@ MarkedCaption mark_names(const std::vector<std::string>& names) {
     }
     const auto first = seen.emplace(fold(label), index);
     if (!first.second) {
-      refuse(what + " (" + shown(label) + ") repeats class " + std::to_string(first.first->second) +
-             "; remove one of them");
+      refuse(what + " (" + shown(label) + ") repeats class " + std::to_string(first.first->second) + "; remove one of them");
     }
     if (index) out.caption += U". ";
     out.caption += prefix;
@@ -260,6 +255,9 @@ MarkedCaption mark_spans(const std::string& text, const std::vector<Phrase>& phr
     }
     out.spans.push_back(phrase.spans);
     out.phrases.push_back(phrase.label.empty() ? words(out.caption, phrase.spans) : decode(phrase.label));
+    if (!phrase.label.empty() && single_spaced(out.phrases.back()).empty()) {
+      refuse(what + " has the label " + shown(out.phrases.back()) + "; labels have words");
+    }
   }
   return out;
 }

@@ -45,14 +45,14 @@ TokenizedPrompt tokenize(const MarkedCaption& draft, const Tokenizer& tokenizer,
     std::string where = "only words after the last class reach beyond";
     for (std::size_t index = 0; index < out.positions.size(); ++index) {
       if (out.positions[index].back() + 1 >= max_tokens) {
-        where = "the first class that reaches beyond is " + shown(draft.phrases[index]) + " (index " +
-                std::to_string(index) + ")";
+        where =
+            "the first class that reaches beyond is " + shown(draft.phrases[index]) + " (index " + std::to_string(index) + ")";
         break;
       }
     }
     throw Error(ErrorKind::prompt, "the prompt has " + std::to_string(out.ids.size()) +
-                                       " tokens with [CLS] and [SEP], the limit is " + std::to_string(max_tokens) +
-                                       "; " + where + "; name fewer classes, or split them over several prompts");
+                                       " tokens with [CLS] and [SEP], the limit is " + std::to_string(max_tokens) + "; " +
+                                       where + "; name fewer classes, or split them over several prompts");
   }
   return out;
 }

@@ -15,8 +15,8 @@ std::u32string decode(std::string_view utf8) {
     utf8proc_int32_t c = 0;
     const utf8proc_ssize_t used = utf8proc_iterate(bytes, left, &c);
     if (used <= 0) {
-      throw Error(ErrorKind::prompt, "the prompt is not UTF-8 (byte " + std::to_string(utf8.size() - static_cast<std::size_t>(left)) +
-                                         "); write it in UTF-8");
+      throw Error(ErrorKind::prompt, "the prompt is not UTF-8 (byte " +
+                                         std::to_string(utf8.size() - static_cast<std::size_t>(left)) + "); write it in UTF-8");
     }
     out.push_back(static_cast<char32_t>(c));
     bytes += used;
@@ -36,8 +36,8 @@ std::string encode(std::u32string_view text) {
 }
 
 bool is_space(char32_t c) {
-  return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 bool is_word(char32_t c) {
@@ -67,8 +67,8 @@ std::u32string fold(std::u32string_view text) {
   for (const char32_t c : text) {
     utf8proc_int32_t folded[8];
     int boundary = 0;
-    const auto count = utf8proc_decompose_char(c == U'_' ? ' ' : static_cast<utf8proc_int32_t>(c), folded, 8,
-                                               UTF8PROC_CASEFOLD, &boundary);
+    const auto count =
+        utf8proc_decompose_char(c == U'_' ? ' ' : static_cast<utf8proc_int32_t>(c), folded, 8, UTF8PROC_CASEFOLD, &boundary);
     for (utf8proc_ssize_t i = 0; i < count && i < 8; ++i) out.push_back(static_cast<char32_t>(folded[i]));
   }
   return single_spaced(out);

@@ -74,8 +74,7 @@ void normalize(char32_t c, std::u32string& out) {
   utf8proc_int32_t parts[32];
   int boundary = 0;
   const auto count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), parts, 32,
-                                             static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE),
-                                             &boundary);
+                                             static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary);
   const bool alone = is_chinese(c);
   if (alone) out.push_back(U' ');
   for (utf8proc_ssize_t i = 0; i < count && i < 32; ++i) {

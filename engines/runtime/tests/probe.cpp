@@ -24,6 +24,15 @@ json answer(const json& question, const glip::Tokenizer& tokenizer) {
     const auto found = tokenizer.encode(glip::decode(question.at("text").get<std::string>()));
     return {{"ids", found.ids}, {"offsets", found.offsets}};
   }
+  if (what == "chunks") {
+    json out = json::array();
+    for (const auto& prompt :
+         tokenize_names(question.at("names").get<std::vector<std::string>>(), tokenizer,
+                        question.value("limit", std::size_t{256}), question.value("classes", std::size_t{0}))) {
+      out.push_back(tokens(prompt));
+    }
+    return out;
+  }
   if (what == "prompt") {
     const auto limit = question.value("limit", std::size_t{256});
     if (question.contains("names")) {
@@ -48,14 +57,14 @@ json answer(const json& question, const glip::Tokenizer& tokenizer) {
     view.memory = static_cast<glip::Memory>(question.value("memory", 0));
     if (question.value("null", false)) view.data = nullptr;
     glip::Canvas canvas;
-    glip::make_canvas(view, question.at("shortest"), question.at("longest"), canvas);
+    glip::make_canvas({view}, question.at("shortest"), question.at("longest"), canvas);
     return {{"pixels", canvas.pixels},
             {"canvas", {canvas.canvas.height, canvas.canvas.width}},
-            {"picture", {canvas.picture.height, canvas.picture.width}}};
+            {"picture", {canvas.pictures[0].height, canvas.pictures[0].width}}};
   }
   if (what == "size") {
-    const auto size = glip::network_size(question.at("height"), question.at("width"), question.at("shortest"),
-                                         question.at("longest"));
+    const auto size =
+        glip::network_size(question.at("height"), question.at("width"), question.at("shortest"), question.at("longest"));
     return {size.height, size.width};
   }
   if (what == "cache") {  // as many prompts as are put, in memory; which of those asked for are known, in this order

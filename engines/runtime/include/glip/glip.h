@@ -31,14 +31,7 @@ typedef enum glip_status {
   GLIP_INTERNAL = 8
 } glip_status;
 
-typedef enum glip_format {
-  GLIP_BGR = 0,
-  GLIP_RGB = 1,
-  GLIP_BGRA = 2,
-  GLIP_RGBA = 3,
-  GLIP_GRAY = 4,
-  GLIP_NV12 = 5
-} glip_format;
+typedef enum glip_format { GLIP_BGR = 0, GLIP_RGB = 1, GLIP_BGRA = 2, GLIP_RGBA = 3, GLIP_GRAY = 4, GLIP_NV12 = 5 } glip_format;
 
 typedef struct glip_detector glip_detector;
 typedef struct glip_prompt glip_prompt;
@@ -57,7 +50,8 @@ typedef struct glip_options {
   int32_t no_verify;
   const char* cache_dir;
 } glip_options;
-#define GLIP_OPTIONS_INIT {sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL}
+#define GLIP_OPTIONS_INIT \
+  { sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL }
 
 /* See glip::ImageView in glip.hpp. memory: 0 host, 1 CUDA. */
 typedef struct glip_image {
@@ -72,7 +66,20 @@ typedef struct glip_image {
   size_t chroma_pitch;
   void* stream;
 } glip_image;
-#define GLIP_IMAGE_INIT {sizeof(glip_image), NULL, 0, 0, 0, GLIP_BGR, 0, NULL, 0, NULL}
+#define GLIP_IMAGE_INIT \
+  { sizeof(glip_image), NULL, 0, 0, 0, GLIP_BGR, 0, NULL, 0, NULL }
+
+/* A phrase of a caption: its count pieces, piece i from character (code point) starts[i] to ends[i], which is exclusive. label
+ * may be null for the words of the pieces. */
+typedef struct glip_phrase {
+  size_t size;
+  const size_t* starts;
+  const size_t* ends;
+  size_t count;
+  const char* label;
+} glip_phrase;
+#define GLIP_PHRASE_INIT \
+  { sizeof(glip_phrase), NULL, NULL, 0, NULL }
 
 /* The phrase belongs to the detections it came from. */
 typedef struct glip_detection {
@@ -94,18 +101,34 @@ GLIP_C_API glip_status glip_clone(const glip_detector* detector, glip_detector**
 GLIP_C_API void glip_close(glip_detector* detector);
 
 GLIP_C_API glip_status glip_encode(glip_detector* detector, const char* caption, glip_prompt** prompt);
-GLIP_C_API glip_status glip_encode_names(glip_detector* detector, const char* const* names, size_t count,
-                                         glip_prompt** prompt);
+/* A list may have any length: one that does not fit into a prompt is divided into chunks. */
+GLIP_C_API glip_status glip_encode_names(glip_detector* detector, const char* const* names, size_t count, glip_prompt** prompt);
+/* The same with so many names in each chunk, or fewer where they do not fit; 0 fills prompts. */
+GLIP_C_API glip_status glip_encode_chunks(glip_detector* detector, const char* const* names, size_t count,
+                                          size_t classes_per_prompt, glip_prompt** prompt);
 /* Phrase i of a caption is its characters (code points) from starts[i] to ends[i], which is exclusive. */
-GLIP_C_API glip_status glip_encode_spans(glip_detector* detector, const char* caption, const size_t* starts,
-                                         const size_t* ends, size_t count, glip_prompt** prompt);
+GLIP_C_API glip_status glip_encode_spans(glip_detector* detector, const char* caption, const size_t* starts, const size_t* ends,
+                                         size_t count, glip_prompt** prompt);
+/* A caption with phrases in several pieces, or with labels of their own. */
+GLIP_C_API glip_status glip_encode_phrases(glip_detector* detector, const char* caption, const glip_phrase* const* phrases,
+                                           size_t count, glip_prompt** prompt);
 GLIP_C_API size_t glip_prompt_classes(const glip_prompt* prompt);
+/* How many runs of the head it takes: 1, or more for a long list of names. */
+GLIP_C_API size_t glip_prompt_chunks(const glip_prompt* prompt);
 /* Null if there is no such class. */
 GLIP_C_API const char* glip_prompt_phrase(const glip_prompt* prompt, size_t index);
 GLIP_C_API void glip_prompt_free(glip_prompt* prompt);
 
-GLIP_C_API glip_status glip_detect(glip_detector* detector, const glip_image* image, const glip_prompt* prompt,
-                                   float threshold, glip_detections** detections);
+GLIP_C_API glip_status glip_detect(glip_detector* detector, const glip_image* image, const glip_prompt* prompt, float threshold,
+                                   glip_detections** detections);
+/* Several pictures at once, on a canvas as large as the largest needs. detections has room for count pointers, one for each
+ * picture; on an error all are null. */
+GLIP_C_API glip_status glip_detect_batch(glip_detector* detector, const glip_image* const* images, size_t count,
+                                         const glip_prompt* prompt, float threshold, glip_detections** detections);
+/* Several prompts in one picture, for which the backbone runs once. detections has room for count pointers, one for each
+ * prompt; on an error all are null. */
+GLIP_C_API glip_status glip_detect_prompts(glip_detector* detector, const glip_image* image, const glip_prompt* const* prompts,
+                                           size_t count, float threshold, glip_detections** detections);
 GLIP_C_API size_t glip_detections_count(const glip_detections* detections);
 GLIP_C_API glip_status glip_detections_get(const glip_detections* detections, size_t index, glip_detection* detection);
 GLIP_C_API void glip_detections_free(glip_detections* detections);

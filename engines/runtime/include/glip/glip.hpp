@@ -67,8 +67,8 @@ enum class Memory { host = 0, cuda = 1 };
 /// A picture that belongs to the caller. It is read during the call and not kept.
 struct ImageView {
   const void* data = nullptr;
-  int width = 0;   ///< pixels
-  int height = 0;  ///< pixels
+  int width = 0;          ///< pixels
+  int height = 0;         ///< pixels
   std::size_t pitch = 0;  ///< bytes from one row to the next one below; 0 where rows follow without a gap
   PixelFormat format = PixelFormat::bgr;
   const void* chroma = nullptr;  ///< nv12: the plane of U and V; nullptr where it follows the rows of Y
@@ -101,8 +101,10 @@ class GLIP_API Prompt {
  public:
   Prompt() = default;  ///< of no use but to be assigned to
 
-  const std::vector<std::string>& phrases() const;   ///< one label per class
-  const std::vector<std::int64_t>& tokens() const;   ///< token ids, [CLS] to [SEP]
+  const std::vector<std::string>& phrases() const;  ///< one label per class
+  std::size_t chunks() const;                       ///< how many runs of the head it takes: 1, or more for a long list of names
+  /// Token ids of a chunk, [CLS] to [SEP]; throws ErrorKind::option where there is no such chunk.
+  const std::vector<std::int64_t>& tokens(std::size_t chunk = 0) const;
   explicit operator bool() const noexcept { return data_ != nullptr; }
 
  private:
@@ -121,8 +123,15 @@ class GLIP_API Detector {
   Detector clone() const;
 
   /// Encode class names, as the official evaluation does; the text branch runs only if the prompt is new.
-  Prompt encode(const std::vector<std::string>& names);
-  Prompt encode(std::initializer_list<std::string> names) { return encode(std::vector<std::string>(names)); }
+  ///
+  /// A list may have any length. One that does not fit into a prompt is divided into chunks, which are cached one by one;
+  /// their scores are not calibrated against each other, so that one threshold may suit some better than others.
+  /// \param names what to find; a name with [brackets] is scored by what they hold.
+  /// \param classes_per_prompt so many names in each chunk (officially 40 for LVIS); 0 fills prompts.
+  Prompt encode(const std::vector<std::string>& names, std::size_t classes_per_prompt = 0);
+  Prompt encode(std::initializer_list<std::string> names, std::size_t classes_per_prompt = 0) {
+    return encode(std::vector<std::string>(names), classes_per_prompt);
+  }
 
   /// Encode a caption: "person. dog" or "a man with a [green hat]". A sentence needs brackets, or phrases.
   Prompt encode(const std::string& caption);
@@ -137,6 +146,24 @@ class GLIP_API Detector {
   /// The same with a threshold for each class.
   std::vector<Detection> detect(const ImageView& image, const Prompt& prompt, const std::vector<float>& thresholds);
 
+  /// Find what the prompt names in several pictures at once; the detections of each. They share a canvas as large as the
+  /// largest: GLIP sees the padding, so pictures of unequal shape give slightly other scores together than alone.
+  std::vector<std::vector<Detection>> detect(const std::vector<ImageView>& images, const Prompt& prompt,
+                                             float threshold = 0.5f);
+
+  /// The same with a threshold for each class.
+  std::vector<std::vector<Detection>> detect(const std::vector<ImageView>& images, const Prompt& prompt,
+                                             const std::vector<float>& thresholds);
+
+  /// Find what each of several prompts names in one picture, running the backbone once; the detections of each, with
+  /// labels that are places in that prompt.
+  std::vector<std::vector<Detection>> detect_prompts(const ImageView& image, const std::vector<Prompt>& prompts,
+                                                     float threshold = 0.5f);
+
+  /// The same with a threshold for each class of each prompt.
+  std::vector<std::vector<Detection>> detect_prompts(const ImageView& image, const std::vector<Prompt>& prompts,
+                                                     const std::vector<std::vector<float>>& thresholds);
+
   /// Free the memory; clones go on. Every later call throws ErrorKind::closed.
   void close() noexcept;
 
@@ -147,6 +174,9 @@ class GLIP_API Detector {
   ~Detector();
 
  private:
+  using Found = std::vector<std::vector<std::vector<Detection>>>;  // by prompt and picture
+  Found find(const std::vector<ImageView>& images, const std::vector<Prompt>& prompts,
+             const std::vector<std::vector<float>>& thresholds);
   explicit Detector(std::unique_ptr<detail::DetectorState> state);
   detail::DetectorState& state() const;
   std::unique_ptr<detail::DetectorState> state_;
