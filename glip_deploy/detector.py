@@ -30,7 +30,7 @@ from glip_deploy.results.postprocess import select_batch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ChunkedPrompt", "Detector", "EncodedPrompt", "FrameStep"]
+__all__ = ["ChunkedPrompt", "Detector", "EncodedPrompt", "FrameStep", "thresholds_of_prompts"]
 
 _log = logging.getLogger(__name__)
 _RECENT = 4
@@ -59,6 +59,23 @@ class _Clock:
         if self._timings is not None:
             now = time.perf_counter()
             self._timings[step], self._last = now - self._last, now
+
+
+def thresholds_of_prompts(threshold: Threshold | Sequence[Threshold], count: int) -> Sequence[Threshold]:
+    """Return what each of `count` prompts has for a threshold; see `Detector.detect_prompts`.
+
+    Raises:
+        OptionError: thresholds that are not one for each prompt.
+    """
+    if isinstance(threshold, Sequence) and not isinstance(threshold, str):
+        if len(threshold) != count:
+            raise OptionError(
+                f"{len(threshold)} thresholds are given for {count} prompts; give one for each, or a number"
+            )
+        return threshold
+    if isinstance(threshold, Mapping):
+        raise OptionError("thresholds by phrase belong to one prompt; give a list with one entry for each prompt")
+    return [threshold] * count
 
 
 class _Default(Enum):
@@ -328,17 +345,7 @@ class Detector:
             raise PromptError("detect_prompts takes a list of prompts; put the prompt into a list, or use detect")
         if not len(prompts):
             raise PromptError("detect_prompts was given an empty list of prompts; give at least one")
-        limits: Sequence[Threshold]
-        if isinstance(threshold, Sequence) and not isinstance(threshold, str):
-            if len(threshold) != len(prompts):
-                raise OptionError(
-                    f"{len(threshold)} thresholds are given for {len(prompts)} prompts; give one for each, or a number"
-                )
-            limits = threshold
-        elif isinstance(threshold, Mapping):
-            raise OptionError("thresholds by phrase belong to one prompt; give a list with one entry for each prompt")
-        else:
-            limits = [threshold] * len(prompts)
+        limits = thresholds_of_prompts(threshold, len(prompts))
         found = self._detect([frame], prompts, limits, color, max_detections, timings)
         return [of_prompt[0] for of_prompt in found]
 

@@ -8,6 +8,7 @@ Needs the font and the packages of requirements.txt; the demo itself does not.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -43,16 +44,19 @@ class Moving:
     swing: float
     phase: float
 
-    def draw(self, canvas: Image.Image, seconds: float) -> None:
-        """Paste it where it is at that time; it bounces off the edges."""
+    def draw(self, canvas: Image.Image, seconds: float) -> tuple[int, int, int, int]:
+        """Paste it where it is at that time; it bounces off the edges. Return its box, x1 y1 x2 y2 in pixels."""
         tilt = self.swing * math.sin(2 * seconds + self.phase)
         sprite = self.picture.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
         room = (canvas.width - sprite.width, canvas.height - sprite.height)
-        corner = tuple(
+        left, top = (
             _bounce(start + speed * seconds, edge)
             for start, speed, edge in zip(self.start, self.velocity, room, strict=True)
         )
-        canvas.alpha_composite(sprite, (corner[0], corner[1]))
+        canvas.alpha_composite(sprite, (left, top))
+        inside = sprite.getchannel("A").point([0] * 128 + [255] * 128).getbbox()
+        assert inside is not None
+        return left + inside[0], top + inside[1], left + inside[2] - 1, top + inside[3] - 1
 
 
 def _bounce(position: float, room: int) -> int:
@@ -61,8 +65,8 @@ def _bounce(position: float, room: int) -> int:
     return round(min(folded, 2 * room - folded))
 
 
-def moving_frames(seed: int, seconds: float) -> list[NDArray[np.uint8]]:
-    """Return (H, W, 3) RGB frames of pictograms moving over a photograph that training never saw."""
+def moving_frames(seed: int, seconds: float) -> tuple[list[NDArray[np.uint8]], list[list[tuple[int, int, int, int]]]]:
+    """Return (H, W, 3) RGB frames of pictograms moving over a photograph that training never saw, and their boxes."""
     from nano.objects import pictogram
     from nano.scenes import photographs
 
@@ -83,17 +87,16 @@ def moving_frames(seed: int, seconds: float) -> list[NDArray[np.uint8]]:
                 rng.uniform(0, 2 * math.pi),
             )
         )
-    frames = []
+    frames, boxes = [], []
     for i in range(round(seconds * FRAMES_PER_SECOND)):
         canvas = photograph.copy()
-        for thing in things:
-            thing.draw(canvas, i / FRAMES_PER_SECOND)
+        boxes.append([thing.draw(canvas, i / FRAMES_PER_SECOND) for thing in things])
         frames.append(np.asarray(canvas.convert("RGB")))
-    return frames
+    return frames, boxes
 
 
-def make(output: Path, seconds: float, seed: int) -> int:
-    """Write the picture and the video to a folder."""
+def make(output: Path, seconds: float, seed: int, truth: Path | None) -> int:
+    """Write the picture and the video to a folder, and the boxes in the video to a file."""
     from glip_deploy.results.detections import Detections
     from glip_deploy.video.base import Frame
     from glip_deploy.video.video_out import VideoSink
@@ -103,8 +106,11 @@ def make(output: Path, seconds: float, seed: int) -> int:
     style = SceneStyle(smallest=80, largest=160, turned=0.0, overlap=0.12)
     scene = make_scene((seed,), PICTURE_NAMES, PICTURE_SIZE, fresh=True, style=style)
     Image.fromarray(scene.image).save(output / "scene.jpg", quality=90)
+    frames, boxes = moving_frames(seed, seconds)
+    if truth is not None:
+        truth.write_text(json.dumps({"names": VIDEO_NAMES, "boxes": boxes}, separators=(",", ":")) + "\n")
     with VideoSink(output / "moving.mp4", fps=FRAMES_PER_SECOND) as sink:
-        for i, frame in enumerate(moving_frames(seed, seconds)):
+        for i, frame in enumerate(frames):
             sink.write(Frame(frame, "moving", i), Detections.empty())
     print(output)
     return 0
@@ -116,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MEDIA)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--truth", type=Path, help="file for the true boxes of the video, as JSON")
     args = parser.parse_args(argv)
-    return run_main(lambda: make(args.output, args.seconds, args.seed), "media.py", extra="video")
+    return run_main(lambda: make(args.output, args.seconds, args.seed, args.truth), "media.py", extra="video")
 
 
 if __name__ == "__main__":

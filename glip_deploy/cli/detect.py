@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         'glip-detect --model glip_t --prompt "A dog chases a red ball." --source park.jpg --output out.jpg',
         'glip-detect --model glip_t --prompt "a man with a [green hat]" --source walk.mp4 --output walk_out.mp4',
         'glip-detect --model glip_t --prompt "person" --prompt "a [red car]" --source street.jpg',
+        "glip-detect --model glip_t --class person --source walk.mp4 --track --output walk_out.mp4",
         "glip-detect --model glip_t --class person --source rtsp://camera/stream --json - | jq .detections",
         note="""\
 JSON lines go to standard output if no output is named. Log, progress and summary go to standard error.
@@ -96,6 +97,9 @@ def detect(
     max_detections: Annotated[
         int | None, option("N", "At most so many a frame and prompt (default: 100).", WHAT, at_least(1))
     ] = None,
+    track: Annotated[
+        bool, flag("--track", "Of video: an id for each object that stays with it from frame to frame.", WHAT)
+    ] = False,
     source: Annotated[
         str,
         option(
@@ -173,6 +177,7 @@ def detect(
     from glip_deploy.video.base import check_sinks
     from glip_deploy.video.open import open_source
     from glip_deploy.video.pipeline import run
+    from glip_deploy.video.tracking import Tracker
 
     texts: list[PromptText]
     if prompt_file is not None:
@@ -209,6 +214,7 @@ def detect(
         inputs = {prompt_file: "the prompt file", coco_categories: "the file of COCO categories"}
         if os.path.isdir(model):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             inputs |= dict.fromkeys(Path(model).iterdir(), "a file of the bundle")
+        tracker = Tracker.of(frames) if track else None
         check_sinks(frames, sinks, {path: what for path, what in inputs.items() if path is not None})
 
         from glip_deploy.detector import Detector
@@ -244,6 +250,7 @@ def detect(
                     sinks,
                     threshold=thresholds if several else thresholds[0],
                     max_detections=max_detections,
+                    tracker=tracker,
                     on_frame=lambda frame, found: advance(),
                 )
     if not quiet:
@@ -335,11 +342,12 @@ def _in_words(summary: RunSummary) -> str:
     asides = [f"{summary.skipped} unreadable"] if summary.skipped else []
     asides += [f"{summary.dropped} dropped"] if summary.dropped else []
     asides += ["interrupted"] if summary.interrupted else []
+    objects = f"{summary.objects} detections" + (f", {summary.tracks} tracks" if summary.tracks else "")
     stages = {"read": summary.reading, "detect": summary.inference, "write": summary.writing}
     times = ", ".join(f"{name} {stage.median_ms:.1f} ({stage.p95_ms:.1f})" for name, stage in stages.items())
     return (
         f"{PROGRAM}: {summary.detected} frame{'' if summary.detected == 1 else 's'}"
-        f"{' (' + ', '.join(asides) + ')' if asides else ''}, {summary.objects} detections"
+        f"{' (' + ', '.join(asides) + ')' if asides else ''}, {objects}"
         f" in {summary.seconds:.2f} s, {summary.fps:.2f} fps; median (p95) ms: {times}"
     )
 

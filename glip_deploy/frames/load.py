@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "as_frame", "load_image"]
+__all__ = ["MAX_PIXELS", "as_frame", "decode_image", "load_image"]
 
 MAX_PIXELS = 178_956_970
 """Largest picture accepted, in pixels: above it Pillow refuses to decode (a decompression bomb)."""
@@ -75,36 +76,67 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         FrameError: missing, unreadable, truncated, not a picture, 32 bits per sample, or above `MAX_PIXELS`.
     """
-    from PIL import Image, UnidentifiedImageError
-
     file = Path(path)
+    what = f"picture {file}"
     try:
         if not file.is_file():
             problem = "is not a file" if file.exists() else "does not exist"
-            raise FrameError(f"picture {file} {problem}; give the path of an image file")
+            raise FrameError(f"{what} {problem}; give the path of an image file")
+    except (OSError, ValueError) as error:  # a name that is too long or holds a zero byte
+        raise _cannot_be_decoded(what, error) from error
+    return _decode(file, what)
+
+
+def decode_image(data: bytes, name: str = "") -> NDArray[np.uint8]:
+    """Decode the bytes of a picture file, JPEG or any other that Pillow reads; see `load_image`.
+
+    Args:
+        data: the whole file.
+        name: what messages call it, after "picture".
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        FrameError: as `load_image`, or no bytes.
+    """
+    what = f"picture {name}".strip()
+    if not data:
+        raise FrameError(f"{what} is empty (0 bytes); give the bytes of a JPEG or PNG file")
+    return _decode(io.BytesIO(data), what)
+
+
+def _decode(file: Path | io.BytesIO, what: str) -> NDArray[np.uint8]:
+    """Return the pixels of a picture that messages call `what`; see `load_image`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
         with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise _too_large(file, f"{image.width}x{image.height}, {image.width * image.height} pixels")
+                raise _too_large(what, f"{image.width}x{image.height}, {image.width * image.height} pixels")
             image.load()
             _turn_upright(image)
-            return np.ascontiguousarray(_decoded(image, file))
+            return np.ascontiguousarray(_decoded(image, what))
     except FrameError:
         raise
     except Image.DecompressionBombError as error:
         # Pillow refuses before width and height can be asked for; its message has the pixel count.
         count = re.search(r"\d+", str(error))
-        raise _too_large(file, f"{count.group() if count else 'too many'} pixels") from error
+        raise _too_large(what, f"{count.group() if count else 'too many'} pixels") from error
     except UnidentifiedImageError as error:
-        raise FrameError(f"picture {file} is not in a format Pillow can read; convert it to JPEG or PNG") from error
+        raise FrameError(f"{what} is not in a format Pillow can read; convert it to JPEG or PNG") from error
     except Exception as error:  # a damaged file makes decoders raise anything, from OSError to SyntaxError
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-        raise FrameError(f"picture {file} cannot be decoded ({reason}); it may be truncated, write it again") from error
+        raise _cannot_be_decoded(what, error) from error
 
 
-def _too_large(file: Path, size: str) -> FrameError:
+def _cannot_be_decoded(what: str, error: Exception) -> FrameError:
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    return FrameError(f"{what} cannot be decoded ({reason}); it may be truncated, write it again")
+
+
+def _too_large(what: str, size: str) -> FrameError:
     return FrameError(
-        f"picture {file} is too large ({size}); at most {MAX_PIXELS} pixels are accepted;"
-        " shrink it or cut it into tiles"
+        f"{what} is too large ({size}); at most {MAX_PIXELS} pixels are accepted; shrink it or cut it into tiles"
     )
 
 
@@ -116,12 +148,12 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _decoded(image: Image.Image, file: Path) -> NDArray[np.uint8]:
+def _decoded(image: Image.Image, what: str) -> NDArray[np.uint8]:
     if image.mode == "F":
-        raise FrameError(f"picture {file} has floating-point samples; convert it to 8 or 16 bits")
+        raise FrameError(f"{what} has floating-point samples; convert it to 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16 and its byte orders; older Pillow opens 16-bit files as I, 32 bits
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise FrameError(f"picture {file} has 32-bit samples above 65535; convert it to 8 or 16 bits")
+            raise FrameError(f"{what} has 32-bit samples above 65535; convert it to 8 or 16 bits")
         return as_frame(samples.astype(np.uint16))
     return np.asarray(image.convert("RGB"))

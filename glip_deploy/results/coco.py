@@ -108,6 +108,7 @@ def coco_results(
                 "category_id": one.label + 1 if category_ids is None else int(category_ids[one.label]),
                 "bbox": [x1, y1, x2 - x1 + 1, y2 - y1 + 1],
                 "score": one.score,
+                **({} if one.track is None else {"track_id": one.track}),
             }
         )
     return results

@@ -16,7 +16,7 @@ from glip_deploy.results.exchange import fiftyone_detections, hugging_face, labe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Detection", "Detections"]
+__all__ = ["NO_TRACK", "Detection", "Detections"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Detection:
         score: in [0, 1].
         label: 0-based class index in the prompt.
         phrase: that class as the prompt names it.
+        track: the object's id in the video; None where it has none.
     """
 
     box: tuple[float, float, float, float]
     score: float
     label: int
     phrase: str
+    track: int | None = None
 
 
 def _no_boxes() -> NDArray[np.float32]:
@@ -46,6 +48,10 @@ def _no_scores() -> NDArray[np.float32]:
 
 def _no_labels() -> NDArray[np.int64]:
     return np.zeros(0, dtype=np.int64)
+
+
+NO_TRACK = -1
+"""In `Detections.track`: a box that belongs to no object that is followed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +75,19 @@ class Detections:
         scores: (N,) float32.
         labels: (N,) int64, 0-based class index in the prompt.
         phrases: the class of each box, as the prompt names it; N of them.
+        track: (N,) int64, the id of the object in the video that `glip_deploy.video.tracking.Tracker` gave; -1 for a
+            box without one, and so for all boxes where nothing is tracked. None is taken for that.
 
     Raises:
-        ValueError: shapes or lengths that do not match, a number that is not finite, or a negative or fractional
-            label.
+        ValueError: shapes or lengths that do not match, a number that is not finite, a negative or fractional
+            label, or a track that is neither an id from 0 nor -1.
     """
 
     boxes: NDArray[np.float32] = field(default_factory=_no_boxes)
     scores: NDArray[np.float32] = field(default_factory=_no_scores)
     labels: NDArray[np.int64] = field(default_factory=_no_labels)
     phrases: list[str] = field(default_factory=list)
+    track: NDArray[np.int64] = None  # type: ignore[assignment]  # an array once it is made, like the others
 
     def __post_init__(self) -> None:
         boxes, scores = np.asarray(self.boxes, np.float32), np.asarray(self.scores, np.float32)
@@ -100,11 +109,17 @@ class Detections:
         labels = labels.astype(np.int64)
         if count and labels.min() < 0:
             raise ValueError(f"label {labels.min()} is negative; classes count from 0")
+        track = np.full(count, NO_TRACK, np.int64) if self.track is None else np.asarray(self.track)
+        if track.shape != (count,) or (count and not np.issubdtype(track.dtype, np.integer)):
+            raise ValueError(f"track has shape {track.shape} and dtype {track.dtype}; an integer per box is needed")
+        if count and track.min() < NO_TRACK:
+            raise ValueError(f"track {track.min()} is negative; ids count from 0, and {NO_TRACK} stands for none")
         order = np.argsort(-scores, kind="stable")
         object.__setattr__(self, "boxes", boxes[order])
         object.__setattr__(self, "scores", scores[order])
         object.__setattr__(self, "labels", labels[order])
         object.__setattr__(self, "phrases", [phrases[i] for i in order])
+        object.__setattr__(self, "track", track.astype(np.int64)[order])
 
     @classmethod
     def empty(cls) -> Detections:
@@ -125,6 +140,7 @@ class Detections:
             np.concatenate([_no_scores(), *(part.scores for part in parts)]),
             np.concatenate([_no_labels(), *(part.labels + first for part, first in zip(parts, firsts, strict=False))]),
             [phrase for part in parts for phrase in part.phrases],
+            np.concatenate([_no_labels(), *(part.track for part in parts)]),
         )
 
     def __len__(self) -> int:
@@ -150,6 +166,7 @@ class Detections:
                 score=float(self.scores[index]),
                 label=int(self.labels[index]),
                 phrase=self.phrases[index],
+                track=None if self.track[index] == NO_TRACK else int(self.track[index]),
             )
         if not isinstance(index, slice):
             index = np.asarray(index)
@@ -161,18 +178,21 @@ class Detections:
             self.scores[chosen],
             self.labels[chosen],
             [self.phrases[i] for i in chosen],
+            self.track[chosen],
         )
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return `{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}` per box, ready for JSON.
 
-        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats.
+        The label is the phrase; the box is in pixels of the original frame; numbers are Python floats. A box that
+        belongs to a tracked object also has `"track"`, its id.
         """
         return [
             {
                 "score": one.score,
                 "label": one.phrase,
                 "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), one.box, strict=True)),
+                **({} if one.track is None else {"track": one.track}),
             }
             for one in self
         ]
@@ -187,6 +207,8 @@ class Detections:
 
     def to_fiftyone(self, width: int, height: int) -> Any:
         """Return a `fiftyone.Detections`, one `fiftyone.Detection` with label, confidence and bounding box per box.
+
+        Tracked objects have their id as `index`.
 
         Args:
             width: of the picture, in pixels; bounding boxes are relative to it.
@@ -238,7 +260,8 @@ class Detections:
         """Return COCO results: `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}` per box.
 
         Widths include the last pixel, `x2 - x1 + 1`, as the official evaluation writes them
-        (`BoxList.convert("xywh")`, `coco_eval.prepare_for_coco_detection`).
+        (`BoxList.convert("xywh")`, `coco_eval.prepare_for_coco_detection`). A box that belongs to a tracked object also
+        has `"track_id"`, as results of TAO do.
 
         Args:
             image_id: the picture's id in the annotation file.
@@ -250,7 +273,9 @@ class Detections:
         return coco_results(self, image_id, category_ids)
 
     def to_supervision(self) -> Any:
-        """Return a `supervision.Detections`; the phrases are its `data["class_name"]`.
+        """Return a `supervision.Detections`; the phrases are its `data["class_name"]`, the tracks its `tracker_id`.
+
+        `tracker_id` is None where no box has a track.
 
         Raises:
             MissingPackage: the `supervision` package is not installed.
@@ -266,5 +291,6 @@ class Detections:
             xyxy=self.boxes.copy(),
             confidence=self.scores.copy(),
             class_id=self.labels.copy(),
+            tracker_id=self.track.copy() if (self.track != NO_TRACK).any() else None,
             data={"class_name": np.array(self.phrases, dtype=str)},
         )

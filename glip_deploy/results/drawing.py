@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_deploy.errors import FrameError
+from glip_deploy.results.detections import NO_TRACK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +70,8 @@ def class_color(label: int) -> tuple[int, int, int]:
 def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
     """Draw detections on a copy of a picture.
 
-    Higher scores are drawn over lower ones. Labels avoid each other where there is room.
+    Higher scores are drawn over lower ones. Labels avoid each other where there is room; those of tracked objects show
+    the id, as "#7".
 
     Args:
         frame: (H, W, 3) uint8 RGB; not changed.
@@ -105,7 +107,7 @@ def annotate(frame: NDArray[Any], detections: Detections) -> NDArray[np.uint8]:
         _outline(draw, corners[i], class_color(int(detections.labels[i])), line)
     taken: list[Box] = []
     for i in best_first:
-        tag = _tag(detections.phrases[i], f"{scores[i]:.2f}", class_color(int(detections.labels[i])), text_size)
+        tag = _tag(_name(detections, i), f"{scores[i]:.2f}", class_color(int(detections.labels[i])), text_size)
         spot = _place(tag.size, corners[i], (width, height), line, taken)
         taken.append(spot)
         picture.paste(tag, spot[:2], tag)
@@ -157,14 +159,19 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def _name(detections: Detections, i: int) -> str:
+    """Return what a tag calls a box: its phrase, cut short, and the id of its object."""
+    name = " ".join(detections.phrases[i].split())
+    if len(name) > 48:
+        name = name[:47] + "…"
+    return name if detections.track[i] == NO_TRACK else f"{name} #{detections.track[i]}".strip()
+
+
 @lru_cache(maxsize=512)
-def _tag(phrase: str, score: str, color: tuple[int, int, int], size: int) -> Image.Image:
+def _tag(name: str, score: str, color: tuple[int, int, int], size: int) -> Image.Image:
     """Return a label as RGBA with rounded, smooth edges. It is cached: do not change it."""
     from PIL import Image, ImageDraw
 
-    name = " ".join(phrase.split())
-    if len(name) > 48:
-        name = name[:47] + "…"
     font = _font(name, size)
     ink = _ink(color)
     pad = max(2, round(size * 0.36))

@@ -43,7 +43,12 @@ def fiftyone_detections(detections: Detections, width: int, height: int) -> Any:
         ) from error
     return fiftyone.Detections(
         detections=[
-            fiftyone.Detection(label=one.phrase, bounding_box=box, confidence=one.score)
+            fiftyone.Detection(
+                label=one.phrase,
+                bounding_box=box,
+                confidence=one.score,
+                **({} if one.track is None else {"index": one.track}),
+            )
             for one, box in zip(detections, boxes, strict=True)
         ]
     )

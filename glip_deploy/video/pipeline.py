@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from glip_deploy.prompts.encoded import EncodedPrompt
     from glip_deploy.results.detections import Detections
     from glip_deploy.video.base import Frame, Sink, Source
+    from glip_deploy.video.tracking import Tracker
 
     Threshold = float | Sequence[float] | Mapping[str, float]
     Wanted = EncodedPrompt | Sequence[EncodedPrompt]
@@ -59,6 +60,7 @@ class RunSummary:
         detected: frames that went through the detector.
         dropped: frames of a live source that a newer one replaced before the detector was free.
         objects: detections in all frames together.
+        tracks: ids that the tracker gave; 0 without one.
         seconds: wall-clock time, from the first read to the last file closed.
         fps: `detected / seconds`.
         reading: decoding and conversion; for a live source mostly the wait for the next frame.
@@ -78,6 +80,7 @@ class RunSummary:
     inference: StageTimes
     writing: StageTimes
     interrupted: bool = False
+    tracks: int = 0
 
 
 def run(
@@ -88,6 +91,7 @@ def run(
     *,
     threshold: Threshold | Sequence[Threshold] = 0.5,
     max_detections: int | None = None,
+    tracker: Tracker | None = None,
     queue_size: int = 4,
     on_frame: Callable[[Frame, Detections], None] | None = None,
 ) -> RunSummary:
@@ -107,6 +111,8 @@ def run(
         sinks: entered here, in order, and left at the end.
         threshold: as `Detector.detect` takes it; for several prompts, as `Detector.detect_prompts` does.
         max_detections: as they take it.
+        tracker: gives the objects ids over the frames (`glip_deploy.video.tracking`); sinks get detections with tracks.
+            The boxes are the same as without; weaker ones are looked for too, but only the tracker sees them.
         queue_size: at most so many frames wait before and after inference; at least 1.
         on_frame: called in the caller's thread after each frame is detected.
 
@@ -114,7 +120,7 @@ def run(
         Counts and times.
 
     Raises:
-        OptionError: a queue size or threshold out of range; nothing was read or written.
+        OptionError: a queue size or threshold out of range, or a tracker for pictures; nothing was read or written.
         OutputError: a sink writes to a file that is read or that another one writes (nothing was read or written), or
             it cannot write, such as on a full disk.
         FrameError: the only picture of the source cannot be read, or a frame is illegal.
@@ -124,9 +130,12 @@ def run(
         GlipError: whatever else the detector raised, such as a ClosedError or BackendError.
     """
     check_whole("queue_size", queue_size, 1)
+    if tracker is not None:
+        tracker.check(source)
     check_sinks(source, sinks)
     start = time.perf_counter()
     inference = _Clock()
+    known = 0 if tracker is None else tracker.count
     detected = objects = 0
     interrupted = False
     with contextlib.ExitStack() as stack:
@@ -140,7 +149,7 @@ def run(
                 for frame in reader:
                     with inference:
                         wanted = prompt(frame) if callable(prompt) else prompt
-                        found = _detect(detector, frame, wanted, threshold, max_detections)
+                        found = _detect(detector, frame, wanted, threshold, max_detections, tracker, source.fps)
                     detected += 1
                     objects += len(found.scores)
                     if not writer.put((frame, found)):
@@ -164,6 +173,7 @@ def run(
         inference=inference.times(),
         writing=writer.clock.times(),
         interrupted=interrupted,
+        tracks=0 if tracker is None else tracker.count - known,
     )
 
 
@@ -174,6 +184,7 @@ def detect_stream(
     *,
     threshold: Threshold | Sequence[Threshold] = 0.5,
     max_detections: int | None = None,
+    tracker: Tracker | None = None,
     queue_size: int = 4,
 ) -> Iterator[tuple[Frame, Detections]]:
     """Give each frame with its detections, reading ahead meanwhile; from a live source, the newest frame.
@@ -181,13 +192,42 @@ def detect_stream(
     Args and errors are those of `run`. Leaving the loop early ends the reading.
     """
     check_whole("queue_size", queue_size, 1)
+    if tracker is not None:
+        tracker.check(source)
     with _Reader(source, queue_size) as reader:
         for frame in reader:
             wanted = prompt(frame) if callable(prompt) else prompt
-            yield frame, _detect(detector, frame, wanted, threshold, max_detections)
+            yield frame, _detect(detector, frame, wanted, threshold, max_detections, tracker, source.fps)
 
 
-def _detect(detector: Detector, frame: Frame, wanted: Wanted, threshold: Any, max_detections: int | None) -> Detections:
+def _detect(
+    detector: Detector,
+    frame: Frame,
+    wanted: Wanted,
+    threshold: Any,
+    max_detections: int | None,
+    tracker: Tracker | None,
+    fps: float | None,
+) -> Detections:
+    """Return the detections of a frame, with tracks if there is a tracker."""
+    if tracker is None:
+        return _found(detector, frame, wanted, threshold, max_detections)
+    from glip_deploy.detector import thresholds_of_prompts
+    from glip_deploy.prompts.tokens import thresholds
+    from glip_deploy.video.tracking import WEAK
+
+    several = isinstance(wanted, list | tuple)
+    prompts = cast("Sequence[EncodedPrompt]", wanted if several else [wanted])
+    each = thresholds_of_prompts(threshold, len(prompts)) if several else [threshold]
+    limits = [thresholds(one.phrases, limit) for one, limit in zip(prompts, each, strict=True)]
+    weak = [(WEAK * limit).tolist() for limit in limits]
+    found = _found(detector, frame, wanted, weak if several else weak[0], max_detections)
+    phrases = [phrase for one in prompts for phrase in one.phrases]
+    time = frame.index / fps if frame.time is None and fps else frame.time
+    return tracker.update(found, phrases, np.concatenate(limits).tolist(), time=time)
+
+
+def _found(detector: Detector, frame: Frame, wanted: Wanted, threshold: Any, max_detections: int | None) -> Detections:
     """Return the detections of a frame; those of several prompts as if they were one."""
     options: dict[str, Any] = {} if max_detections is None else {"max_detections": max_detections}
     if not isinstance(wanted, list | tuple):

@@ -325,6 +325,63 @@ def test_several_prompts_give_a_line_each(here, detector, capsys):
     assert "prompt" not in lines_of(capsys.readouterr().out)[0]
 
 
+class Moves(FakeDetector):
+    """Finds the first class, further right with every frame (whose brightness is its number)."""
+
+    def detect(self, frame, prompt, threshold=0.5, *, color, max_detections=None, timings=None):
+        left = 2 * round(frame.mean() / 20)
+        return Detections(
+            np.array([[left, 4, left + 20, 24], [0, 30, 10, 40]], np.float32),
+            np.array([0.75, 0.3], np.float32),
+            np.array([0, 1]),
+            list(prompt.phrases[:2]),
+        )
+
+
+def test_tracks_are_in_every_output(here, monkeypatch, capsys):
+    pytest.importorskip("trackers", reason="trackers (extra track) is not installed", exc_type=ImportError)
+    monkeypatch.setattr("glip_deploy.detector.Detector", Moves)
+    options = ["--source", "v.mp4", "--json", "o.jsonl", "--coco", "o.json", "--output", "o.mp4"]
+    assert detect(*options) == 0
+    plain = lines_of(Path("o.jsonl").read_text())
+    assert not any("track" in one for line in plain for one in line["detections"])
+    assert "tracks" not in capsys.readouterr().err
+    assert detect(*options, "--track") == 0
+    lines = lines_of(Path("o.jsonl").read_text())
+    assert [[one.pop("track", None) for one in line["detections"]] for line in lines] == [[None], *[[1]] * 11]
+    for line, before in zip(lines, plain, strict=True):  # the fake gives weak boxes too, the real one only on request
+        assert line["detections"] == before["detections"][:1]
+    assert [row.get("track_id") for row in json.loads(Path("o.json").read_text())] == [None, *[1] * 11]
+    assert frames_in("o.mp4") == 12
+    assert "12 detections, 1 tracks in" in capsys.readouterr().err
+
+
+def test_pictures_are_not_tracked(here, detector, capsys):
+    for source, what in (("photos", "pictures"), ("a.jpg", "a picture")):
+        assert detect("--source", source, "--track", "--output", "out/") == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err == (
+            f"glip-detect: error: tracking follows objects through a video, but source {source} is {what};"
+            " leave it out (--track), or give a video, a camera or a stream\n"
+        )
+    assert detector.opened is None and not Path("out").exists()
+
+
+def test_tracking_without_its_package(here):
+    """As a process: the message comes before the bundle is opened."""
+    program = (
+        "import sys; sys.modules['trackers'] = None\n"
+        "from glip_deploy.cli.detect import main\n"
+        "sys.exit(main(['--model', 'm', '--prompt', 'x', '--source', 'v.mp4', '--track']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "glip-detect: error: tracking needs the package trackers, which is not installed;"
+        " pip install 'glip-deploy[track]'\n"
+    )
+
+
 def test_lists_of_classes_may_be_divided_and_more_detections_kept(here, detector):
     options = ["--source", "a.jpg", "--classes-per-prompt", "40", "--max-detections", "300"]
     assert detect(*options, prompt=("--classes", "person,dog")) == 0

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from glip_deploy.errors import FrameError, OptionError
 from glip_deploy.frames.canvas import Canvas, Resize, make_canvas, resize
 from glip_deploy.frames.geometry import MAX_NETWORK_PIXELS, network_size
-from glip_deploy.frames.load import as_frame, load_image
+from glip_deploy.frames.load import as_frame, decode_image, load_image
 
 GOLDENS = Path(__file__).parents[2] / "data" / "goldens"
 TABLE = json.loads((GOLDENS / "unit_resize_table.json").read_text())
@@ -280,6 +280,21 @@ def test_missing_folder_empty_text_truncated(tmp_path):
         with pytest.raises(FrameError, match=r"cannot be decoded|not in a format") as caught:
             load_image(cut)
         assert str(cut) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bytes_are_decoded_as_the_file_is(tmp_path):
+    Image.fromarray(picture(64, 48)).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    assert np.array_equal(decode_image(data), load_image(tmp_path / "whole.jpg"))
+    with pytest.raises(FrameError, match=r"^picture is empty \(0 bytes\)"):
+        decode_image(b"")
+    with pytest.raises(FrameError, match=r"^picture 2 of 3 is not in a format Pillow can read; convert it"):
+        decode_image(b"no picture", "2 of 3")
+    with pytest.raises(FrameError, match=r"^picture cannot be decoded \(.*\); it may be truncated, write it again$"):
+        decode_image(data[:400])
+    bare_png(tmp_path / "bomb.png", 20000, 20000)
+    with pytest.raises(FrameError, match=r"^picture is too large \(400000000 pixels\)"):
+        decode_image((tmp_path / "bomb.png").read_bytes())
 
 
 def bare_png(path, width, height):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,9 @@ def test_empty():
         ({"boxes": np.full((1, 4), np.inf)}, "must be finite"),
         ({"labels": np.array([0.5])}, "dtype float64"),
         ({"labels": np.array([-1])}, "label -1 is negative"),
+        ({"track": np.array([1, 2])}, r"track has shape \(2,\)"),
+        ({"track": np.array([0.5])}, "dtype float64; an integer per box"),
+        ({"track": np.array([-2])}, "track -2 is negative"),
     ],
 )
 def test_arrays_that_do_not_match_are_refused(change, match):
@@ -97,6 +101,19 @@ def test_arrays_that_do_not_match_are_refused(change, match):
     Detections(**good)
     with pytest.raises(ValueError, match=match):
         Detections(**{**good, **change})
+
+
+def test_tracks_go_with_their_boxes():
+    untracked = three()
+    assert untracked.track.tolist() == [-1, -1, -1] and untracked.track.dtype == np.int64
+    assert Detections.empty().track.shape == (0,) and Detections.empty().track.dtype == np.int64
+    assert [one.track for one in untracked] == [None] * 3
+    tracked = replace(untracked, track=np.array([7, -1, 0]))
+    assert [one.track for one in tracked] == [7, None, 0]
+    assert tracked[[2, 0]].track.tolist() == [7, 0] and tracked[1:].track.tolist() == [-1, 0]
+    assert Detections.joined([tracked, untracked], [2, 2]).track.tolist() == [7, -1, -1, -1, 0, -1]
+    given = {"boxes": np.zeros((2, 4)), "labels": np.zeros(2, int), "phrases": ["x", "x"], "track": [3, 4]}
+    assert Detections(scores=np.array([0.2, 0.9]), **given).track.tolist() == [4, 3]  # sorted by score, as all else
 
 
 # --- adapters ---
@@ -118,6 +135,17 @@ def test_coco_widths_count_the_last_pixel():
     assert [row["category_id"] for row in three().to_coco(42, [17, 90])] == [17, 90, 90]
     with pytest.raises(OptionError, match="1 category ids, but class 1 was found"):
         three().to_coco(42, [17])
+
+
+def test_tracks_in_every_form(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields))
+    tracked = replace(three(), track=np.array([7, -1, 0]))
+    assert [row.get("track", "none") for row in tracked.to_dicts()] == [7, "none", 0]
+    assert [row.get("track_id", "none") for row in tracked.to_coco(1)] == [7, "none", 0]
+    assert tracked.to_supervision()["tracker_id"].tolist() == [7, -1, 0]
+    assert three().to_supervision()["tracker_id"] is None
+    assert not any("track" in row for row in three().to_dicts())
+    assert not any("track_id" in row for row in three().to_coco(1))
 
 
 def test_supervision_absent(monkeypatch):

@@ -1,5 +1,7 @@
 """Drawing: places, colors and sizes of outlines and labels, and that any input can be drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -53,6 +55,16 @@ def test_the_label_sits_on_a_tag_of_that_color_above_the_box():
     out = annotate(gray(), found([[50, 80, 250, 180]], labels=[1]))
     above = out[60:79, 50:120].reshape(-1, 3)
     assert (above == class_color(1)).all(axis=1).mean() > 0.25
+
+
+def test_the_id_of_an_object_is_part_of_its_label():
+    boxes = found([[50, 80, 250, 180]])
+    tracked, renamed = replace(boxes, track=np.array([7])), replace(boxes, phrases=["thing #7"])
+    assert np.array_equal(annotate(gray(), tracked), annotate(gray(), renamed))
+    assert not np.array_equal(annotate(gray(), tracked), annotate(gray(), boxes))
+    long = replace(tracked, phrases=["a" * 60])  # the phrase is cut short, not the id
+    assert np.array_equal(annotate(gray(), long), annotate(gray(), replace(long, phrases=["a" * 47 + "…"])))
+    assert not np.array_equal(annotate(gray(), long), annotate(gray(), replace(long, track=np.array([8]))))
 
 
 def test_at_the_upper_edge_the_label_moves_inside():

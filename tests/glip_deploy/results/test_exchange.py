@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +75,7 @@ class OneBox:
     label: str
     bounding_box: list[float]
     confidence: float
+    index: int | None = None
 
 
 def test_fiftyone(monkeypatch):
@@ -84,6 +85,8 @@ def test_fiftyone(monkeypatch):
         OneBox("a dog", [0, 0.1, 0.5, 0.5], 0.75),
         OneBox("cat", [0.75375, 0.5, 0.24625, 0.5], 0.5),
     ]
+    tracked = replace(two(), track=np.array([7, -1]))
+    assert [one.index for one in tracked.to_fiftyone(200, 100)] == [7, None]
     assert Detections().to_fiftyone(200, 100) == []
 
 
