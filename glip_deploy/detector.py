@@ -14,7 +14,7 @@ from glip_deploy.backends import MAX_THREADS, check_trusted, open_backend
 from glip_deploy.backends.base import Backend
 from glip_deploy.bundle.contract import Candidates, ImageInputs
 from glip_deploy.bundle.manifest import Bundle
-from glip_deploy.errors import OptionError, PromptError
+from glip_deploy.errors import GlipError, OptionError, PromptError
 from glip_deploy.files import cache_folder
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.device import network_canvas
@@ -84,6 +84,25 @@ class _Default(Enum):
     CACHE = "default"
 
 
+def _resize_of(asked: Resize | None, backend: Backend) -> Resize:
+    """Return how frames are resized: as asked, or on the GPU where the backend can.
+
+    Raises:
+        OptionError: on the GPU, with a backend that cannot.
+        GlipError: on the GPU, and what the backend needs for it is missing.
+    """
+    if asked is not None and asked is not Resize.GPU:
+        return asked
+    try:
+        if backend.prepare_resize():
+            return Resize.GPU
+    except GlipError as error:
+        if asked is not None:
+            raise
+        _log.warning("frames are resized on the CPU: %s", error)
+    return Resize.EXACT if asked is None else Resize.on_cpu(asked)
+
+
 class Detector:
     """Open-vocabulary detection with an exported GLIP.
 
@@ -102,13 +121,13 @@ class Detector:
         *,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
-        resize: Resize = Resize.EXACT,
+        resize: Resize | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         self.bundle = bundle
         self.shortest_side = shortest_side
         self.longest_side = longest_side
-        self.resize = resize
+        self.resize = _resize_of(resize, backend)
         self.backend = backend
         self._tokenizer = bundle.tokenizer()
         key = bundle.key
@@ -128,7 +147,7 @@ class Detector:
         engines: str | Path | None = None,
         shortest_side: int = 800,
         longest_side: int | None = 1333,
-        resize: str | Resize = Resize.EXACT,
+        resize: str | Resize | None = None,
         threads: int | None = None,
         cache_dir: str | Path | _Default | None = _Default.CACHE,
         verify: bool = True,
@@ -147,7 +166,8 @@ class Detector:
             engines: their folder or its name in the bundle; None takes the first that fit this machine.
             shortest_side: pixels; frames are resized to it before the network.
             longest_side: pixels; the other side's limit, None for no limit (as in the official demo).
-            resize: "exact" (as GLIP was evaluated) or "fast".
+            resize: "exact" (as GLIP was evaluated), "fast", or for "tensorrt" alone "gpu" (exact within one gray level;
+                frames are uploaded as they are). None takes "gpu" where the backend has it, else "exact".
             threads: CPU threads, up to 512; None for one a core.
             cache_dir: where encoded prompts, and the graphs that OpenVINO compiled, are kept between runs; None keeps
                 them in memory only.
@@ -164,11 +184,7 @@ class Detector:
         check_sides(shortest_side, longest_side)
         if threads is not None:
             check_whole("threads", threads, 1, MAX_THREADS)
-        try:
-            method = Resize(resize)
-        except ValueError:
-            legal = ", ".join(item.value for item in Resize)
-            raise OptionError(f'resize is "{resize}"; legal is {legal}') from None
+        method = None if resize is None else Resize.of(resize)
         check_trusted(backend, trusted)
         directory = cache_folder() if isinstance(cache_dir, _Default) else cache_dir
         folder = None if directory is None else Path(directory)
@@ -298,11 +314,12 @@ class Detector:
         Args:
             frame: (H, W, 3) uint8; gray, alpha and 16 bit are converted. With TensorRT also one that is in GPU
                 memory already ((H, W, 3 or 4) uint8 with `__dlpack__` or a `__cuda_array_interface__`: PyTorch, CuPy,
-                PyCUDA), which is resized there, always exactly.
+                PyCUDA), which is resized there, exactly within one gray level. In NV12, in either memory,
+                (H * 3 / 2, W), or a pair of planes (H, W) and (H / 2, W / 2, 2).
             prompt: from `encode`; anything `encode` takes is encoded first (at no cost the second time).
             threshold: scores must exceed it: one number, one per class, or a mapping from phrase to number.
-            color: "bgr" (OpenCV) or "rgb" (Pillow, PyAV). There is no default: the wrong one still gives boxes,
-                only worse ones.
+            color: "bgr" (OpenCV), "rgb" (Pillow, PyAV) or "nv12" (video decoders; see `Color`). There is no default:
+                the wrong one still gives boxes, only worse ones.
             max_detections: keep so many at most; None for the bundle's number, 100 (officially 300 for LVIS).
             timings: filled with the seconds that each `FrameStep` of this call took, for measurements.
 
@@ -330,7 +347,7 @@ class Detector:
             frame: as `detect` takes it.
             prompts: each as `detect` takes it.
             threshold: one number for all, or for each prompt what `detect` takes.
-            color: "bgr" or "rgb".
+            color: as `detect` takes it.
             max_detections: for each prompt, as `detect` takes it.
             timings: as `detect` takes it; filled for all prompts together.
 

@@ -18,9 +18,10 @@ import numpy as np
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.engines import RECORD_VERSION, EngineFile, EngineRecord
 from glip_deploy.bundle.manifest import MANIFEST
-from glip_deploy.errors import GlipError
+from glip_deploy.errors import GlipError, MissingPackage
 from glip_deploy.files import sha256_of
 from glip_deploy.frames import make_canvas
+from glip_deploy.frames.nv12 import nv12_to_rgb
 
 VERSION = "10.9.0"
 
@@ -31,7 +32,7 @@ class SimulatedCuda:
     gpu, compute_capability = "Simulated GPU", 80
 
     def __init__(self, graphs: bool = True) -> None:
-        self.graphs, self.capturable = graphs, True
+        self.graphs, self.capturable, self.without_nvrtc = graphs, True, False
         self.memory: dict[int, Any] = {}
         self.arrays: dict[int, Any] = {}
         self.streams: set[int] = set()
@@ -87,23 +88,36 @@ class SimulatedCuda:
 
     def upload(self, target: Any, source: Any, stream: int) -> None:
         assert stream in self.streams
-        assert source.ctypes.data in self.arrays
+        first, last = source.ctypes.data, source.ctypes.data + source.nbytes
+        assert any(one <= first and last <= one + array.nbytes for one, array in self.arrays.items())
         self._do("upload", lambda: ctypes.memmove(target, source.ctypes.data, source.nbytes))
 
     def download(self, target: Any, source: Any, stream: int) -> None:
         assert target.ctypes.data in self.arrays
         self._do("download", lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
 
+    def prepare_resize(self) -> None:
+        if self.without_nvrtc:
+            raise MissingPackage("NVRTC, which compiles the GPU's resize, is not installed")
+
     def resize(self, frame: Any, red: Any, canvas: Any, canvas_size: Any, size: Any, stream: int) -> None:
         """The kernel itself is tested in tests/glip_deploy/frames/test_device.py."""
         assert stream in self.streams
         assert self.recording is None
         self.log.append("resize")
-        memory = np.frombuffer(ctypes.string_at(frame.address, frame.height * frame.row_bytes), np.uint8)
-        picture = np.lib.stride_tricks.as_strided(
-            memory, (frame.height, frame.width, 3), (frame.row_bytes, frame.channels, 1)
-        )
-        order = "rgb" if red == 0 else "bgr"
+
+        def plane(address: int, row_bytes: int, shape: tuple[int, ...], pixel: int) -> Any:
+            memory = np.frombuffer(ctypes.string_at(address, shape[0] * row_bytes), np.uint8)
+            return np.lib.stride_tricks.as_strided(memory, shape, (row_bytes, pixel, 1)[: len(shape)])
+
+        sides = (frame.height, frame.width)
+        if frame.chroma:
+            luma = plane(frame.address, frame.row_bytes, sides, 1)
+            chroma = plane(frame.chroma, frame.chroma_row_bytes, (sides[0] // 2, sides[1]), 1)
+            picture, order = nv12_to_rgb((luma, chroma)), "rgb"
+        else:
+            picture = plane(frame.address, frame.row_bytes, (*sides, 3), frame.channels)
+            order = "rgb" if red == 0 else "bgr"
         out = np.zeros((*canvas_size, 3), np.uint8)
         out[: size[0], : size[1]] = make_canvas(
             [np.ascontiguousarray(picture)], color=order, shortest_side=min(size), longest_side=max(size)
@@ -134,17 +148,18 @@ class SimulatedCuda:
 
 
 class SimulatedDeviceArray:
-    """A picture in "GPU memory", as CuPy and others present one."""
+    """A picture, or a plane of one, in "GPU memory", as CuPy and others present one."""
 
     def __init__(self, picture: Any, row_bytes: Any = None, stream: int | None = None) -> None:
-        height, width, channels = picture.shape
-        row_bytes = row_bytes or width * channels
-        self.memory = np.zeros((height, row_bytes), np.uint8)
-        self.memory[:, : width * channels] = picture.reshape(height, -1)
+        picture = np.ascontiguousarray(picture)
+        packed = picture.strides[0]
+        row_bytes = row_bytes or packed
+        self.memory = np.zeros((len(picture), row_bytes), np.uint8)
+        self.memory[:, :packed] = picture.reshape(len(picture), -1)
         self.__cuda_array_interface__ = {
             "data": (self.memory.ctypes.data, False),
             "shape": picture.shape,
-            "strides": None if row_bytes == width * channels else (row_bytes, channels, 1),
+            "strides": None if row_bytes == packed else (row_bytes, *picture.strides[1:]),
             "typestr": "|u1",
             "version": 3,
             "stream": stream,

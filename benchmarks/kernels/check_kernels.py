@@ -8,9 +8,10 @@ r"""Check and time the deformable convolution's CUDA kernels on the GPU at hand,
 A few minutes. Builds the kernels for this GPU (nvcc), compares them with the reference outputs and with float64,
 times every shape of GLIP at 800x1344 against torchvision's deform_conv2d and against the least time there is, and the
 whole image branch of GLIP-T with 16 tokens in fp16: plain, with our kernels, and with our kernels as a CUDA graph.
-With --bundle, engines of which `glip-build` made on this machine, also: two clones under load, a prompt changed in
-mid-stream, frames of PyTorch, CuPy and PyCUDA with and without streams, ONNX Runtime's CUDA provider. The kernels run
-once more under compute-sanitizer. Of these, what is not installed is left out and named.
+With --bundle, engines of which `glip-build` made on this machine, also: frames of the host that the GPU resizes, in RGB
+and NV12, two clones under load, a prompt changed in mid-stream, frames of PyTorch, CuPy and PyCUDA with and without
+streams, ONNX Runtime's CUDA provider. The kernels run once more under compute-sanitizer. Of these, what is not
+installed is left out and named.
 Needs torch with CUDA and a C++ compiler; torchvision if it is to be compared. Exit status 1 if a result is wrong.
 """
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from glip_deploy.detector import Detector
 from glip_deploy.errors import GlipError
+from glip_deploy.frames import Resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,9 +76,18 @@ MAKERS: Mapping[str, tuple[str, Maker]] = {
 """Frames in GPU memory, by case: the package they need, and what makes one of a picture."""
 
 
+OF_DETECTORS = (
+    "frames of the host",
+    "frames of the host in NV12",
+    "two clones under load",
+    "a prompt changed in mid-stream",
+)
+"""What is checked of a detector, besides `MAKERS`."""
+
+
 def plan(bundle: Path | None) -> list[str]:
     """Return what would be checked here, one line each, with what is missing for it."""
-    lines = ["two clones under load", "a prompt changed in mid-stream", *(f"frames of {case}" for case in MAKERS)]
+    lines = [*OF_DETECTORS, *(f"frames of {case}" for case in MAKERS)]
     packages = {f"frames of {case}": package for case, (package, _) in MAKERS.items()}
     missing = {line: f"{package} is not installed" for line, package in packages.items() if _absent(package)}
     lines += ["ONNX Runtime's CUDA provider", "compute-sanitizer"]
@@ -93,9 +103,13 @@ def plan(bundle: Path | None) -> list[str]:
 def check_detector(
     detector: Detector, picture: NDArray[np.uint8], makers: Mapping[str, tuple[str, Maker]] = MAKERS
 ) -> list[Row]:
-    """Check clones, prompts and frames in GPU memory on an opened detector; the picture is RGB."""
+    """Check clones, prompts and frames resized on the GPU on an opened detector; the picture is RGB."""
     prompts = [detector.encode(text) for text in PROMPTS]
-    wanted = [detector.detect(picture, prompt, 0.05, color="rgb") for prompt in prompts]
+    planes = to_nv12(picture)
+    with detector.clone() as exact:
+        exact.resize = Resize.EXACT  # by the processor
+        wanted = [exact.detect(picture, prompt, 0.05, color="rgb") for prompt in prompts]
+        wanted_of_planes = exact.detect(planes, prompts[0], 0.05, color="nv12")
 
     def stream(one: Detector, order: Iterable[int]) -> float:
         return max(distance(one.detect(picture, prompts[i], 0.05, color="rgb"), wanted[i]) for i in order)
@@ -104,10 +118,16 @@ def check_detector(
         with detector.clone() as first, detector.clone() as second, ThreadPoolExecutor(2) as pool:
             return max(pool.map(stream, (first, second), ([0] * FRAMES, [1] * FRAMES)))
 
-    rows = [
-        _row("two clones under load", clones),
-        _row("a prompt changed in mid-stream", lambda: stream(detector, [i // 3 % 2 for i in range(FRAMES)])),
-    ]
+    def of_planes() -> float:
+        return distance(detector.detect(planes, prompts[0], 0.05, color="nv12"), wanted_of_planes)
+
+    checks = (
+        lambda: stream(detector, [0] * 3),
+        lambda: max(of_planes() for _ in range(3)),
+        clones,
+        lambda: stream(detector, [i // 3 % 2 for i in range(FRAMES)]),
+    )
+    rows = [_row(case, check) for case, check in zip(OF_DETECTORS, checks, strict=True)]
     for case, (package, make) in makers.items():
         if _absent(package):
             rows.append({"case": f"frames of {case}", "ok": True, "left_out": f"{package} is not installed"})
@@ -119,6 +139,16 @@ def check_detector(
 
         rows.append(_row(f"frames of {case}", frames))
     return rows
+
+
+def to_nv12(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a (H, W, 3) RGB picture in NV12, (H * 3 / 2, W), by BT.601 of limited range; an odd side loses a pixel."""
+    height, width = (side // 2 * 2 for side in picture.shape[:2])
+    red, green, blue = np.moveaxis(picture[:height, :width].astype(np.float32) / 255, 2, 0)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    pairs = np.stack([(blue - luma) / 1.772, (red - luma) / 1.402], axis=-1)
+    chroma = pairs.reshape(height // 2, 2, width // 2, 2, 2).mean(axis=(1, 3)).reshape(height // 2, width)
+    return np.concatenate([16 + 219 * luma, 128 + 224 * chroma]).round().astype(np.uint8)
 
 
 def distance(found: Detections, wanted: Detections) -> float:

@@ -75,6 +75,10 @@ class TorchBackend:
         """See `Backend.detect_prompts`. Everything runs for every prompt."""
         return [self.detect(of_prompt) for of_prompt in inputs]
 
+    def prepare_resize(self) -> bool:
+        """Return that frames are resized on the processor."""
+        return False
+
     def clone(self) -> TorchBackend:
         """See `Backend.clone`."""
         return self

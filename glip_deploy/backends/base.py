@@ -52,6 +52,14 @@ class Backend(Protocol):
         """
         ...
 
+    def prepare_resize(self) -> bool:
+        """Get ready to resize frames on the GPU; False where this engine cannot.
+
+        Raises:
+            GlipError: it could, but something that it needs is missing.
+        """
+        ...
+
     def clone(self) -> Backend:
         """Another backend on the same engines, for frames that should not wait for this one's."""
         ...

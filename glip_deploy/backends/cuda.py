@@ -67,7 +67,7 @@ class Cuda:
         self._context = current
         number = self._call(runtime.cudaGetDevice())
         properties = self._call(runtime.cudaGetDeviceProperties(number))
-        self._resize: Any = None
+        self._resize: dict[bytes, Any] = {}
         self.gpu = properties.name.rstrip(b"\0").decode(errors="replace")
         self.compute_capability = 10 * int(properties.major) + int(properties.minor)
 
@@ -164,6 +164,18 @@ class Cuda:
         """Give a recorded graph back."""
         self._call(self._runtime.cudaGraphExecDestroy(graph))
 
+    def prepare_resize(self) -> None:
+        """Compile what `resize` needs, the first time.
+
+        Raises:
+            GlipError: as `compile_kernel`.
+        """
+        if not self._resize:
+            code = compile_kernel(Path(__file__).with_name("resize.cu"), self.compute_capability)
+            module = self._call(self._driver.cuModuleLoadData(code))
+            for name in (b"glip_resize", b"glip_resize_nv12"):
+                self._resize[name] = self._call(self._driver.cuModuleGetFunction(module, name))
+
     def resize(
         self,
         frame: DeviceFrame,
@@ -176,7 +188,7 @@ class Cuda:
         """Enqueue `resize.cu`: a frame in GPU memory, resized as Pillow does, to the top left of a BGR canvas.
 
         Args:
-            frame: the picture.
+            frame: the picture, packed or in NV12.
             red: place of red in its pixels, 0 or 2.
             canvas: address of (height, width, 3) bytes.
             canvas_size: its height and width.
@@ -188,27 +200,21 @@ class Cuda:
         """
         import ctypes
 
-        if self._resize is None:
-            self._resize = self._kernel(Path(__file__).with_name("resize.cu"), b"glip_resize")
-        numbers = ctypes.c_int
-        arguments = (
-            (ctypes.c_void_p, frame.address),
-            (ctypes.c_longlong, frame.row_bytes),
-            (numbers, frame.height),
-            (numbers, frame.width),
-            (numbers, frame.channels),
-            (numbers, red),
-            (ctypes.c_void_p, canvas),
-            *((numbers, side) for side in (*canvas_size, *size)),
-        )
+        self.prepare_resize()
+        pointer, row, number = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_int
+        source = [(pointer, frame.address), (row, frame.row_bytes)]
+        sides = [(number, frame.height), (number, frame.width)]
+        target = [(pointer, canvas), *((number, side) for side in (*canvas_size, *size))]
+        if frame.chroma:
+            name = b"glip_resize_nv12"
+            arguments = [*source, (pointer, frame.chroma), (row, frame.chroma_row_bytes), *sides, *target]
+        else:
+            name = b"glip_resize"
+            arguments = [*source, *sides, (number, frame.channels), (number, red), *target]
         values, kinds = tuple(value for _, value in arguments), tuple(kind for kind, _ in arguments)
         blocks = (ceil_div(canvas_size[1], BLOCK[0]), ceil_div(canvas_size[0], BLOCK[1]))
         launch = self._driver.cuLaunchKernel
-        self._call(launch(self._resize, *blocks, 1, *BLOCK, 1, 0, stream, (values, kinds), 0))
-
-    def _kernel(self, source: Path, name: bytes) -> Any:
-        module = self._call(self._driver.cuModuleLoadData(compile_kernel(source, self.compute_capability)))
-        return self._call(self._driver.cuModuleGetFunction(module, name))
+        self._call(launch(self._resize[name], *blocks, 1, *BLOCK, 1, 0, stream, (values, kinds), 0))
 
 
 def compile_kernel(source: Path, compute_capability: int) -> bytes:

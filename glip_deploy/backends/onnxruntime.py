@@ -268,6 +268,10 @@ class OnnxRuntimeBackend:
             found.append(Candidates(*_run(head, CANDIDATES, {**features, **of_prompt.prompt_feed()})))
         return found
 
+    def prepare_resize(self) -> bool:
+        """See `Backend.prepare_resize`."""
+        return False
+
     def clone(self) -> OnnxRuntimeBackend:
         """See `Backend.clone`. The sessions are shared: they run calls of several threads side by side."""
         return OnnxRuntimeBackend(self._opened)

@@ -271,6 +271,10 @@ class OpenVINOBackend:
         """See `Backend.detect_prompts`. Every prompt runs the whole image graph."""
         return [self.detect(of_prompt) for of_prompt in inputs]
 
+    def prepare_resize(self) -> bool:
+        """See `Backend.prepare_resize`."""
+        return False
+
     def clone(self) -> OpenVINOBackend:
         """See `Backend.clone`. The compiled graphs are shared; buffers are not."""
         return OpenVINOBackend(self._opened)

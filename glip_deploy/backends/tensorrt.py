@@ -1,8 +1,9 @@
 """TensorRT and TensorRT-RTX: engines that `glip-build` made, on the GPU they were made for.
 
-Frames go through page-locked memory on a stream of the backend's own, or are resized where they are on the GPU. The
-first frame of a shape runs plainly, the second is recorded as a CUDA graph, later ones replay it: upload, network and
-download are one launch. What belongs to the prompt is uploaded when it changes, which no engine has to be built for.
+Frames are resized on the GPU, where they are or uploaded as they are through page-locked memory, or come resized from
+the host. All goes through a stream of the backend's own. The first frame of a shape runs plainly, the second is
+recorded as a CUDA graph, later ones replay it: the upload of a resized frame, network and download are one launch. What
+belongs to the prompt is uploaded when it changes, which no engine has to be built for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from glip_deploy.backends.trt_engine import Engine, find_creator
 from glip_deploy.bundle.contract import CANDIDATES, PARTS, Candidates, ImageInputs
 from glip_deploy.bundle.engines import ENGINES, EngineRecord, Machine, find_engines
 from glip_deploy.errors import ClosedError, EngineError, EngineMismatch, GlipError, MissingPackage
+from glip_deploy.frames.device import HostFrame
 from glip_deploy.frames.geometry import ceil_to
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from glip_deploy.backends.cuda import Cuda
     from glip_deploy.bundle.manifest import Bundle
-    from glip_deploy.frames.device import DeviceCanvas
+    from glip_deploy.frames.device import DeviceCanvas, DeviceFrame
 
     _Feed = Mapping[str, "NDArray[Any] | DeviceCanvas | _OnDevice"]
 
@@ -111,6 +113,8 @@ class TensorRTBackend:
         self._bound: dict[str, OrderedDict[tuple[Any, ...], _Bound]] = {graph: OrderedDict() for graph in SHAPES_KEPT}
         self._memory: dict[bool, int] = {}
         """What all contexts compute in, those of parts apart; only one runs at a time."""
+        self._raw: tuple[NDArray[np.uint8], int] | None = None
+        """Page-locked and device memory of as many bytes, for frames of the host that are resized on the GPU."""
         with self._cuda.active():
             self._stream = self._cuda.stream()
         _OPEN.add(self)
@@ -159,6 +163,13 @@ class TensorRTBackend:
         """Return another backend for another stream of frames: it shares the engines, and nothing it waits for."""
         self._check_open()
         return TensorRTBackend(self._opened)
+
+    def prepare_resize(self) -> bool:
+        """See `Backend.prepare_resize`."""
+        self._check_open()
+        with _DEVICE, self._cuda.active():
+            self._cuda.prepare_resize()
+        return True
 
     @property
     def text_key(self) -> str:
@@ -290,6 +301,7 @@ class TensorRTBackend:
                         self._free(kept.popitem()[1])
                 for memory in self._memory.values():
                     self._cuda.free(memory)
+                self._free_raw()
                 for engine in self._engines.values():
                     engine.keep_kernels()
                 self._cuda.free_stream(self._stream)
@@ -406,13 +418,45 @@ class TensorRTBackend:
                 self._cuda.upload(bound.device[name], staging, self._stream)
 
     def _draw(self, canvas: DeviceCanvas, address: int) -> None:
-        """Resize frames that are on the GPU onto the canvas there."""
+        """Resize frames on the GPU onto the canvas there."""
         _, height, width, _ = canvas.shape
-        for i, picture in enumerate(canvas.pictures):
-            self._cuda.synchronize(picture.stream)
+        for i, picture in enumerate(self._uploaded(canvas.pictures)):
+            for stream in {picture.stream, picture.chroma_stream} - {self._stream, None}:
+                self._cuda.synchronize(stream)
             size = (int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1]))
             place = address + i * height * width * 3
             self._cuda.resize(picture, canvas.red, place, (height, width), size, self._stream)
+
+    def _uploaded(self, pictures: tuple[DeviceFrame | HostFrame, ...]) -> list[DeviceFrame]:
+        """Return frames in GPU memory: those of the host are uploaded, one behind the other."""
+        needed = sum(picture.size for picture in pictures if isinstance(picture, HostFrame))
+        if needed and (self._raw is None or self._raw[0].size < needed):
+            with _DEVICE:  # nothing reads the old memory: every run ends before the next begins
+                self._free_raw()
+                staging = self._cuda.pinned((needed,), np.dtype(np.uint8))
+                try:
+                    self._raw = staging, self._cuda.allocate(needed)
+                except BaseException:
+                    self._cuda.free_pinned(staging)
+                    raise
+        found, start = [], 0
+        for picture in pictures:
+            if isinstance(picture, HostFrame):
+                assert self._raw is not None
+                staging, place = self._raw[0][start : start + picture.size], self._raw[1] + start
+                picture.write(staging)
+                self._cuda.upload(place, staging, self._stream)
+                start += picture.size
+                found.append(picture.uploaded(place, self._stream))
+            else:
+                found.append(picture)
+        return found
+
+    def _free_raw(self) -> None:
+        if self._raw is not None:
+            (staging, address), self._raw = self._raw, None
+            self._cuda.free_pinned(staging)
+            self._cuda.free(address)
 
     def _enqueue(self, bound: _Bound) -> None:
         def frame() -> None:

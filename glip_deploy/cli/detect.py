@@ -134,9 +134,14 @@ def detect(
     ] = None,
     shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
     longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
-    resize: Annotated[Resize, option("HOW", "exact, as GLIP was evaluated; fast changes results a little.", HOW)] = (
-        Resize.EXACT
-    ),
+    resize: Annotated[
+        Resize | None,
+        option(
+            "HOW",
+            "exact, as GLIP was evaluated; fast changes results a little; gpu (tensorrt). Default: gpu or exact.",
+            HOW,
+        ),
+    ] = None,
     backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
     precision: Annotated[
         Precision | None,

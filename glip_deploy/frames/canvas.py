@@ -16,6 +16,7 @@ import numpy as np
 from glip_deploy.errors import FrameError, OptionError
 from glip_deploy.frames.geometry import canvas_size, network_size
 from glip_deploy.frames.load import as_frame
+from glip_deploy.frames.nv12 import nv12_to_rgb
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,16 +43,22 @@ class _Choice(StrEnum):
 
 
 class Color(_Choice):
-    """Channel order of a frame."""
+    """What the bytes of a frame are."""
 
     BGR = "bgr"
     RGB = "rgb"
+    NV12 = "nv12"
+    """As video decoders write: a plane of brightness, and one of color at half the resolution; BT.601 of limited
+    range, as OpenCV reads it. A frame is a (H * 3 / 2, W) uint8 array, or a pair of one array for each plane."""
 
 
 class Resize(_Choice):
     """How a picture is brought to the network's size.
 
     `EXACT` is the official arithmetic: Pillow's antialiased bilinear filter on uint8.
+
+    `GPU` is the same filter on the GPU, within one gray level of `EXACT`: frames are uploaded as they are, and the
+    processor does nothing to their pixels. Only backend "tensorrt" has it.
 
     `FAST` is for video and changes pixels, so detections near a threshold may change. Where it shrinks by two or more,
     it averages whole blocks of pixels before the bilinear filter; where it shrinks by less, it uses the box filter;
@@ -64,6 +71,19 @@ class Resize(_Choice):
 
     EXACT = "exact"
     FAST = "fast"
+    GPU = "gpu"
+
+    @classmethod
+    def on_cpu(cls, value: object) -> Resize:
+        """Return the method of the processor that a value names.
+
+        Raises:
+            OptionError: it names none, or `GPU`.
+        """
+        method = cls.of(value)
+        if method is cls.GPU:
+            raise OptionError('resize is "gpu", which only backend tensorrt does; use "exact" or "fast"')
+        return method
 
 
 class NetworkCanvas(Protocol):
@@ -120,10 +140,10 @@ def resize(frame: NDArray[np.uint8], size: tuple[int, int], method: Resize | str
         (height, width, 3) uint8, read-only; the frame itself where it has that size already.
 
     Raises:
-        OptionError: an unknown method.
+        OptionError: an unknown method, or `Resize.GPU`.
         FrameError: an illegal frame.
     """
-    way = Resize.of(method)
+    way = Resize.on_cpu(method)
     frame = as_frame(frame)
     if frame.shape[:2] == tuple(size):
         return frame
@@ -146,8 +166,8 @@ def make_canvas(
     different shapes in one batch change each other's results slightly, as they do officially.
 
     Args:
-        frames: B pictures as `as_frame` takes them, or a single one.
-        color: channel order of the frames. There is no default, because the wrong one costs accuracy without an error.
+        frames: B pictures as `as_frame` takes them, or a single one; with `Color.NV12` as that says.
+        color: what their bytes are. There is no default, because the wrong one costs accuracy without an error.
         shortest_side: in network pixels.
         longest_side: in network pixels; None for no limit (the official demo).
         method: `Resize.EXACT` or `Resize.FAST`.
@@ -159,12 +179,15 @@ def make_canvas(
         OptionError: an illegal color, method or side.
     """
     order = Color.of(color)
-    way = Resize.of(method)
+    way = Resize.on_cpu(method)
     if isinstance(frames, np.ndarray) and frames.ndim < 4:
         frames = [frames]
     if len(frames) == 0:
         raise FrameError("no frames: a batch holds at least one picture")
-    pictures = [as_frame(frame) for frame in frames]
+    if order is Color.NV12:
+        pictures, order = [nv12_to_rgb(frame) for frame in frames], Color.RGB
+    else:
+        pictures = [as_frame(frame) for frame in frames]
     sizes = [network_size(picture.shape[0], picture.shape[1], shortest_side, longest_side) for picture in pictures]
     shape = (len(pictures), *canvas_size(sizes), 3)
     fits = buffer is not None and buffer.shape == shape and buffer.dtype == np.uint8 and buffer.flags.writeable

@@ -321,7 +321,7 @@ def test_a_threshold_only_takes_away(detector):
     ("options", "said"),
     [
         ({"backend": "tflite"}, "tflite"),
-        ({"resize": "bicubic"}, "exact, fast"),
+        ({"resize": "bicubic"}, '"exact" or "fast" or "gpu"'),
         ({"threads": 0}, "threads is 0"),
         ({"threads": 3000}, "threads is 3000; it must be a whole number of at least 1 and at most 512"),
         ({"shortest_side": 0}, "shortest_side is 0"),

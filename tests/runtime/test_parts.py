@@ -259,6 +259,15 @@ def test_nv12_gives_the_colors_of_bt601(probe):
         assert np.abs(np.array(answer["pixels"][:3])[::-1] - np.array(rgb)).max() <= 2
 
 
+def test_nv12_is_pythons_bit_for_bit(probe):
+    both = np.random.default_rng(4).integers(0, 256, (48, 64), dtype=np.uint8)
+    answer = probe.ask(
+        what="canvas", pixels=both.ravel().tolist(), height=32, width=64, format=5, shortest=32, longest=0
+    )
+    wanted = make_canvas([both], color="nv12", shortest_side=32, longest_side=None)
+    assert answer["pixels"] == wanted.frames.ravel().tolist()
+
+
 REFUSED = [
     ({"pitch": 11}, "a row of 4 pixels has 12"),
     ({"pitch": 2**64 - 12}, "from the top down"),

@@ -73,11 +73,12 @@ def time_resizing(picture: NDArray[np.uint8], options: Options, runs: int) -> li
     for height, width in ((720, 1280), (1080, 1920), (1440, 2560), (2160, 3840)):
         frame = crop_to(picture, (height, width))
         size = network_size(height, width, options.shortest_side, options.longest_side)
+        methods = (Resize.EXACT, Resize.FAST)
         timings = measure_interleaved(
-            {method.value: partial(resize, frame, size, method) for method in Resize}, max(10, runs)
+            {method.value: partial(resize, frame, size, method) for method in methods}, max(10, runs)
         )
         shrunk = (max(1, round(picture.shape[0] * size[0] / height)), max(1, round(picture.shape[1] * size[1] / width)))
-        exact, fast = (resize(picture, shrunk, method).astype(np.int16) for method in Resize)
+        exact, fast = (resize(picture, shrunk, method).astype(np.int16) for method in methods)
         rows.append(
             {
                 "from": [height, width],

@@ -26,7 +26,9 @@ from glip_deploy import Detector, GlipError
 from glip_deploy.backends import BACKENDS, DATA_ONLY, open_backend, tensorrt
 from glip_deploy.backends.tensorrt import SHAPES_KEPT, TensorRTBackend, choose_engines
 from glip_deploy.bundle.engines import EngineRecord, PluginRecord
+from glip_deploy.errors import BackendError, MissingPackage, OptionError
 from glip_deploy.files import sha256_of
+from glip_deploy.frames import Resize
 
 
 @pytest.fixture
@@ -358,7 +360,7 @@ def test_frames_on_the_gpu_give_the_same_boxes(bundle, cuda, color, row_bytes, c
     write_engines(bundle)
     backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
     picture = np.random.default_rng(1).integers(0, 256, (90, 120, channels), dtype=np.uint8)
-    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+    with Detector(bundle, backend, shortest_side=96, longest_side=160, resize=Resize.EXACT) as detector:
         wanted = detector.detect(picture[..., :3], ["cat", "dog"], 0.1, color=color)
         logs = []
         for _ in range(3):
@@ -390,6 +392,76 @@ def test_frames_on_the_gpu_in_batches_and_with_work_pending(bundle, cuda):
         assert 1 in cuda.waits  # the legacy default stream
         with pytest.raises(GlipError, match="bring them to one side"):
             detector.detect_batch([given[0], pictures[0]], ["cat"], color="rgb")
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "nv12"])
+def test_frames_of_the_host_are_uploaded_as_they_are_and_resized_on_the_gpu(bundle, cuda, color):
+    write_engines(bundle, batch=2)
+    backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    shapes = ((96, 120), (240, 120)) if color == "nv12" else ((64, 120, 3), (160, 120, 4))
+    small, large = (np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8) for shape in shapes)
+    options = {"shortest_side": 96, "longest_side": 160}
+    reference = Detector.open(bundle.path, cache_dir=None, **options)
+    with Detector(bundle, backend, **options) as detector, detector.clone() as twin:
+        assert detector.resize is twin.resize is Resize.GPU
+        for one in (detector, detector, detector, twin):
+            for frames in ([small], [small, large], [large]):  # the memory for raw frames grows, and is kept
+                cuda.log.clear()
+                found = one.detect_batch(frames, ["cat", "dog"], 0.1, color=color)
+                assert cuda.log.count("resize") == len(frames)
+                wanted = reference.detect_batch(frames, ["cat", "dog"], 0.1, color=color)
+                for ours, theirs in zip(found, wanted, strict=True):
+                    assert len(ours) == len(theirs) > 0
+                    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+                    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        cuda.log.clear()
+        detector.detect(large, ["cat", "dog"], 0.1, color=color)
+        assert cuda.log == ["upload", "resize", "launch"]  # the prompt is there, the frame goes up as it is
+    assert not cuda.memory
+    assert not cuda.arrays
+
+
+def test_no_memory_for_a_raw_frame_leaves_nothing_behind(bundle, cuda, monkeypatch):
+    write_engines(bundle)
+    backend = TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda))
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with Detector(bundle, backend, shortest_side=96, longest_side=160) as detector:
+        prompt = detector.encode(["cat"])
+        allocate = cuda.allocate
+
+        def full(size):
+            if size == frame.size:
+                raise BackendError("the GPU cannot be used: out of memory")
+            return allocate(size)
+
+        monkeypatch.setattr(cuda, "allocate", full)
+        with pytest.raises(BackendError, match="out of memory"):
+            detector.detect(frame, prompt, color="rgb")
+        monkeypatch.setattr(cuda, "allocate", allocate)
+        detector.detect(frame, prompt, color="rgb")
+    assert not cuda.memory
+    assert not cuda.arrays
+
+
+def test_where_frames_are_resized(bundle, cuda, caplog):
+    """On the GPU unless something else is asked for; without NVRTC on the CPU, if the GPU was not asked for."""
+    write_engines(bundle)
+
+    def detector(resize=None):
+        return Detector(bundle, TensorRTBackend.open(bundle, cuda=cuda, trt=simulated_tensorrt(cuda)), resize=resize)
+
+    for asked, wanted in ((None, "gpu"), (Resize.GPU, "gpu"), (Resize.EXACT, "exact"), (Resize.FAST, "fast")):
+        with detector(asked) as opened:
+            assert opened.resize == wanted
+    cuda.without_nvrtc = True
+    assert not caplog.records
+    with detector() as opened:
+        assert opened.resize is Resize.EXACT
+    assert "frames are resized on the CPU: NVRTC" in caplog.text
+    with pytest.raises(MissingPackage, match="NVRTC"):
+        detector(Resize.GPU)
+    with pytest.raises(OptionError, match='resize is "gpu", which only backend tensorrt does; use "exact" or "fast"'):
+        Detector.open(bundle.path, cache_dir=None, resize="gpu")
 
 
 # -- which engines --------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_options_reach_the_detector(here, detector, capsys):
         "engines": None,
         "shortest_side": 800,
         "longest_side": 1333,
-        "resize": "exact",
+        "resize": None,
         "threads": None,
         "cache_dir": "the default",
         "verify": True,

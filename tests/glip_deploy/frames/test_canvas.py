@@ -159,7 +159,7 @@ def test_fast_is_near_exact_on_a_smooth_picture(size):
 
 
 def test_unknown_method():
-    with pytest.raises(OptionError, match=r"resize is 'cubic'; it must be \"exact\" or \"fast\""):
+    with pytest.raises(OptionError, match=r"resize is 'cubic'; it must be \"exact\" or \"fast\" or \"gpu\""):
         resize(picture(4, 4), (2, 2), "cubic")
 
 

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +46,17 @@ extern "C" void run(const unsigned char* in, long long stride, int in_height, in
         for (threadIdx.x = 0; threadIdx.x < 32; ++threadIdx.x)
           glip_resize(in, stride, in_height, in_width, channels, red, out, canvas_height, canvas_width, height, width);
 }
+extern "C" void run_nv12(const unsigned char* luma, long long stride, const unsigned char* chroma,
+                         long long chroma_stride, int in_height, int in_width, unsigned char* out, int canvas_height,
+                         int canvas_width, int height, int width) {
+  blockDim = {32, 8, 1};
+  for (blockIdx.y = 0; blockIdx.y * 8 < canvas_height; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x * 32 < canvas_width; ++blockIdx.x)
+      for (threadIdx.y = 0; threadIdx.y < 8; ++threadIdx.y)
+        for (threadIdx.x = 0; threadIdx.x < 32; ++threadIdx.x)
+          glip_resize_nv12(luma, stride, chroma, chroma_stride, in_height, in_width, out, canvas_height, canvas_width,
+                           height, width);
+}
 """
 
 
@@ -58,22 +70,21 @@ def kernel(tmp_path_factory):
     library = folder / "resize.so"
     command = [compiler, "-O2", "-shared", "-fPIC", f"-I{SOURCE.parent}", "-o", library, folder / "host.cpp"]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library)).run
+    return ctypes.CDLL(str(library))
 
 
-def drawn(kernel, array, color, **sides):
+def drawn(kernel, array, color, canvas=None, **sides):
     """The canvas the kernel makes of one frame."""
-    canvas = device_canvas([array], color=color, **sides)
+    canvas = canvas or device_canvas([array], color=color, **sides)
     (frame,) = canvas.pictures
     out = np.full(canvas.shape[1:], 99, np.uint8)
-    kernel(
-        ctypes.c_void_p(frame.address),
-        ctypes.c_longlong(frame.row_bytes),
-        *(frame.height, frame.width, frame.channels, canvas.red),
-        ctypes.c_void_p(out.ctypes.data),
-        *canvas.shape[1:3],
-        *(int(side) for side in canvas.image_sizes[0]),
-    )
+    target = (ctypes.c_void_p(out.ctypes.data), *canvas.shape[1:3], *(int(side) for side in canvas.image_sizes[0]))
+    source = (ctypes.c_void_p(frame.address), ctypes.c_longlong(frame.row_bytes))
+    if frame.chroma:
+        chroma = (ctypes.c_void_p(frame.chroma), ctypes.c_longlong(frame.chroma_row_bytes))
+        kernel.run_nv12(*source, *chroma, frame.height, frame.width, *target)
+    else:
+        kernel.run(*source, frame.height, frame.width, frame.channels, canvas.red, *target)
     return out
 
 
@@ -100,6 +111,50 @@ def test_the_kernel_is_the_cpus_resize_to_one_gray_level(kernel, height, width, 
     assert not found[:, columns:].any()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 75).map(lambda half: 2 * half),
+    width=st.integers(1, 75).map(lambda half: 2 * half),
+    gap=st.integers(0, 9),
+    apart=st.sampled_from(["together", "planes", "pairs"]),
+    shortest=st.integers(1, 120),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_nv12_on_the_gpu_is_the_cpus_to_one_gray_level(kernel, height, width, gap, apart, shortest, seed):
+    both = np.random.default_rng(seed).integers(0, 256, (height * 3 // 2, width), dtype=np.uint8)
+    luma, chroma = both[:height], both[height:]
+    if apart == "pairs":
+        chroma = chroma.reshape(height // 2, width // 2, 2)
+    planes = (luma, chroma)
+    given = tuple(SimulatedDeviceArray(plane, width + gap) for plane in planes)
+    if apart == "together":
+        planes, given = both, SimulatedDeviceArray(both, width + gap)
+    sides = {"shortest_side": shortest, "longest_side": 200}
+    wanted = make_canvas([planes], color="nv12", **sides)
+    found = drawn(kernel, given, "nv12", **sides)
+    assert found.shape == wanted.frames.shape[1:]
+    assert np.abs(found.astype(int) - wanted.frames[0]).max() <= 1
+    rows, columns = wanted.image_sizes[0]
+    assert not found[rows:].any()
+    assert not found[:, columns:].any()
+
+
+def test_pictures_that_are_uploaded_arrive_whole(kernel):
+    """What the backend writes into page-locked memory is what the kernel then reads."""
+    rng = np.random.default_rng(3)
+    packed, both = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((10, 14, 4), (15, 14)))
+    for frame, color in ((packed, "bgr"), (both, "nv12"), ((both[:10], both[10:]), "nv12")):
+        canvas = device_canvas([frame], color=color, shortest_side=20, longest_side=40)
+        (picture,) = canvas.pictures
+        memory = np.zeros(picture.size, np.uint8)
+        picture.write(memory)
+        uploaded = picture.uploaded(memory.ctypes.data, 7)
+        assert uploaded.stream == 7
+        there = drawn(kernel, None, color, canvas=replace(canvas, pictures=(uploaded,)))
+        wanted = make_canvas([frame], color=color, shortest_side=20, longest_side=40)
+        assert np.abs(there.astype(int) - wanted.frames[0]).max() <= 1
+
+
 @pytest.mark.parametrize("size", [(1080, 1920), (480, 640), (720, 1280)])
 def test_a_photograph_at_the_networks_size(kernel, size):
     photo = resize(load_image(Path(__file__).parents[3] / "export/glip_export/data/picture.jpg"), size)
@@ -120,6 +175,7 @@ def test_the_kernel_compiles_without_a_gpu(compute_capability):
         raise
     assert code.startswith(b"\x7fELF")
     assert b".text.glip_resize" in code
+    assert b".text.glip_resize_nv12" in code
 
 
 def test_a_gpu_the_compiler_does_not_know():
