@@ -421,8 +421,9 @@ class TensorRTBackend:
         """Resize frames on the GPU onto the canvas there."""
         _, height, width, _ = canvas.shape
         for i, picture in enumerate(self._uploaded(canvas.pictures)):
-            for stream in {picture.stream, picture.chroma_stream} - {self._stream, None}:
-                self._cuda.synchronize(stream)
+            for stream in {picture.stream, picture.chroma_stream} - {self._stream}:
+                if stream is not None:
+                    self._cuda.synchronize(stream)
             size = (int(canvas.image_sizes[i, 0]), int(canvas.image_sizes[i, 1]))
             place = address + i * height * width * 3
             self._cuda.resize(picture, canvas.red, place, (height, width), size, self._stream)
