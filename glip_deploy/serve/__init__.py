@@ -1,0 +1,3 @@
+"""glip-serve: a bundle behind a web page and an HTTP service."""
+
+from __future__ import annotations

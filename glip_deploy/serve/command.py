@@ -1,0 +1,237 @@
+"""`glip-serve`: a bundle behind an HTTP service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from glip_deploy.backends import BACKENDS, MAX_THREADS, PROVIDERS
+from glip_deploy.backends.openvino import Precision
+from glip_deploy.cli.app import QUIET, VERSION, examples, make_app, run_app
+from glip_deploy.cli.arguments import LogLevel, at_least, flag, option, seconds
+from glip_deploy.cli.console import log_lines, say
+from glip_deploy.errors import MissingPackage, OptionError
+from glip_deploy.frames.canvas import Resize
+from glip_deploy.frames.load import MAX_PIXELS
+
+__all__ = ["main"]
+
+PROGRAM = "glip-serve"
+WHERE, LIMITS, HOW = "Where it is reached", "What it takes", "How to run"
+
+app = make_app()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `glip-serve`.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit status; see `glip_deploy.cli.app`. SIGTERM and Ctrl-C are its usual ends: 0.
+    """
+    return run_app(app, PROGRAM, argv, extra="serve")
+
+
+@app.command(
+    epilog=examples(
+        "glip-serve --model glip_t",
+        "glip-serve --model glip_t --host 0.0.0.0 --token SECRET",
+        note="Ctrl-C or SIGTERM ends it, once the requests under way are answered.",
+    )
+)
+def serve(
+    *,
+    model: Annotated[list[str], option("BUNDLE", "Folder that glip-export wrote; repeatable.")],
+    host: Annotated[str, option("HOST", "Name or address to listen on.", WHERE)] = "127.0.0.1",
+    port: Annotated[int, option("PORT", "Port; 0 for any that is free.", WHERE, at_least(0, 65535))] = 8000,
+    token: Annotated[
+        str | None, option("TOKEN", "What clients have to know (or in the variable GLIP_SERVE_TOKEN).", WHERE)
+    ] = None,
+    insecure: Annotated[bool, flag("--insecure", "Let anybody on the network in without a token.", WHERE)] = False,
+    max_bytes: Annotated[
+        int, option("N", "Largest picture, as a file.", LIMITS, at_least(1, 2_000_000_000))
+    ] = 20_000_000,
+    max_pixels: Annotated[int, option("N", "Largest picture, decoded.", LIMITS, at_least(1, MAX_PIXELS))] = 50_000_000,
+    max_characters: Annotated[
+        int, option("N", "Longest prompt of a request.", LIMITS, at_least(1, 10_000_000))
+    ] = 20_000,
+    max_prompts: Annotated[int, option("N", "Most prompts of a request.", LIMITS, at_least(1, 1000))] = 16,
+    timeout: Annotated[float, option("SECONDS", "Longest time of a request.", LIMITS, seconds)] = 60.0,
+    queue: Annotated[
+        int, option("N", "Requests under way; one more gets status 429.", LIMITS, at_least(1, 100_000))
+    ] = 64,
+    drain: Annotated[float, option("SECONDS", "How long requests may go on after SIGTERM.", LIMITS, seconds)] = 30.0,
+    batch_size: Annotated[
+        int | None,
+        option("N", "Most frames looked at together (default: 1 on a CPU, 4 on a GPU).", HOW, at_least(1, 256)),
+    ] = None,
+    batch_wait: Annotated[
+        int, option("MS", "How long a frame waits for others with its prompt.", HOW, at_least(0, 10_000))
+    ] = 0,
+    workers: Annotated[int, option("N", "Frames, or batches, looked at side by side.", HOW, at_least(1, 64))] = 1,
+    shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
+    longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
+    resize: Annotated[
+        Resize | None,
+        option(
+            "HOW",
+            "exact, as GLIP was evaluated; fast changes results a little; gpu (tensorrt). Default: gpu or exact.",
+            HOW,
+        ),
+    ] = None,
+    backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
+    precision: Annotated[
+        Precision | None, option("KIND", "openvino: f32, bf16, or auto for what the CPU has.", HOW)
+    ] = None,
+    engines: Annotated[
+        str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
+    ] = None,
+    untrusted: Annotated[
+        bool, flag("--untrusted", "The bundle is a stranger's: refuse native code in it (engines, plugins).", HOW)
+    ] = False,
+    threads: Annotated[
+        int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1, MAX_THREADS))
+    ] = None,
+    log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,
+    quiet: QUIET = False,
+    version: VERSION = False,
+) -> int:
+    """Serve detection over HTTP: pictures and prompts in, boxes as JSON out."""
+    from glip_deploy.serve.settings import Settings
+
+    on_cpu = backend == "openvino" or PROVIDERS.get(backend) == ("CPUExecutionProvider",)
+    settings = Settings(
+        host=host,
+        port=port,
+        token=os.environ.get("GLIP_SERVE_TOKEN") if token is None else token,
+        insecure=insecure,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        max_characters=max_characters,
+        max_prompts=max_prompts,
+        timeout=timeout,
+        queue_size=queue,
+        batch_size=batch_size or (1 if on_cpu else 4),
+        batch_wait=batch_wait / 1000,
+        drain=drain,
+    )
+    names = [Path(path).resolve().name for path in model]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"two bundles are called {name}; rename the folder of one of them")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log_lines(PROGRAM, "error" if quiet else log_level, "glip_deploy", "uvicorn"))
+        uvicorn, listening = _uvicorn(), stack.enter_context(_listening(host, port))
+
+        from glip_deploy.detector import Detector
+        from glip_deploy.serve.app import create_app
+        from glip_deploy.serve.models import Model
+
+        models: dict[str, Model] = {}
+        for name, path in zip(names, model, strict=True):
+            detector = Detector.open(
+                path,
+                backend=backend,
+                precision=precision,
+                engines=engines,
+                shortest_side=shortest_side,
+                longest_side=longest_side or None,
+                resize=resize,
+                threads=threads,
+                trusted=not untrusted,
+            )
+            models[name] = Model(
+                name,
+                detector,
+                workers=workers,
+                queue_size=settings.queue_size,
+                batch_size=settings.batch_size,
+                batch_wait=settings.batch_wait,
+            )
+            stack.callback(models[name].close)
+        config = uvicorn.Config(
+            create_app(settings, models),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.drain)),
+            ws_max_size=settings.max_bytes + 2**20,
+        )
+        if not quiet:
+            say(f"{PROGRAM}: http://{_shown(listening)}/ serves {', '.join(names)}; Ctrl-C ends it")
+        _run(uvicorn.Server(config), listening)
+    return 0
+
+
+def _run(server: Any, listening: socket.socket) -> None:
+    """Run a server until SIGINT or SIGTERM, which it answers by ending in order; a second one ends it at once."""
+
+    def end(number: int, frame: object) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, end) for number in numbers}
+    # uvicorn's own handlers raise the signal again at the end, as if the server had been interrupted in its work.
+    server.capture_signals = contextlib.nullcontext
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _uvicorn() -> Any:
+    """Return uvicorn, having seen that all packages of the extra are there, before a model is loaded."""
+    try:
+        import fastapi_offline
+        import prometheus_client
+        import python_multipart
+        import uvicorn
+    except ImportError as error:
+        raise MissingPackage(f"{error.name} is not installed; pip install 'glip-deploy[serve]'") from None
+    del fastapi_offline, prometheus_client, python_multipart
+    return uvicorn
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Give a socket that is bound, before anything that takes long.
+
+    Raises:
+        OptionError: the port is in use, or the host is none of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"host {host} is not known ({reason}); give 127.0.0.1 or 0.0.0.0") from None
+    with socket.socket(family, kind) as bound:
+        if sys.platform != "win32":  # there it would let two servers have one port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+            # Connections that come while the model is loaded wait for it.
+            bound.listen(128)
+        except OSError as error:
+            raise OptionError(
+                f"port {port} of {host} cannot be used ({error.strerror or error}); choose another with --port"
+            ) from None
+        yield bound
+
+
+def _shown(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What every request passes before anything looks at it: whose it is, and how large it may grow."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from glip_deploy.serve.bodies import dumped
+from glip_deploy.serve.errors import PROBLEM_TYPE, RequestError, problem
+from glip_deploy.serve.settings import Settings, is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.datastructures import Headers
+
+__all__ = ["Guard", "answer_problem"]
+
+_PROTECTED = ("/v1", "/metrics")
+_SELF_PROTECTED = "/v1/live"
+"""Browsers send no header of ours with a websocket: the live page says its token in its first message."""
+_PATIENCE_S = 5.0
+"""How long the rest of a body that is too large is read and forgotten, so that its sender gets to read the answer."""
+
+
+class Guard:
+    """Middleware that refuses requests of others: by name, by origin, by token and by size.
+
+    Args:
+        app: what comes after it.
+        settings: of the server.
+    """
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve a request, a websocket or the application's life, as ASGI calls it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        from starlette.datastructures import Headers
+
+        headers = Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+        except RequestError as error:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await answer_problem(send, error)
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        await self._limited(scope, headers, receive, send)
+
+    def _check(self, scope: Any, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self._settings.local_only and not is_local(_name(host)):
+            # With a name of its own that leads here, any web page could ask this server.
+            raise RequestError(
+                421, "this server answers on this machine alone; ask it as 127.0.0.1, or start it with --token"
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise RequestError(403, "the request comes from a page of another server, which may not ask this one")
+        path: str = scope["path"]
+        if self._settings.token is not None and path != _SELF_PROTECTED and path.startswith(_PROTECTED):
+            kind, _, token = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(token.strip().encode(), self._settings.token.encode())
+            if kind.lower() != "bearer" or not right:
+                what = "the token is wrong" if token else "this server wants a token"
+                raise RequestError(
+                    401,
+                    f"{what}; send Authorization: Bearer TOKEN, with the one that glip-serve was started with",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+
+    async def _limited(self, scope: Any, headers: Headers, receive: Any, send: Any) -> None:
+        limit = self._settings.max_body
+        announced = headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > limit:
+            if "expect" not in headers:  # else nothing is on its way yet
+                await _forget(receive)
+            await answer_problem(send, _too_large(limit))
+            return
+        size, begun = 0, False
+
+        async def counted() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                await _forget(receive)
+                raise _too_large(limit)
+            return message
+
+        async def noted(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, noted)
+        except RequestError as error:  # where what asked for the body does not answer itself
+            if begun:
+                raise
+            await answer_problem(send, error)
+
+
+async def answer_problem(send: Any, error: RequestError) -> None:
+    """Answer a request with an error, below all that FastAPI does."""
+    body = dumped(problem(error.status, str(error)))
+    headers: Mapping[str, str] = {
+        "content-type": PROBLEM_TYPE,
+        "content-length": str(len(body)),
+        "connection": "close",  # the rest of the request may still be on its way
+        **{name.lower(): value for name, value in error.headers.items()},
+    }
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _forget(receive: Any) -> None:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            while (await receive()).get("more_body"):
+                pass
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        413,
+        f"the request is larger than {limit} bytes; shrink or compress the picture, or start glip-serve with"
+        " another --max-bytes",
+        {"Connection": "close"},
+    )
+
+
+def _name(host: str) -> str:
+    """Return a Host header without its port."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).lower()
