@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,8 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(f"{self._program}: {record.levelname.lower()}: {one_line(record.getMessage())}")
+        if record.exc_info and record.exc_info[0] is not None:  # a fault of the program's own, in one that goes on
+            say("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
 
 @contextlib.contextmanager

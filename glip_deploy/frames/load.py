@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,13 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return _decode(file, what)
 
 
-def decode_image(data: bytes, name: str = "") -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str = "", *, formats: Sequence[str] | None = None) -> NDArray[np.uint8]:
     """Decode the bytes of a picture file, JPEG or any other that Pillow reads; see `load_image`.
 
     Args:
         data: the whole file.
         name: what messages call it, after "picture".
+        formats: that are accepted, as Pillow names them; None for all.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -103,15 +105,15 @@ def decode_image(data: bytes, name: str = "") -> NDArray[np.uint8]:
     what = f"picture {name}".strip()
     if not data:
         raise FrameError(f"{what} is empty (0 bytes); give the bytes of a JPEG or PNG file")
-    return _decode(io.BytesIO(data), what)
+    return _decode(io.BytesIO(data), what, formats)
 
 
-def _decode(file: Path | io.BytesIO, what: str) -> NDArray[np.uint8]:
+def _decode(file: Path | io.BytesIO, what: str, formats: Sequence[str] | None = None) -> NDArray[np.uint8]:
     """Return the pixels of a picture that messages call `what`; see `load_image`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(what, f"{image.width}x{image.height}, {image.width * image.height} pixels")
             image.load()

@@ -38,7 +38,7 @@ def create_app(settings: Settings, models: Mapping[str, Model]) -> FastAPI:
     metrics = Metrics(models, places)
     routes = service(settings, models, places, metrics)
     app.include_router(routes)
-    describe(app)
+    describe(app, settings)
     add_problems(app)
     app.add_middleware(Guard, settings=settings)
     paths = frozenset(str(getattr(route, "path", "")) for route in routes.routes)

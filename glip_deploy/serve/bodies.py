@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -39,6 +40,7 @@ Body = TypeVar("Body")
 Value = TypeVar("Value")
 _FIELDS = ("image", "prompt", "threshold", "phrases", "max_detections", "model")
 _MOST_DETECTIONS = 10_000
+_LONG = 2**18
 
 
 class NameBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -236,6 +238,8 @@ async def _read_json(request: Request, form: type[Body]) -> Body:
         forms = "application/json" + (" or multipart/form-data" if form is DetectBody else "")
         raise RequestError(415, f"the content type is {shown(kind)}; send {forms}")
     data = await request.body()
+    if len(data) > _LONG:  # others need not wait for it
+        return await asyncio.to_thread(_parsed, lambda: msgspec.json.decode(data, type=form))
     return _parsed(lambda: msgspec.json.decode(data, type=form))
 
 
@@ -256,9 +260,7 @@ async def _read_form(request: Request, settings: Settings) -> tuple[DetectBody, 
         spool_max_size = settings.max_body + 1  # in memory: the body is limited, and nobody's pictures go to a disk
 
     stream: AsyncGenerator[bytes, None] = request.stream()
-    parser = Parser(
-        request.headers, stream, max_files=1, max_fields=32, max_part_size=12 * settings.max_characters + 65_536
-    )
+    parser = Parser(request.headers, stream, max_files=1, max_fields=32, max_part_size=settings.max_body)
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -172,13 +172,17 @@ def serve(
 
 
 def _run(server: Any, listening: socket.socket) -> None:
-    """Run a server until SIGINT or SIGTERM, which it answers by ending in order; a second one ends it at once."""
+    """Run a server until a signal asks for its end; a second one does not wait for requests under way."""
 
     def end(number: int, frame: object) -> None:
         server.force_exit = server.should_exit
         server.should_exit = True
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [
+        number
+        for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN  # nohup
+    ]
     before = {number: signal.signal(number, end) for number in numbers}
     # uvicorn's own handlers raise the signal again at the end, as if the server had been interrupted in its work.
     server.capture_signals = contextlib.nullcontext

@@ -74,7 +74,7 @@ class QueueFull(RequestError):
     def __init__(self, under_way: int, seconds: int) -> None:
         super().__init__(
             429,
-            f"{under_way} requests are under way, as many as this server takes; ask again in {seconds} s",
+            f"as many requests are under way as this server takes ({under_way}); ask again in {seconds} s",
             {"Retry-After": str(seconds)},
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
     from starlette.datastructures import Headers
 
-__all__ = ["Guard", "answer_problem"]
+__all__ = ["PROTECTED", "Guard", "answer_problem"]
 
-_PROTECTED = ("/v1", "/metrics")
+log = logging.getLogger(__name__)
+PROTECTED = ("/v1", "/metrics")
+"""Paths that want the token, where the server has one."""
 _SELF_PROTECTED = "/v1/live"
 """Browsers send no header of ours with a websocket: the live page says its token in its first message."""
 _PATIENCE_S = 5.0
-"""How long the rest of a body that is too large is read and forgotten, so that its sender gets to read the answer."""
+"""How long the rest of a refused body is read and forgotten: its sender may not read the answer before all is sent."""
 
 
 class Guard:
@@ -50,12 +53,12 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:
-                await answer_problem(send, error)
+                await self._limited(_refused(error), scope, headers, receive, send)
             return
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
-        await self._limited(scope, headers, receive, send)
+        await self._limited(self._app, scope, headers, receive, send)
 
     def _check(self, scope: Any, headers: Headers) -> None:
         host = headers.get("host", "")
@@ -68,7 +71,7 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             raise RequestError(403, "the request comes from a page of another server, which may not ask this one")
         path: str = scope["path"]
-        if self._settings.token is not None and path != _SELF_PROTECTED and path.startswith(_PROTECTED):
+        if self._settings.token is not None and path != _SELF_PROTECTED and path.startswith(PROTECTED):
             kind, _, token = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(token.strip().encode(), self._settings.token.encode())
             if kind.lower() != "bearer" or not right:
@@ -79,36 +82,55 @@ class Guard:
                     {"WWW-Authenticate": "Bearer"},
                 )
 
-    async def _limited(self, scope: Any, headers: Headers, receive: Any, send: Any) -> None:
+    async def _limited(self, app: Any, scope: Any, headers: Headers, receive: Any, send: Any) -> None:
         limit = self._settings.max_body
-        announced = headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > limit:
-            if "expect" not in headers:  # else nothing is on its way yet
-                await _forget(receive)
-            await answer_problem(send, _too_large(limit))
-            return
-        size, begun = 0, False
+        size, whole, begun = 0, False, False
 
         async def counted() -> Any:
-            nonlocal size
+            nonlocal size, whole
             message = await receive()
             size += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if size > limit:
-                await _forget(receive)
                 raise _too_large(limit)
             return message
 
-        async def noted(message: Any) -> None:
+        async def polite(message: Any) -> None:
+            """Send the answer once its receiver, who may send all before he reads, has a chance to get it."""
             nonlocal begun
+            if not begun and not whole and _has_body(headers):
+                # With "expect" nothing may be on its way yet.
+                gone = ("expect" not in headers or size) and await _forget(receive)
+                if not gone:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             begun = True
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
-        except RequestError as error:  # where what asked for the body does not answer itself
-            if begun:
+            announced = headers.get("content-length", "0")
+            if announced.isdecimal() and int(announced) > limit:
+                raise _too_large(limit)
+            await app(scope, counted, polite)
+        except Exception as error:
+            if begun:  # nothing can be said any more; the connection is closed
                 raise
-            await answer_problem(send, error)
+            if not isinstance(error, RequestError):
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                error = RequestError(500, "the server failed, which is a fault of its own; its log says how")
+            await answer_problem(polite, error)
+
+
+def _refused(error: RequestError) -> Any:
+    """Return an application that answers with an error."""
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    return refuse
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 async def answer_problem(send: Any, error: RequestError) -> None:
@@ -117,7 +139,6 @@ async def answer_problem(send: Any, error: RequestError) -> None:
     headers: Mapping[str, str] = {
         "content-type": PROBLEM_TYPE,
         "content-length": str(len(body)),
-        "connection": "close",  # the rest of the request may still be on its way
         **{name.lower(): value for name, value in error.headers.items()},
     }
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -125,13 +146,15 @@ async def answer_problem(send: Any, error: RequestError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _forget(receive: Any) -> None:
+async def _forget(receive: Any) -> bool:
+    """Read the rest of a body and keep nothing; tell whether it came to its end in time."""
     try:
         async with asyncio.timeout(_PATIENCE_S):
             while (await receive()).get("more_body"):
                 pass
     except TimeoutError:
-        return
+        return False
+    return True
 
 
 def _too_large(limit: int) -> RequestError:
@@ -139,7 +162,6 @@ def _too_large(limit: int) -> RequestError:
         413,
         f"the request is larger than {limit} bytes; shrink or compress the picture, or start glip-serve with"
         " another --max-bytes",
-        {"Connection": "close"},
     )
 
 

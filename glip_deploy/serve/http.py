@@ -29,6 +29,7 @@ from glip_deploy.serve.bodies import (
     read_encode,
 )
 from glip_deploy.serve.errors import PROBLEM_TYPE, RequestError, problem, status_of
+from glip_deploy.serve.guard import PROTECTED
 from glip_deploy.serve.metrics import CONTENT_TYPE
 from glip_deploy.serve.pictures import Pictures
 
@@ -42,7 +43,6 @@ __all__ = ["add_problems", "describe", "service"]
 
 log = logging.getLogger(__name__)
 Body = TypeVar("Body")
-_CLOSE = {"Connection": "close"}
 _ERRORS = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 501, 503)
 
 
@@ -104,7 +104,7 @@ def service(settings: Settings, models: Mapping[str, Model], places: Places, met
                         body = await read
                 except TimeoutError:
                     raise RequestError(
-                        408, f"the request was not complete after {settings.timeout:g} s; send it faster", _CLOSE
+                        408, f"the request was not complete after {settings.timeout:g} s; send it faster"
                     ) from None
                 except ClientDisconnect:
                     raise _left() from None
@@ -235,14 +235,26 @@ def _responses(schema: Mapping[str, Any], *statuses: int | None) -> dict[int | s
     return answers
 
 
-def describe(app: FastAPI) -> None:
-    """Let the OpenAPI description of an application know the bodies that this module reads and writes itself."""
+def describe(app: FastAPI, settings: Settings) -> None:
+    """Let the OpenAPI description of an application know the bodies that this module reads and writes itself.
+
+    Args:
+        app: the application.
+        settings: of the server; a token is part of the description.
+    """
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             description = plain()
-            description.setdefault("components", {}).setdefault("schemas", {}).update(json_schemas())
+            components = description.setdefault("components", {})
+            components.setdefault("schemas", {}).update(json_schemas())
+            if settings.token is not None:
+                components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+                for path, methods in description["paths"].items():
+                    if path.startswith(PROTECTED):
+                        for operation in methods.values():
+                            operation["security"] = [{"token": []}]
             app.openapi_schema = description
         return app.openapi_schema
 
@@ -274,10 +286,6 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return answer(422, f"the request cannot be used ({reason_of(error)})", "RequestError")
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return answer(500, "the server failed, which is a fault of its own; its log says how", "Exception")
 
 
 class Counted:

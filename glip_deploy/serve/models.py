@@ -134,12 +134,15 @@ class Model:
         """Encode a prompt beside the frames that are looked at; see `Detector.encode`.
 
         Raises:
+            ClosedError: the server ends.
             GlipError: what `Detector.encode` raises.
         """
 
         def encode() -> EncodedPrompt:
             return self.detector.encode(text, phrases=phrases)
 
+        if self._closed:
+            raise _ended()
         return await asyncio.get_running_loop().run_in_executor(self._prompts, encode)
 
     async def detect(

@@ -87,7 +87,7 @@ class Pictures:
             await self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
         try:
-            yield await asyncio.to_thread(decode_image, data)
+            yield await asyncio.to_thread(decode_image, data, formats=FORMATS)
         finally:
             self._free += pixels
             async with self._changed:
