@@ -31,6 +31,7 @@ __all__ = [
     "check_private",
     "deliver_folder",
     "evict_unused",
+    "locked_folder",
     "not_written",
     "sha256_of",
     "temporary_sibling",
@@ -158,6 +159,43 @@ def _held(folder: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_folder(folder: Path, program: str) -> Iterator[bool]:
+    """Hold a folder for this process, until the block or the process ends; no file is left for that.
+
+    Args:
+        folder: an existing folder.
+        program: what may hold it elsewhere, for the message.
+
+    Gives whether it is locked: not on Windows, nor where the disk has no locks.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise not_written(folder, error) from error
+    locked = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"output folder {folder} is in use by another {program}; wait until that ends, or choose another folder"
+            ) from None
+        except OSError:
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
 

@@ -79,7 +79,7 @@ def complete_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = tmp_path_factory.mktemp("complete") / "env"
     environment = CleanEnvironment(folder, wheel)
-    extras = ["video", "track", "bench", "supervision", "openvino"]
+    extras = ["video", "track", "bench", "supervision", "openvino", "ray"]
     environment.install(*extras, *(["tensorrt-rtx", "plugin"] if sys.platform == "linux" else []))
     environment.lend("torch", "triton")
     environment.install("export")

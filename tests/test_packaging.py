@@ -128,7 +128,7 @@ def imported_by(folder):
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("glip_deploy", ["captions", "video", "supervision", "openvino", "tensorrt", "gpu-rtx"]),
+        ("glip_deploy", ["captions", "video", "supervision", "openvino", "ray", "tensorrt", "gpu-rtx"]),
         ("glip_export", ["export"]),
         ("glip_engines", ["tensorrt"]),
         ("glip_bench", ["bench", "export", "tensorrt", "yardsticks"]),
@@ -167,7 +167,7 @@ with Detector.open(sys.argv[1], shortest_side=128, cache_dir=None) as detector:
     found = detector.detect(frame, ["person", "dog"], 0.2, color="bgr")
 print(json.dumps({"found": len(found), "foreign": [m for m in ("torch", "onnx", "av") if m in sys.modules]}))
 """
-PROGRAMS = ("glip-detect", "glip-export", "glip-build", "glip-bench")
+PROGRAMS = ("glip-detect", "glip-batch", "glip-export", "glip-build", "glip-bench")
 TINY = ("--prompt", "person. dog", "--threshold", "0.2", "--shortest-side", "128", "--no-cache", "--quiet")
 
 
@@ -200,11 +200,12 @@ def test_the_runtime_alone(clean_environment, tiny_bundle, tmp_path):
 def test_what_an_extra_would_bring_is_asked_for_by_name(clean_environment, tiny_bundle, tiny_checkpoint, tmp_path):
     clean_environment.install()
     extras = clean_environment.distributions()
-    here = {"av": "video", "torch": "export", "onnx-ir": "build"}
+    here = {"av": "video", "torch": "export", "onnx-ir": "build", "pyarrow": "ray"}
     commands = {
         "av": ("glip-detect", "--model", tiny_bundle, "--source", VIDEO, *TINY),
         "torch": ("glip-export", "--model", tiny_checkpoint, "--output", tmp_path / "out"),
         "onnx-ir": ("glip-build", tiny_bundle, "--arch", "SM86"),
+        "pyarrow": ("glip-batch", "--model", tiny_bundle, "--prompt", "dog", "--source", PICTURE, "--output", "batch"),
     }
     for distribution, command in commands.items():
         assert distribution not in extras

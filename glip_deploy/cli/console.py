@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-__all__ = ["Steps", "frame_progress", "log_lines", "one_line", "phase_progress", "say", "stdout_for_data"]
+__all__ = [
+    "Steps",
+    "frame_progress",
+    "log_lines",
+    "one_line",
+    "phase_progress",
+    "say",
+    "stderr_for_lines",
+    "stdout_for_data",
+]
 
 _BARS: list[Progress] = []
 """The bar that is shown, if any; lines are printed above it."""
@@ -61,6 +70,37 @@ def stdout_for_data() -> Iterator[None]:
         os.close(kept)
         with contextlib.suppress(OSError):
             data.close()
+
+
+@contextlib.contextmanager
+def stderr_for_lines(*, wanted: bool = True) -> Iterator[None]:
+    """Keep standard error for what Python writes to it: what C libraries and other processes print there is lost.
+
+    Args:
+        wanted: False to leave it as it is, to look for a fault.
+    """
+    before = sys.stderr
+    try:
+        ours = wanted and before is not None and before.fileno() == 2
+    except (OSError, ValueError):  # not a file: captured, or closed
+        ours = False
+    if not ours:
+        yield
+        return
+    before.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(os.dup(kept), "w", encoding=before.encoding, errors=before.errors, buffering=1)
+    try:
+        yield
+    finally:
+        lines, sys.stderr = sys.stderr, before
+        os.dup2(kept, 2)
+        os.close(kept)
+        with contextlib.suppress(OSError):
+            lines.close()
 
 
 @contextlib.contextmanager

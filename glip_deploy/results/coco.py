@@ -59,12 +59,26 @@ class CocoIds:
             for phrase in phrases:
                 self.category_of(phrase)
 
-    def results(self, pictures: Sequence[tuple[str, int, Detections]]) -> list[dict[str, Any]]:
-        """Return the COCO results of pictures.
+    def image_ids(self, pictures: Sequence[tuple[str, int]]) -> list[int]:
+        """Return the image_id of each picture.
 
         The image_id of a picture is the first of these that there is: the id of its file name among `image_ids`; the
         number of which its name consists, as in 000000000139.jpg, if all pictures have such a name and no two the same
         number; its index.
+
+        Args:
+            pictures: source file and index of each.
+        """
+        stems = [Path(source).stem for source, _ in pictures]
+        numbers = [int(stem) for stem in stems if stem.isdecimal()]
+        numbered = len(set(numbers)) == len(pictures)
+        return [
+            self._image_ids.get(Path(source).name, numbers[place] if numbered else index)
+            for place, (source, index) in enumerate(pictures)
+        ]
+
+    def results(self, pictures: Sequence[tuple[str, int, Detections]]) -> list[dict[str, Any]]:
+        """Return the COCO results of pictures; `image_ids` says which id a picture has.
 
         Args:
             pictures: source file, index and detections of each.
@@ -72,14 +86,20 @@ class CocoIds:
         Raises:
             PromptError: a class that has no category.
         """
-        stems = [Path(source).stem for source, _, _ in pictures]
-        numbers = [int(stem) for stem in stems if stem.isdecimal()]
-        numbered = len(set(numbers)) == len(pictures)
-        entries: list[dict[str, Any]] = []
-        for place, (source, index, detections) in enumerate(pictures):
-            image_id = self._image_ids.get(Path(source).name, numbers[place] if numbered else index)
-            entries.extend(coco_results(detections, image_id, self._category_ids(detections)))
-        return entries
+        ids = self.image_ids([(source, index) for source, index, _ in pictures])
+        return [
+            entry
+            for image_id, (_, _, found) in zip(ids, pictures, strict=True)
+            for entry in self.result(image_id, found)
+        ]
+
+    def result(self, image_id: int, detections: Detections) -> list[dict[str, Any]]:
+        """Return the COCO results of one picture.
+
+        Raises:
+            PromptError: a class that has no category.
+        """
+        return coco_results(detections, image_id, self._category_ids(detections))
 
     def _category_ids(self, detections: Detections) -> list[int] | None:
         if self._categories is None:

@@ -18,7 +18,7 @@ from glip_deploy.video.video_in import VIDEO_SUFFIXES, VideoSource
 if TYPE_CHECKING:
     import os
 
-__all__ = ["open_source"]
+__all__ = ["find_files", "open_source"]
 
 
 def open_source(
@@ -68,6 +68,41 @@ def open_source(
     return VideoSource(address, stride=stride, max_frames=max_frames, timeout=float(timeout), reconnect=reconnect)
 
 
+def find_files(text: str) -> list[tuple[Path, bool]]:
+    """Return the pictures and videos that `text` names, in natural order, and of each whether it is a video.
+
+    Args:
+        text: a picture or video file; a folder (without its subfolders); a glob ("**" includes subfolders).
+
+    Raises:
+        SourceError: it does not exist, cannot be read, holds neither, or is a camera or a stream.
+    """
+    try:
+        address = live_address(text)
+        if address is not None and address.file is None:
+            raise SourceError(
+                f"source {address.name} is a camera or a stream, which has no end; give files, or use glip-detect"
+            )
+        path = Path(text) if address is None or address.file is None else address.file
+        if path.is_dir():
+            found, what = list(path.iterdir()), f"folder {text} holds"
+        elif path.exists():
+            return [(path, not _is_picture(path))]
+        elif not glob.has_magic(text):
+            raise SourceError(f"source {text} does not exist; give a picture, a video, a folder or a glob")
+        else:
+            found = [Path(match) for match in glob.glob(text, recursive=True)]  # noqa: PTH207 (Path.glob has no "/x/*")
+            what = f"glob {text} matches"
+        media = [(file, file.suffix.lower() in VIDEO_SUFFIXES) for file in found if _looks_like_media(file)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceError(f"source {text} cannot be read ({reason}); check its name and its permissions") from error
+    if not media:
+        suffixes = " ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+        raise SourceError(f"{what} no pictures and no videos ({suffixes}); put a glob in quotes and check the folder")
+    return sorted(media, key=lambda one: _natural(one[0]))
+
+
 def _files(text: str) -> tuple[list[Path], Path]:
     """Return the pictures that `text` names, or the one video; and the folder above them."""
     path = Path(text)
@@ -97,8 +132,13 @@ def _files(text: str) -> tuple[list[Path], Path]:
 
 
 def _looks_like_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and _looks_like_media(path)
+
+
+def _looks_like_media(path: Path) -> bool:
     # Names that begin with a dot are hidden files, such as the ._x.jpg that macOS writes beside x.jpg.
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    known = path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    return known and not path.name.startswith(".") and path.is_file()
 
 
 def _is_picture(path: Path) -> bool:

@@ -200,7 +200,7 @@ class JsonLinesSink(Sink):
 class CocoSink(Sink):
     """COCO results: one JSON list, written at the end of the run, whole or not at all.
 
-    All detections are kept in memory until then. `glip_deploy.results.coco.CocoIds.results` says which image_id a
+    All detections are kept in memory until then. `glip_deploy.results.coco.CocoIds.image_ids` says which image_id a
     picture gets.
 
     Args:

@@ -35,6 +35,8 @@ _STALE_AFTER = 2.0
 class VideoSource(Source):
     """A video file, a camera or a network stream, decoded by FFmpeg through PyAV.
 
+    Frames before `first_frame`, which may be raised while the source is iterated, are decoded but not given.
+
     A live source gives every frame it has. Where detection cannot keep up, iterate it through
     `glip_deploy.video.run` or `detect_stream`, which keep only the newest frame.
 
@@ -52,6 +54,7 @@ class VideoSource(Source):
     """
 
     is_video = True
+    first_frame: int = 0
 
     def __init__(
         self,
@@ -83,10 +86,13 @@ class VideoSource(Source):
             self._connect()
         began = time.monotonic()
         index = -1
-        given = 0
+        given = passed = 0
         for picture in self._pictures():
             index += 1
             if picture is None or index % self.stride:
+                continue
+            if index < self.first_frame:
+                passed += 1
                 continue
             try:
                 image = _rgb(picture)
@@ -98,7 +104,7 @@ class VideoSource(Source):
             yield Frame(image=image, source=self.name, index=index, time=stamp)
             if given == self._max_frames:
                 return
-        if not given and not self._closing.is_set():
+        if not given and not passed and not self._closing.is_set():
             raise SourceError(
                 f"{self.name}: not one frame could be decoded ({self.skipped} failed);"
                 " the file may be damaged, play it with ffplay to see, or export it again"
@@ -113,6 +119,18 @@ class VideoSource(Source):
                 self._disconnect()
             finally:
                 self._lock.release()
+
+    def count_packets(self) -> int:
+        """Read a file to its end, decoding nothing, and return about how many frames it has.
+
+        For one whose header does not say. The source cannot be iterated afterwards.
+
+        Raises:
+            OSError: it cannot be read (FFmpeg's errors are OSErrors or ValueErrors).
+            ValueError: likewise.
+        """
+        assert self._container is not None
+        return sum(1 for packet in self._container.demux(self._container.streams.video[0]) if packet.size)
 
     def _connect(self) -> None:
         av = import_av()

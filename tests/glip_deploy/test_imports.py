@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "av", "PIL", "cv2")
-HEAVY += ("transformers", "tokenizers", "tqdm", "textblob", "nltk", "spacy", "glip_export", "glip_engines")
+HEAVY += (
+    "transformers",
+    "tokenizers",
+    "tqdm",
+    "textblob",
+    "nltk",
+    "spacy",
+    "glip_export",
+    "glip_engines",
+    "ray",
+    "pyarrow",
+)
 PROGRAMS = sorted(
     (entry for entry in entry_points(group="console_scripts") if entry.dist and entry.dist.name == "glip-deploy"),
     key=lambda entry: entry.name,
@@ -29,7 +40,14 @@ def timed(command):
 
 
 @pytest.mark.parametrize(
-    "module", ["glip_deploy", "glip_deploy.cli.detect", "glip_deploy.video", "glip_deploy.results.drawing"]
+    "module",
+    [
+        "glip_deploy",
+        "glip_deploy.cli.detect",
+        "glip_deploy.cli.batch",
+        "glip_deploy.video",
+        "glip_deploy.results.drawing",
+    ],
 )
 def test_importing_the_runtime_is_quick_and_imports_nothing_heavy(module):
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"

@@ -1,0 +1,136 @@
+"""Runs of `glip-batch` as a process, and what they leave; a module of its own, so that tests share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = ("detections.parquet", "coco.json", "failures.json")
+OPTIONS = ("--prompt", "person. red car. dog", "--threshold", "0.2", "--shortest-side", "64", "--threads", "1")
+
+
+def command(bundle: Path, source: str, output: str = "out", *more: str, options: Sequence[str] = OPTIONS) -> list[str]:
+    """The command line of a run."""
+    where = ["--model", str(bundle), "--source", source, "--output", output]
+    return [sys.executable, "-m", "glip_deploy.cli.batch", *where, *options, *more]
+
+
+def environment(folder: Path, first: Sequence[Path] = ()) -> dict[str, str]:
+    """Variables for a run: modules in the folders `first` come before all others."""
+    path = os.pathsep.join([*map(str, first), *sys.path])
+    return {**os.environ, "PYTHONPATH": path, "GLIP_DEPLOY_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+
+
+def start(arguments: Sequence[str], folder: Path, first: Sequence[Path] = ()) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own."""
+    return subprocess.Popen(
+        arguments,
+        cwd=folder,
+        env=environment(folder, first),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> tuple[int, str]:
+    """Wait for a run; give its exit status and what it said. Nothing may be on standard output."""
+    try:
+        out, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert out == "", out
+    assert "Traceback" not in said, said
+    return process.returncode, said
+
+
+def run(arguments: Sequence[str], folder: Path, first: Sequence[Path] = ()) -> tuple[int, str]:
+    """Run to the end."""
+    return finish(start(arguments, folder, first))
+
+
+def succeed(arguments: Sequence[str], folder: Path) -> str:
+    """Run to the end, which must be a good one."""
+    status, said = run(arguments, folder)
+    assert status == 0, said
+    return said
+
+
+def refused(arguments: Sequence[str], folder: Path, *parts: str, status: int = 1, first: Sequence[Path] = ()) -> None:
+    """Run, and check that it is refused in one line that has these parts."""
+    found, said = run(arguments, folder, first)
+    assert found == status, said
+    assert said.count("\n") == 1 and said.startswith("glip-batch: error: "), said
+    assert all(part in said for part in parts), said
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """The files that a run ended with."""
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the Parquet file."""
+    from pyarrow import parquet
+
+    found: list[dict[str, Any]] = parquet.read_table(folder / "detections.parquet").to_pylist()
+    return found
+
+
+def failures(folder: Path) -> list[dict[str, Any]]:
+    """The list of failures."""
+    found: list[dict[str, Any]] = json.loads((folder / "failures.json").read_text())
+    return found
+
+
+def recorded(folder: Path) -> int:
+    """How many outcomes the parts hold."""
+    return sum(len(part.read_text().splitlines()) - 2 for part in (folder / "parts").glob("[0-9]*.jsonl"))
+
+
+def wait_for(condition: Any, seconds: float = 300.0) -> Any:
+    """Wait until a function gives something true; give that."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def named(pids: Iterable[int], word: str) -> list[int]:
+    """Those of the processes in whose command line a word stands."""
+    found = []
+    for pid in pids:
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if word in line:
+            found.append(pid)
+    return found
