@@ -88,7 +88,7 @@ class RayPool:
         self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
-        ray = _import_ray()
+        ray = _import_ray(loopback=self._address == "local")
         if self._address not in ("local", "auto"):
             _check_listening(self._address)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -292,13 +292,17 @@ def _tasks(units: Sequence[Unit], frames: int) -> Iterator[bytes]:
         yield msgspec.msgpack.encode(task)
 
 
-def _import_ray() -> Any:
+def _import_ray(*, loopback: bool) -> Any:
     """Return Ray, told to report nothing to anybody.
+
+    Args:
+        loopback: let a Ray of our own listen on 127.0.0.1 alone, as it does by default on macOS and Windows only.
 
     Raises:
         MissingPackage: it is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if loopback else "1"
     try:
         import pyarrow  # noqa: F401
         import ray

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ from glip_deploy.cli.arguments import (
     option,
     probability,
 )
-from glip_deploy.cli.console import frame_progress, log_lines, say, stderr_for_lines
+from glip_deploy.cli.console import frame_progress, is_terminal, log_lines, say, stderr_for_lines
 from glip_deploy.errors import SourceError, listed
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.prompts.syntax import Phrases
@@ -262,7 +262,11 @@ def batch(
             pool = _pool(setup, workers=workers, address=ray, threads=threads, gpus=gpus_per_worker)
             began = time.monotonic()
             native = log_level is LogLevel.DEBUG or not _on_ray(workers, ray, gpus_per_worker)
-            with stderr_for_lines(wanted=not native), _progress(plan, show=show) as advance:
+            with (
+                stderr_for_lines(wanted=not native),
+                redirect_stdout(None if not native else sys.stdout),  # where Ray prints what its processes report
+                _progress(plan, show=show) as advance,
+            ):
                 failures = run_units(plan, files, recorder, pool, advance)
             seconds = time.monotonic() - began
             totals = write_results(files, recorder, failures, labels, ids)
@@ -323,7 +327,7 @@ def _progress(plan: Plan, *, show: bool) -> Iterator[Callable[[Outcome], None]]:
     """Show what is done: a bar on a terminal, elsewhere a line every 10 seconds."""
     began = said = time.monotonic()
     done = failed = 0
-    terminal = sys.stderr is not None and sys.stderr.isatty()
+    terminal = is_terminal()
     with frame_progress(plan.frames, "detecting", show=show) as step:
 
         def advance(outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Steps",
     "frame_progress",
+    "is_terminal",
     "log_lines",
     "one_line",
     "phase_progress",
@@ -27,17 +28,20 @@ __all__ = [
 
 _BARS: list[Progress] = []
 """The bar that is shown, if any; lines are printed above it."""
+_OWN: list[TextIO] = []
+"""Where lines and bars go instead of standard error, inside `stderr_for_lines`."""
 
 
 def say(line: str) -> None:
     """Print a line to standard error, above the progress bar if there is one; nothing where it is closed."""
-    if sys.stderr is None:
+    stream = _stderr()
+    if stream is None:
         return
     with contextlib.suppress(OSError, ValueError):
         if _BARS:
             _BARS[-1].console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(line, file=stream, flush=True)
 
 
 def one_line(message: str) -> str:
@@ -74,7 +78,7 @@ def stdout_for_data() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stderr_for_lines(*, wanted: bool = True) -> Iterator[None]:
-    """Keep standard error for what Python writes to it: what C libraries and other processes print there is lost.
+    """Keep standard error for `say` and progress bars: what others print there, libraries and processes, is lost.
 
     Args:
         wanted: False to leave it as it is, to look for a fault.
@@ -89,18 +93,18 @@ def stderr_for_lines(*, wanted: bool = True) -> Iterator[None]:
         return
     before.flush()
     kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    sys.stderr = os.fdopen(os.dup(kept), "w", encoding=before.encoding, errors=before.errors, buffering=1)
-    try:
-        yield
-    finally:
-        lines, sys.stderr = sys.stderr, before
-        os.dup2(kept, 2)
-        os.close(kept)
-        with contextlib.suppress(OSError):
-            lines.close()
+    with os.fdopen(os.dup(2), "w", encoding=before.encoding, errors=before.errors, buffering=1) as own:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        _OWN.append(own)
+        try:
+            yield
+        finally:
+            _OWN.remove(own)
+            before.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextlib.contextmanager
@@ -148,7 +152,7 @@ def frame_progress(total: int | None, description: str, *, show: bool = True) ->
         description: what is going on.
         show: False for no bar at all; there is none where standard error is no terminal either.
     """
-    if not show or not _is_terminal():
+    if not show or not is_terminal():
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -182,7 +186,7 @@ def phase_progress(*, quiet: bool = False) -> Iterator[Callable[[str, float, str
         quiet: show nothing.
     """
     begun: list[str] = []
-    if quiet or not _is_terminal():
+    if quiet or not is_terminal():
 
         def line(step: str, fraction: float, phase: str) -> None:
             if not quiet and step not in begun:
@@ -223,7 +227,7 @@ class Steps:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Steps:
-        if not self._quiet and _is_terminal():
+        if not self._quiet and is_terminal():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
@@ -247,11 +251,17 @@ class Steps:
             _BARS.remove(self._bar)
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _stderr() -> TextIO | None:
+    return _OWN[-1] if _OWN else sys.stderr
+
+
+def is_terminal() -> bool:
+    """Return whether lines and bars are shown on a terminal."""
+    stream = _stderr()
+    return stream is not None and stream.isatty()
 
 
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(file=_OWN[-1]) if _OWN else Console(stderr=True)
