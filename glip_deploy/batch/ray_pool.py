@@ -9,54 +9,30 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
-import signal
-import socket
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from glip_deploy.batch.cluster import Cluster, check_address
 from glip_deploy.batch.messages import Outcome, Setup, Unit
 from glip_deploy.batch.worker import Worker
-from glip_deploy.errors import BackendError, GlipError, MissingPackage, OptionError, reason_of
+from glip_deploy.errors import BackendError, GlipError, OptionError, reason_of
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["RayPool", "check_address"]
+__all__ = ["RayPool"]
 
 _log = logging.getLogger(__name__)
 _TASK_FRAMES = 16
 """Frames that a task has at least: fewer, and Ray's own work per task would show."""
 _RETRIES = 3
 """How often a task is tried again whose worker was killed."""
-_OBJECT_STORE = 256 * 2**20
-"""Bytes of shared memory for a Ray of our own; only units and outcomes pass through it."""
-_PATIENCE = 30.0
-"""Seconds for connecting to a cluster."""
 _TICK = 0.2
-
-
-def check_address(address: str) -> None:
-    """Check that an address is one that `RayPool` takes, without connecting.
-
-    Raises:
-        OptionError: it is none.
-    """
-    if address in ("local", "auto"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536) or "/" in host:
-        raise OptionError(
-            f"--ray {address} is no address; legal is HOST:PORT of a cluster's head, auto for the cluster that this"
-            " machine belongs to, or local for a Ray on this machine alone"
-        )
 
 
 class RayPool:
@@ -84,34 +60,24 @@ class RayPool:
         self._address = address
         self._threads = threads
         self._gpus = gpus
-        self._folder: Path | None = None
         self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
-        ray = _import_ray(loopback=self._address == "local")
-        if self._address not in ("local", "auto"):
-            _check_listening(self._address)
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        cores = None
+        if self._address == "local":
+            self._threads = self._threads or max(1, _cores() // self._workers)
+            cores = self._threads * self._workers  # more than there are, if the user asked for that
+        self._cluster = Cluster(self._address, cores)
+        self._cluster.open()
         try:
-            self._connect(ray)
-            self._check_resources(ray)
+            self._check_resources()
         except BaseException:
-            self.__exit__()
+            self._cluster.close()
             raise
-        finally:
-            # Ray sets a handler of its own for SIGTERM, and restores nothing.
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._cluster.close()
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome | None]:
         """Give the outcomes of units as they come, in any order, each once; None where none came for a moment.
@@ -173,6 +139,8 @@ class RayPool:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
+        # Ray Data has no other way yet to say how often a task is tried again.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -197,31 +165,9 @@ class RayPool:
                 self._noted.add(note)
                 _log.warning("%s", note)
 
-    def _connect(self, ray: Any) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._address == "local":
-            threads = self._threads or max(1, _cores() // self._workers)
-            self._threads = threads
-            self._folder = Path(tempfile.mkdtemp(prefix="glip-batch-", dir=_short_folder()))
-            ray.init(
-                address="local",
-                num_cpus=threads * self._workers,  # more than there are cores, if the user asked for that
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(self._folder),
-                **options,
-            )
-            return
-        try:
-            ray.init(address=self._address, **options)
-        except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-            raise OptionError(
-                f"--ray {self._address} cannot be used ({reason_of(error)}); start a cluster with ray start --head, and"
-                " use the same versions of Ray and Python everywhere"
-            ) from error
+    def _check_resources(self) -> None:
+        import ray
 
-    def _check_resources(self, ray: Any) -> None:
         resources = ray.cluster_resources()
         cores, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
         if self._threads is None:
@@ -292,43 +238,6 @@ def _tasks(units: Sequence[Unit], frames: int) -> Iterator[bytes]:
         yield msgspec.msgpack.encode(task)
 
 
-def _import_ray(*, loopback: bool) -> Any:
-    """Return Ray, told to report nothing to anybody.
-
-    Args:
-        loopback: let a Ray of our own listen on 127.0.0.1 alone, as it does by default on macOS and Windows only.
-
-    Raises:
-        MissingPackage: it is not installed.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if loopback else "1"
-    try:
-        import pyarrow  # noqa: F401
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingPackage(
-            f'more workers than one, and GPUs for them, need Ray ({error}); pip install "glip-deploy[ray]"'
-        ) from error
-    for name in ("ray", "ray.data", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Ray Data has no other way yet to say how often a task is tried again.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
-    return ray
-
-
-def _check_listening(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise OptionError(
-            f"--ray {address}: nothing answers there ({reason_of(error)}); start a cluster with ray start --head, or"
-            " leave --ray out for workers on this machine"
-        ) from error
-
-
 def _error_of(kind: str, message: str) -> GlipError:
     from glip_deploy import errors
 
@@ -340,8 +249,3 @@ def _cores() -> int:
     with suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _short_folder() -> str | None:
-    """Return where Ray's folder may be: the names of its sockets must fit into 107 bytes."""
-    return "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 20 else None

@@ -180,7 +180,7 @@ def batch(
 
     _check_pyarrow()
     if ray is not None:
-        from glip_deploy.batch.ray_pool import check_address
+        from glip_deploy.batch.cluster import check_address
 
         check_address(ray)
     if backend not in BACKENDS:

@@ -1,4 +1,4 @@
-"""Runs of `glip-batch` as a process, and what they leave; a module of its own, so that tests share it."""
+"""Runs of `glip-batch` as a process, what they read, and what they leave."""
 
 from __future__ import annotations
 
@@ -13,8 +13,42 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+PICTURES = 9
+FRAMES = 40
 RESULTS = ("detections.parquet", "coco.json", "failures.json")
 OPTIONS = ("--prompt", "person. red car. dog", "--threshold", "0.2", "--shortest-side", "64", "--threads", "1")
+
+
+def noise(seed: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """A picture of large random blocks: another one for each seed, so that results that are mixed up are noticed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.kron(blocks, np.ones((height // 6, width // 8, 1), np.uint8))
+
+
+def write_pictures(folder: Path, count: int = PICTURES, first: int = 1) -> None:
+    """Pictures 1.png, 2.png and so on."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for number in range(first, first + count):
+        Image.fromarray(noise(number)).save(folder / f"{number}.png")
+
+
+def write_video(path: Path, frames: int = FRAMES) -> None:
+    """A video whose frames differ."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for seed in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(noise(seed // 4), format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
 
 
 def command(bundle: Path, source: str, output: str = "out", *more: str, options: Sequence[str] = OPTIONS) -> list[str]:

@@ -17,11 +17,14 @@ pytest.importorskip("pyarrow", reason="glip-batch writes Parquet with pyarrow; p
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from batch_runs import (
+    FRAMES,
     OPTIONS,
+    PICTURES,
     RESULTS,
     command,
     failures,
     finish,
+    noise,
     recorded,
     refused,
     results,
@@ -30,8 +33,9 @@ from batch_runs import (
     start,
     succeed,
     wait_for,
+    write_pictures,
+    write_video,
 )
-from conftest import FRAMES, PICTURES, noise, write_pictures, write_video
 from PIL import Image
 
 from glip_deploy.cli import detect

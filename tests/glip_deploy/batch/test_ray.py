@@ -17,6 +17,7 @@ pytest.importorskip("ray", reason="several workers run on Ray; pip install 'glip
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from batch_runs import (
+    PICTURES,
     command,
     descendants,
     failures,
@@ -30,8 +31,8 @@ from batch_runs import (
     start,
     succeed,
     wait_for,
+    write_pictures,
 )
-from conftest import PICTURES, write_pictures
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 TWO = ("--workers", "2")
@@ -148,7 +149,7 @@ def test_somebody_else_answers_at_the_address(here, tiny_bundle):
 def test_ray_is_asked_for_by_name(here, tiny_bundle):
     (here / "stub").mkdir()
     (here / "stub" / "ray.py").write_text("raise ImportError('No module named ray')")
-    parts = ("need Ray", "No module named ray", "glip-deploy[ray]")
+    parts = ("clusters need Ray", "No module named ray", "glip-deploy[ray]")
     refused(command(tiny_bundle, "photos", "out", *TWO), here, *parts, first=[here / "stub"])
     status, said = run(command(tiny_bundle, "photos"), here, [here / "stub"])  # one worker needs none
     assert status == 0, said

@@ -1,0 +1,146 @@
+"""A Ray of our own on this machine, or a cluster that is running: connecting, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from glip_deploy.errors import MissingPackage, OptionError, reason_of
+
+__all__ = ["Cluster", "check_address"]
+
+_OBJECT_STORE = 256 * 2**20
+"""Bytes of shared memory for a Ray of our own."""
+
+
+def check_address(address: str) -> None:
+    """Check that an address is one that `RayPool` takes, without connecting.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if address in ("local", "auto"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 65536) or "/" in host:
+        raise OptionError(
+            f"--ray {address} is no address; legal is HOST:PORT of a cluster's head, auto for the cluster that this"
+            " machine belongs to, or local for a Ray on this machine alone"
+        )
+
+
+class Cluster:
+    """A connection to Ray.
+
+    Args:
+        address: "local" starts a Ray on this machine, until `close`; "auto" and HOST:PORT are a cluster that runs.
+        cores: that a Ray of our own may give to workers; None for those of the machine.
+
+    Raises:
+        OptionError: the address is none.
+    """
+
+    def __init__(self, address: str, cores: int | None = None) -> None:
+        check_address(address)
+        self._address = address
+        self._cores = cores
+        self._folder: Path | None = None
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            MissingPackage: Ray is not installed.
+            OptionError: no cluster answers there.
+        """
+        ray = _import_ray(loopback=self._address == "local")
+        if self._address not in ("local", "auto"):
+            _check_listening(self._address)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self._connect(ray)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            # Ray sets a handler of its own for SIGTERM, and restores nothing.
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Leave the cluster, or end the Ray of our own and remove its files."""
+        import ray
+
+        ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _connect(self, ray: Any) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address == "local":
+            self._folder = Path(tempfile.mkdtemp(prefix="glip-ray-", dir=_short_folder()))
+            ray.init(
+                address="local",
+                num_cpus=self._cores,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(self._folder),
+                **options,
+            )
+            return
+        try:
+            ray.init(address=self._address, **options)
+        except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+            raise OptionError(
+                f"--ray {self._address} cannot be used ({reason_of(error)}); start a cluster with ray start --head, and"
+                " use the same versions of Ray and Python everywhere"
+            ) from error
+
+
+def _import_ray(*, loopback: bool) -> Any:
+    """Return Ray, told to report nothing to anybody.
+
+    Args:
+        loopback: let a Ray of our own listen on 127.0.0.1 alone, as it does by default on macOS and Windows only.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if loopback else "1"
+    try:
+        import pyarrow  # noqa: F401
+        import ray
+    except ImportError as error:
+        raise MissingPackage(
+            f'several workers, GPUs for them, and clusters need Ray ({error}); pip install "glip-deploy[ray]"'
+        ) from error
+    for name in ("ray", "ray.data", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return ray
+
+
+def _check_listening(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise OptionError(
+            f"--ray {address}: nothing answers there ({reason_of(error)}); start a cluster with ray start --head, or"
+            " leave --ray out for workers on this machine"
+        ) from error
+
+
+def _short_folder() -> str | None:
+    """Return where Ray's folder may be: the names of its sockets must fit into 107 bytes."""
+    return "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 20 else None
