@@ -18,6 +18,8 @@ __all__ = ["Cluster", "check_address"]
 
 _OBJECT_STORE = 256 * 2**20
 """Bytes of shared memory for a Ray of our own."""
+_PATIENCE = 5.0
+"""Seconds that a cluster's head may take to answer."""
 
 
 def check_address(address: str) -> None:
@@ -61,8 +63,10 @@ class Cluster:
             OptionError: no cluster answers there.
         """
         ray = _import_ray(loopback=self._address == "local")
-        if self._address not in ("local", "auto"):
-            _check_listening(self._address)
+        if self._address != "local":
+            _check_listening(
+                self._address, os.environ.get("RAY_ADDRESS", "") if self._address == "auto" else self._address
+            )
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._connect(ray)
@@ -130,15 +134,34 @@ def _import_ray(*, loopback: bool) -> Any:
     return ray
 
 
-def _check_listening(address: str) -> None:
+def _check_listening(given: str, address: str) -> None:
+    """Check that a server of Ray's kind answers, for which Ray itself would wait for minutes.
+
+    Args:
+        given: what the user named.
+        address: HOST:PORT; anything else is left to Ray.
+
+    Raises:
+        OptionError: none does.
+    """
     host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or os.environ.get("RAY_USE_TLS", "0") == "1":
+        return
+    problem = "something else than Ray answers"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+            with connection.makefile("rb") as answer:
+                head = answer.read(9)
+        if len(head) == 9 and head[3] == 4:  # settings of HTTP/2, with which a gRPC server begins
+            return
+    except TimeoutError:
+        problem = f"nothing answers within {_PATIENCE:g} s"
     except OSError as error:
-        raise OptionError(
-            f"--ray {address}: nothing answers there ({reason_of(error)}); start a cluster with ray start --head, or"
-            " leave --ray out for workers on this machine"
-        ) from error
+        problem = f"nothing answers there ({reason_of(error)})"
+    raise OptionError(
+        f"--ray {given}: {problem}; start a cluster with ray start --head, or give local for a Ray on this machine"
+    )
 
 
 def _short_folder() -> str | None:

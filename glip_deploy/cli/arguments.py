@@ -25,6 +25,7 @@ __all__ = [
     "option",
     "probability",
     "seconds",
+    "share_of_gpus",
 ]
 
 
@@ -74,6 +75,14 @@ def probability(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise typer.BadParameter(f"{text!r} is not a number in [0, 1]")
+    return value
+
+
+def share_of_gpus(text: str) -> float:
+    """Parse a number of GPUs above 0: a whole number, or a fraction of one."""
+    value = _number(text)
+    if not (0 < value <= 1 or (value < math.inf and value == int(value) > 0)):
+        raise typer.BadParameter(f"{text!r} is neither a whole number of GPUs of at least 1 nor a fraction of one")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -11,8 +10,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
 
 from glip_deploy.backends import BACKENDS, MAX_THREADS
 from glip_deploy.backends.openvino import Precision
@@ -26,6 +23,7 @@ from glip_deploy.cli.arguments import (
     only_one_of,
     option,
     probability,
+    share_of_gpus,
 )
 from glip_deploy.cli.console import frame_progress, is_terminal, log_lines, say, stderr_for_lines
 from glip_deploy.errors import SourceError, listed
@@ -59,17 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status; see `glip_deploy.cli.app`.
     """
     return run_app(app, PROGRAM, argv)
-
-
-def _share(text: str) -> float:
-    """Parse a number of GPUs above 0: a fraction, or a whole number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value <= 1 or (value < math.inf and value == int(value) > 0)):
-        raise typer.BadParameter(f"{text!r} is neither a whole number of GPUs of at least 1 nor a fraction of one")
-    return value
 
 
 @app.command(
@@ -124,7 +111,8 @@ def batch(
         ),
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, option("G", "GPUs of each worker, or a fraction of one; needs a GPU --backend.", HOW, _share)
+        float | None,
+        option("G", "GPUs of each, or a fraction of one; needs a GPU --backend.", HOW, share_of_gpus),
     ] = None,
     threads: Annotated[
         int | None,
