@@ -34,10 +34,21 @@ def bert_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def probe(runtime: Path, bert_tokenizer: tuple[Path, Any]) -> Iterator[Any]:
-    """The program that shows the library's parts."""
+def address() -> Any:
+    """The folder in which it was built with the address and undefined behavior sanitizers, and no inference engine."""
+    from runtime_build import absence, build_sanitized
+
+    reason = absence()
+    if reason is not None:
+        pytest.skip(reason)
+    return build_sanitized("address")
+
+
+@pytest.fixture(scope="session", params=["runtime", "address"])
+def probe(request: pytest.FixtureRequest, bert_tokenizer: tuple[Path, Any]) -> Iterator[Any]:
+    """The program that shows the library's parts, as it is used and with sanitizers."""
     from runtime_build import Probe
 
-    opened = Probe(runtime, bert_tokenizer[0])
+    opened = Probe(request.getfixturevalue(request.param), bert_tokenizer[0])
     yield opened
     opened.close()
