@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from glip_deploy import __version__
@@ -17,27 +18,45 @@ __all__ = ["create_app"]
 
 
 def create_app(settings: Settings, models: Mapping[str, Model]) -> FastAPI:
-    """Return the application; it leaves the models open when it ends.
+    """Return the application: the HTTP service and the live page; it leaves the models open when it ends.
 
     Args:
         settings: of the server.
         models: by name; the first is the one that is asked where none is named.
 
     Raises:
+        SourceError: the source does not exist or cannot be opened.
+        FrameError: it is a picture that cannot be read.
+        MissingPackage: it is a video, and PyAV is not installed.
         ImportError: the packages of the extra `serve` are not installed.
     """
     from fastapi_offline import FastAPIOffline
 
+    from glip_deploy.serve.files import add_page
     from glip_deploy.serve.guard import Guard
     from glip_deploy.serve.http import Counted, add_problems, describe, service
+    from glip_deploy.serve.live import Live
     from glip_deploy.serve.metrics import Metrics
     from glip_deploy.serve.models import Places
+    from glip_deploy.serve.sources import SharedSource
 
-    app = FastAPIOffline(title="glip-serve", version=__version__, redoc_url=None)  # its /docs fetches nothing
+    source = None if settings.source is None else SharedSource(settings.source)
+    if source is not None:
+        source.check()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if source is not None:
+            source.close()
+
+    # Its /docs fetches nothing.
+    app = FastAPIOffline(title="glip-serve", version=__version__, redoc_url=None, lifespan=lifespan)
     places = Places(settings.queue_size, models.values())
     metrics = Metrics(models, places)
     routes = service(settings, models, places, metrics)
     app.include_router(routes)
+    add_page(app, Live(settings, models, source))
     describe(app, settings)
     add_problems(app)
     app.add_middleware(Guard, settings=settings)

@@ -1,4 +1,4 @@
-"""`glip-serve`: a bundle behind an HTTP service."""
+"""`glip-serve`: a bundle behind a live page and an HTTP service."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @app.command(
     epilog=examples(
         "glip-serve --model glip_t",
+        "glip-serve --model glip_t --source yard.mp4",
         "glip-serve --model glip_t --host 0.0.0.0 --token SECRET",
         note="Ctrl-C or SIGTERM ends it, once the requests under way are answered.",
     )
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(
     *,
     model: Annotated[list[str], option("BUNDLE", "Folder that glip-export wrote; repeatable.")],
+    source: Annotated[
+        str | None,
+        option("SOURCE", "What visitors may watch: a video, which is repeated, a camera number or an address."),
+    ] = None,
     host: Annotated[str, option("HOST", "Name or address to listen on.", WHERE)] = "127.0.0.1",
     port: Annotated[int, option("PORT", "Port; 0 for any that is free.", WHERE, at_least(0, 65535))] = 8000,
     token: Annotated[
@@ -104,7 +109,7 @@ def serve(
     quiet: QUIET = False,
     version: VERSION = False,
 ) -> int:
-    """Serve detection over HTTP: pictures and prompts in, boxes as JSON out."""
+    """Serve a page on which you type what to look for and see it found, and the same over HTTP as JSON."""
     from glip_deploy.serve.settings import Settings
 
     on_cpu = backend == "openvino" or PROVIDERS.get(backend) == ("CPUExecutionProvider",)
@@ -113,6 +118,7 @@ def serve(
         port=port,
         token=os.environ.get("GLIP_SERVE_TOKEN") if token is None else token,
         insecure=insecure,
+        source=source,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_characters=max_characters,

@@ -1,0 +1,202 @@
+"""The server's source looked at by one model for all who watch: the backbone once a frame, a head for each prompt.
+
+Every visitor gets the newest frame when he is ready for it. A frame waits for nobody: who is still drawing, or on a
+slow line, is passed over and gets a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from glip_deploy.errors import GlipError
+from glip_deploy.results.detections import Detections
+from glip_deploy.serve.errors import QueueFull
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from glip_deploy.prompts.encoded import EncodedPrompt
+    from glip_deploy.serve.models import Model
+    from glip_deploy.serve.sources import SharedFrame, SharedSource
+
+__all__ = ["Broadcast", "Taken", "Watcher"]
+
+log = logging.getLogger(__name__)
+_HEADS = 8
+"""Prompts, or chunks of long ones, that a frame is compared with in one turn; who is left over gets the next frame."""
+_AFTER_ERROR_S = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """A visitor's prompt, encoded.
+
+    Attributes:
+        id: the visitor's number for it.
+        encoded: the prompt.
+        limits: (C,) float32, what a score of each class must exceed.
+    """
+
+    id: int
+    encoded: EncodedPrompt
+    limits: NDArray[np.float32]
+
+
+class Watcher(Protocol):
+    """What the broadcast needs of a visitor."""
+
+    taken: Taken | None
+    """His prompt, or None to see the picture alone."""
+    dropped: int
+    last_number: int
+    """The number of the last frame of the source he was sent; 0 before the first."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether he can take another frame now."""
+        ...
+
+    def show(
+        self, frame: SharedFrame, jpeg: bytes, taken: Taken | None, found: Detections, ms: dict[str, float]
+    ) -> None:
+        """Send a frame and what was found in it."""
+        ...
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message."""
+        ...
+
+
+class Broadcast:
+    """One model at the server's source. It looks while somebody watches.
+
+    Args:
+        model: what detects.
+        source: what is watched.
+    """
+
+    def __init__(self, model: Model, source: SharedSource) -> None:
+        self._model, self._source = model, source
+        self._watchers: dict[Watcher, None] = {}  # in the order of their last frames
+        self._woken = asyncio.Event()
+        self._told = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, watcher: Watcher) -> None:
+        """Let a visitor watch."""
+        watcher.last_number = 0
+        self._watchers[watcher] = None
+        if self._told:
+            watcher.tell({"type": "source", "message": self._told})
+        if self._task is None:
+            self._task = asyncio.create_task(self._look())
+        self.wake()
+
+    def remove(self, watcher: Watcher) -> None:
+        """Let him watch no more; nothing happens if he did not."""
+        self._watchers.pop(watcher, None)
+        if not self._watchers and self._task is not None:
+            self._task.cancel()
+            self._task, self._told = None, ""
+
+    def wake(self) -> None:
+        """Look again who is ready."""
+        self._woken.set()
+
+    async def _look(self) -> None:
+        with self._source.watched():
+            number = 0
+            while True:
+                await self._somebody_ready()
+                self._tell_trouble()
+                frame = await self._source.newer(number)
+                self._tell_trouble()
+                if frame is None:
+                    continue
+                number = frame.number
+                try:
+                    await self._turn(frame)
+                except QueueFull:  # too many visitors' own frames wait; this one is dropped
+                    await asyncio.sleep(_AFTER_ERROR_S)
+                except GlipError as error:
+                    await self._fail(str(error))
+                except Exception:
+                    log.exception("a frame of %s could not be looked at", self._source.name)
+                    await self._fail("detection failed; the server's log says how")
+
+    async def _fail(self, message: str) -> None:
+        for watcher in self._watchers:
+            watcher.tell({"type": "error", "about": "frame", "id": None, "message": message})
+        await asyncio.sleep(_AFTER_ERROR_S)
+
+    def _tell_trouble(self) -> None:
+        if self._source.trouble != self._told:
+            self._told = self._source.trouble
+            for watcher in self._watchers:
+                watcher.tell({"type": "source", "message": self._told})
+
+    async def _somebody_ready(self) -> None:
+        while not any(watcher.ready for watcher in self._watchers):
+            self._woken.clear()
+            await self._woken.wait()
+
+    def _due(self) -> list[tuple[Watcher, Taken | None]]:
+        """Return who gets this frame, with his prompt as it is now: those first who have waited longest."""
+        due: list[tuple[Watcher, Taken | None]] = []
+        known: set[Any] = set()
+        for watcher in self._watchers:
+            if not watcher.ready:
+                continue
+            keys = set() if watcher.taken is None else set(_keys(watcher.taken.encoded))
+            if known and len(known | keys) > _HEADS:
+                continue
+            known |= keys
+            due.append((watcher, watcher.taken))
+        return due
+
+    async def _turn(self, frame: SharedFrame) -> None:
+        due = self._due()
+        jpeg = asyncio.ensure_future(frame.jpeg())
+        prompts: dict[Any, EncodedPrompt] = {}
+        lowest: dict[Any, NDArray[np.float32]] = {}
+        for _, taken in due:
+            if taken is not None:
+                key = _keys(taken.encoded)
+                prompts.setdefault(key, taken.encoded)
+                lowest[key] = np.minimum(lowest.get(key, taken.limits), taken.limits)
+        wait = 1000 * (time.monotonic() - frame.at)
+        found: dict[Any, Detections] = {}
+        ms: dict[str, float] = {}
+        try:
+            if prompts:
+                limits = [lowest[key] for key in prompts]
+                answers, ms = await self._model.detect_prompts(frame.image, list(prompts.values()), limits)
+                found = dict(zip(prompts, answers, strict=True))
+            picture = await jpeg
+        finally:
+            jpeg.cancel()  # nothing if it is done; others who wait for the frame's JPEG are not disturbed
+        for watcher, taken in due:
+            if watcher not in self._watchers:  # left meanwhile
+                continue
+            own = Detections.empty()
+            if taken is not None:
+                # Thresholds come after NMS and the limit of boxes, so one answer serves all thresholds above its own.
+                own = found[_keys(taken.encoded)]
+                own = own[own.scores > taken.limits[own.labels]]
+            if watcher.last_number:
+                watcher.dropped += frame.number - watcher.last_number - 1
+            watcher.last_number = frame.number
+            del self._watchers[watcher]
+            self._watchers[watcher] = None
+            watcher.show(frame, picture, taken, own, {"wait": wait, **ms})
+
+
+def _keys(encoded: EncodedPrompt) -> tuple[str, ...]:
+    """Return what tells prompts apart: the same words with the same labels are one."""
+    return tuple(chunk.prompt.key for chunk in encoded.chunks)
