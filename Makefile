@@ -25,6 +25,9 @@ demo: $(VENV)/.ready
 	@echo "Look at $(DEMO)/nano_scene.png and $(DEMO)/nano_moving.mp4."
 	@echo "The same at GLIP-T's full size, with stand-in weights (real timings, arbitrary boxes): make demo-full"
 	@echo "With a released checkpoint: glip-export --model glip_tiny_model_o365_goldg.pth --output glip_t/"
+	@echo
+	@echo "Type what to look for in your browser, while the video runs, or in your own camera:"
+	@echo "    $(BIN)/glip-serve --model $(DEMO)/glip_nano --shortest-side 224 --source examples/nano/media/moving.mp4"
 
 demo-full: $(VENV)/.ready
 	@mkdir -p $(DEMO)
