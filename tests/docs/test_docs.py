@@ -61,6 +61,7 @@ SYNTHETIC = ROOT / "examples" / "stand_in" / "synth_weights.py"  # kept byte for
 SPELLED_SO = re.compile(
     r"[Ff]lavours?(?=\b|_)|_flavours?\b|--flavour|"  # a key of build.json, and so a name in code
     r"center centre|"  # words that a caption may have
+    r"CancelledError|"  # asyncio's
     r"mean_difference_grey_levels"  # a key of result files
 )
 
