@@ -154,7 +154,7 @@ class Model:
     ) -> Found:
         """Find what prompts name in a frame, together with other frames that wait with the same prompts.
 
-        Cancelling it takes the frame out of the queue, if it still waits.
+        Canceling it takes the frame out of the queue, if it still waits.
 
         Args:
             image: (H, W, 3) uint8 RGB.

@@ -577,8 +577,6 @@ def test_picture_for_the_readme(visit):
     page.fill("#all", "0.55")
     page.set_default_timeout(120_000)
     wait_for(page, "state.frames > 30 && new Set(window.glip.above().map(({ label }) => label)).size >= 5")
-    page.click("#pause")
-    page.wait_for_timeout(3500)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     target = Path(os.environ["GLIP_SCREENSHOT"])
     target.parent.mkdir(parents=True, exist_ok=True)
