@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from glip_deploy.backends import BACKENDS, MAX_THREADS, PROVIDERS
 from glip_deploy.backends.openvino import Precision
-from glip_deploy.cli.app import QUIET, VERSION, examples, make_app, run_app
-from glip_deploy.cli.arguments import LogLevel, at_least, flag, option, seconds
-from glip_deploy.cli.console import log_lines, say
+from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
+from glip_deploy.cli.arguments import LogLevel, at_least, flag, option, seconds, share_of_gpus
+from glip_deploy.cli.console import log_lines, say, stderr_for_lines
 from glip_deploy.errors import MissingPackage, OptionError
 from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.load import MAX_PIXELS
@@ -23,7 +23,7 @@ from glip_deploy.frames.load import MAX_PIXELS
 __all__ = ["main"]
 
 PROGRAM = "glip-serve"
-WHERE, LIMITS, HOW = "Where it is reached", "What it takes", "How to run"
+WHERE, LIMITS, HOW, REPLICAS = "Where it is reached", "What it takes", "How to run", "How to run on Ray"
 
 app = make_app()
 
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "glip-serve --model glip_t",
         "glip-serve --model glip_t --source yard.mp4",
         "glip-serve --model glip_t --host 0.0.0.0 --token SECRET",
+        "glip-serve --model glip_t --ray local --replicas 2",
         note="Ctrl-C or SIGTERM ends it, once the requests under way are answered.",
     )
 )
@@ -105,6 +106,19 @@ def serve(
     threads: Annotated[
         int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1, MAX_THREADS))
     ] = None,
+    ray: Annotated[
+        str | None,
+        option("ADDRESS", "Detect on replicas of Ray Serve: local, auto, or HOST:PORT of a cluster.", REPLICAS),
+    ] = None,
+    replicas: Annotated[
+        int | None, option("N", "Replicas of each bundle (default: 1).", REPLICAS, at_least(1, 10_000))
+    ] = None,
+    max_replicas: Annotated[
+        int | None, option("N", "Replicas under load (default: as --replicas).", REPLICAS, at_least(1, 10_000))
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None, option("G", "GPUs of each, or a fraction of one; needs a GPU --backend.", REPLICAS, share_of_gpus)
+    ] = None,
     log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,
     quiet: QUIET = False,
     version: VERSION = False,
@@ -112,6 +126,17 @@ def serve(
     """Serve a page on which you type what to look for and see it found, and the same over HTTP as JSON."""
     from glip_deploy.serve.settings import Settings
 
+    for name, value in {
+        "--replicas": replicas,
+        "--max-replicas": max_replicas,
+        "--gpus-per-replica": gpus_per_replica,
+    }.items():
+        if value is not None and ray is None:
+            raise bad_option(name, "needs --ray to have an effect")
+    least = replicas or 1
+    most = max_replicas or least
+    if most < least:
+        raise bad_option("--max-replicas", f"{most} is less than the {least} of --replicas")
     on_cpu = backend == "openvino" or PROVIDERS.get(backend) == ("CPUExecutionProvider",)
     settings = Settings(
         host=host,
@@ -137,31 +162,52 @@ def serve(
         stack.enter_context(log_lines(PROGRAM, "error" if quiet else log_level, "glip_deploy", "uvicorn"))
         uvicorn, listening = _uvicorn(), stack.enter_context(_listening(host, port))
 
+        from glip_deploy.batch.cluster import Cluster
+        from glip_deploy.bundle.manifest import Bundle
         from glip_deploy.detector import Detector
         from glip_deploy.serve.app import create_app
         from glip_deploy.serve.models import Model
+        from glip_deploy.serve.replicas import RayModel, ReplicaSetup, deploy
 
-        models: dict[str, Model] = {}
+        models: dict[str, Any] = {}
+        opening: dict[str, Any] = {
+            "backend": backend,
+            "precision": precision,
+            "engines": engines,
+            "shortest_side": shortest_side,
+            "longest_side": longest_side or None,
+            "resize": resize,
+            "trusted": not untrusted,
+        }
+        queueing: dict[str, Any] = {
+            "workers": workers,
+            "queue_size": settings.queue_size,
+            "batch_size": settings.batch_size,
+            "batch_wait": settings.batch_wait,
+        }
+        if ray is not None:
+            stack.enter_context(stderr_for_lines(wanted=log_level is not LogLevel.DEBUG))
+            stack.enter_context(contextlib.redirect_stdout(None))  # where Ray prints what its processes report
+            each = threads or max(1, (os.cpu_count() or 1) // (most * len(model)))
+            cluster = Cluster(ray, each * most * len(model))
+            stack.callback(cluster.close)
+            cluster.open()
         for name, path in zip(names, model, strict=True):
-            detector = Detector.open(
-                path,
-                backend=backend,
-                precision=precision,
-                engines=engines,
-                shortest_side=shortest_side,
-                longest_side=longest_side or None,
-                resize=resize,
-                threads=threads,
-                trusted=not untrusted,
-            )
-            models[name] = Model(
-                name,
-                detector,
-                workers=workers,
-                queue_size=settings.queue_size,
-                batch_size=settings.batch_size,
-                batch_wait=settings.batch_wait,
-            )
+            if ray is None:
+                models[name] = Model(name, Detector.open(path, threads=threads, **opening), **queueing)
+            else:
+                bundle = Bundle.open(path)
+                setup = ReplicaSetup(
+                    name,
+                    str(Path(path).absolute()),
+                    bundle.manifest_sha256,
+                    {"threads": each, **opening},
+                    queueing,
+                )
+                handle = deploy(setup, replicas=least, most=most, threads=each, gpus=gpus_per_replica or 0)
+                models[name] = RayModel(
+                    name, bundle, handle, shortest_side=shortest_side, longest_side=longest_side or None
+                )
             stack.callback(models[name].close)
         config = uvicorn.Config(
             create_app(settings, models),
