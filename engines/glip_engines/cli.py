@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
+from glip_deploy.cli.app import QUIET, VERSION, UsageError, bad_option, examples, make_app, run_app
 from glip_deploy.cli.console import phase_progress, say
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def _option(name: str, panel: str, metavar: str | None, text: str, *aliases: str
         "glip-build glip_t/ --flavor tensorrt-rtx --arch SM86   on a machine without a GPU",
         "glip-build glip_t/ --form plugin                        deformable convolution by this toolkit's kernels",
         "glip-build glip_t/ --onnx-only graphs/                  no engines: the graphs, and the trtexec commands",
+        "glip-build glip_t/ --triton models/                     a model repository for Triton Inference Server",
         note="Engines go to BUNDLE/engines/, and the folder's name is printed. They belong to the GPU type and the\n"
         "TensorRT version they were built for. Prompts are padded to the next length of --tokens; none longer than\n"
         "the last can be run. A range is written MIN:BEST:MAX.",
@@ -104,7 +105,7 @@ def build(
     classes: Annotated[
         str | None, _option("--classes", "Shapes", "N", "Classes of a prompt (default: 1:8:128).")
     ] = None,
-    batch: Annotated[str, _option("--batch", "Shapes", "N", "Pictures at a time.")] = "1",
+    batch: Annotated[str | None, _option("--batch", "Shapes", "N", "Pictures at a time (default: 1).")] = None,
     workspace: Annotated[
         str | None, _option("--workspace", "Builder", "SIZE", "Memory for intermediate results, 2G say.")
     ] = None,
@@ -131,8 +132,19 @@ def build(
         str | None,
         _option("--trt-version", "Graphs without engines", "V", "TensorRT to write them for: 8.6, 10.3, ... 11.1."),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        _option("--triton", "Triton", "DIR", "Write only a model repository for Triton, with a copy of the bundle."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        _option("--backend", "Triton", "NAME", "What runs the bundle (default: its engines if it has any)."),
+    ] = None,
+    instances: Annotated[
+        int | None, _option("--instances", "Triton", "N", "Copies of the model, on each GPU if on GPUs (default: 1).")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Replace existing engines or graphs.")
+        bool, typer.Option("--overwrite", metavar="", help="Replace existing engines, graphs or Triton's model.")
     ] = False,
     no_verify: Annotated[
         bool, _option("--no-verify", "Builder", "", "Do not run the engines before they are delivered.")
@@ -143,7 +155,7 @@ def build(
     """Build TensorRT engines of a bundle's text and image branch."""
     from glip_engines.builder import build_engines
     from glip_engines.flavours import choose_flavour
-    from glip_engines.options import BuildOptions, parse_bytes, parse_canvas, parse_range, parse_tokens
+    from glip_engines.options import BuildOptions, Range, parse_bytes, parse_canvas, parse_range, parse_tokens
 
     started = time.perf_counter()
     height, width = parse_canvas(size, least, best, most)
@@ -156,7 +168,7 @@ def build(
         width=width,
         tokens=None if tokens is None else parse_tokens(tokens),
         classes=None if classes is None else parse_range(classes, "--classes"),
-        batch=parse_range(batch, "--batch"),
+        batch=Range.fixed(1) if batch is None else parse_range(batch, "--batch"),
         workspace=None if workspace is None else parse_bytes(workspace, "--workspace"),
         timing_cache=timing_cache,
         optimization_level=optimization_level,
@@ -168,6 +180,13 @@ def build(
     )
     if trt_version is not None and onnx_only is None:
         raise bad_option("--trt-version", "needs --onnx-only DIR to have an effect")
+    for option, value in (("--backend", backend), ("--instances", instances)):
+        if value is not None and triton is None:
+            raise bad_option(option, "needs --triton DIR to have an effect")
+    if triton is not None and onnx_only is not None:
+        raise UsageError("argument --triton: not allowed with argument --onnx-only")
+    if triton is not None:
+        return _write_repository(bundle, triton, options, backend, batch, 1 if instances is None else instances)
     if onnx_only is not None:
         return _write_graphs(bundle, onnx_only, options, trt_version or _USUAL_VERSION, quiet)
     if context.obj is _CHECK_ONLY:
@@ -190,6 +209,18 @@ def _write_graphs(bundle: Path, folder: Path, options: BuildOptions, version: st
 
     with phase_progress(quiet=quiet) as on_progress:
         print(write_graphs(bundle, folder, options, version, on_progress))
+    return 0
+
+
+def _write_repository(
+    bundle: Path, folder: Path, options: BuildOptions, backend: str | None, batch: str | None, instances: int
+) -> int:
+    from glip_engines.triton_repository import write_repository
+
+    if not options.batch.is_fixed:
+        raise bad_option("--batch", f"is {batch}; with --triton it is one number, the most pictures in a run")
+    most = None if batch is None else options.batch.most
+    print(write_repository(bundle, folder, options, backend=backend, batch=most, instances=instances))
     return 0
 
 

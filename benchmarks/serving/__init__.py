@@ -1,0 +1,1 @@
+"""What serving costs over `Detector.detect` in one process."""
