@@ -37,6 +37,18 @@ def openvino_folder() -> str:
     return str(get_cmake_path())
 
 
+def engine_folders() -> list[str]:
+    """Return CMake's options for the headers of engines that are not found by themselves."""
+    from glip_engines.compilers import cuda_headers, find_tensorrt_headers
+
+    from glip_deploy import GlipError
+
+    try:
+        return [f"-DTENSORRT_DIR={find_tensorrt_headers()}", f"-DCUDA_DIR={cuda_headers()}"]
+    except GlipError:
+        return []
+
+
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command that must succeed."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
@@ -57,7 +69,7 @@ def locked() -> Iterator[None]:
 
 def build() -> Path:
     """Configure and build what changed since the last time; return the folder."""
-    options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}"]
+    options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}", *engine_folders()]
     with locked():
         ninja = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
         run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *ninja, *options)
@@ -122,6 +134,9 @@ class Options(ctypes.Structure):
         ("no_cache", ctypes.c_int32),
         ("no_verify", ctypes.c_int32),
         ("cache_dir", ctypes.c_char_p),
+        ("engines", ctypes.c_char_p),
+        ("untrusted", ctypes.c_int32),
+        ("no_plugins", ctypes.c_int32),
     ]
 
 

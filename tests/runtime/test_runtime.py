@@ -285,7 +285,7 @@ def test_bundles_that_cannot_be_opened(library, nano_bundle, tmp_path):
 
 def test_options_that_are_out_of_range(library, nano_bundle):
     cases = [
-        ({"backend": b"tensorrt"}, 'backend "tensorrt" is unknown'),
+        ({"backend": b"caffe"}, 'backend "caffe" is unknown; legal is openvino, onnxruntime, tensorrt'),
         ({"precision": b"int4"}, "takes f32, bf16, auto"),
         ({"shortest_side": -3}, "shortest_side is -3"),
         ({"threads": 100000}, "threads is 100000"),

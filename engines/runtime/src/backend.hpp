@@ -15,6 +15,8 @@ namespace glip {
 struct BackendOptions {
   std::string precision, cache_folder;
   int threads = 0;
+  std::string engines;  ///< a folder, or its name in the bundle; empty for the first that may run here
+  bool trusted = true, plugins = true;
 };
 
 /// What the image branch takes of a prompt.
@@ -33,6 +35,8 @@ class Backend {
   virtual std::vector<std::vector<Candidates>> detect(const Canvas& canvas, const std::vector<PromptInput>& prompts) = 0;
   /// Another backend on the same compiled graphs, with buffers of its own.
   virtual std::unique_ptr<Backend> clone() const = 0;
+  /// Whether a canvas may have its pictures in CUDA memory.
+  virtual bool reads_cuda() const { return false; }
   /// What makes its embeddings others than those of the text graph in fp32; empty if nothing does.
   virtual std::string text_key() const = 0;
 };

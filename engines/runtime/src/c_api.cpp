@@ -112,6 +112,9 @@ glip_status glip_open(const char* path, const glip_options* options, glip_detect
       chosen.threads = given.threads;
       chosen.cache = given.no_cache == 0;
       chosen.verify = given.no_verify == 0;
+      if (given.engines) chosen.engines = given.engines;
+      chosen.trusted = given.untrusted == 0;
+      chosen.plugins = given.no_plugins == 0;
     }
     *detector = new glip_detector{glip::Detector::open(path, chosen)};
   });

@@ -94,7 +94,9 @@ Detector Detector::open(const std::string& path, const Options& options) {
     shared->bundle = Bundle::open(path, options.verify);
     shared->tokenizer = shared->bundle.tokenizer();
     const std::string folder = !options.cache ? "" : options.cache_dir.empty() ? cache_folder() : options.cache_dir;
-    state->backend = open_backend(options.backend, shared->bundle, {options.precision, folder, options.threads});
+    state->backend =
+        open_backend(options.backend, shared->bundle,
+                     {options.precision, folder, options.threads, options.engines, options.trusted, options.plugins});
     const std::string text_key = state->backend->text_key();
     // Files that nobody hashed may encode otherwise than the manifest says: their prompts stay in memory.
     shared->key = shared->bundle.verified ? shared->bundle.key : "unverified " + path;
@@ -225,7 +227,7 @@ Detector::Found Detector::find(const std::vector<ImageView>& images, const std::
     const auto lock = held(open);
     const Options& options = open.shared->options;
     const Bundle& bundle = open.shared->bundle;
-    make_canvas(images, options.shortest_side, options.longest_side, open.canvas);
+    make_canvas(images, options.shortest_side, options.longest_side, open.canvas, open.backend->reads_cuda());
     std::vector<std::vector<Candidates>> by_chunk = open.backend->detect(open.canvas, inputs);
     if (by_chunk.size() != inputs.size()) {
       throw Error(ErrorKind::backend, "the backend answered " + std::to_string(by_chunk.size()) + " of " +

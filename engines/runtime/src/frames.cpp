@@ -30,11 +30,19 @@ int bytes_of(PixelFormat format) {
   refuse("picture has format " + std::to_string(static_cast<int>(format)) + "; legal are those of PixelFormat");
 }
 
-void check(const ImageView& image) {
+void check(const ImageView& image, bool cuda) {
   if (image.memory == Memory::cuda) {
-    refuse("the picture is in GPU memory, which backend openvino cannot read; copy it to the host");
+    if (!cuda) {
+      refuse("the picture is in GPU memory, which this backend cannot read; copy it to the host, or use backend tensorrt");
+    }
+    if (image.format == PixelFormat::gray) {
+      refuse(
+          "the picture in GPU memory is gray; legal there are BGR, RGB, BGRA, RGBA and NV12: convert it, or copy it to the"
+          " host");
+    }
+  } else if (image.memory != Memory::host) {
+    refuse("picture has an unknown kind of memory; legal are those of Memory");
   }
-  if (image.memory != Memory::host) refuse("picture has an unknown kind of memory; legal are those of Memory");
   const std::string size = "picture is " + std::to_string(image.width) + "x" + std::to_string(image.height);
   if (image.width < 1 || image.height < 1) refuse(size + ": both sides must be at least 1 pixel");
   if (static_cast<std::int64_t>(image.width) * image.height > kMaxPixels) {
@@ -237,17 +245,24 @@ void place(const ImageView& image, Size to, std::uint8_t* target, std::size_t ta
 
 }  // namespace
 
-void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out) {
+void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out, bool cuda) {
   if (images.empty()) refuse("there are no pictures; give at least one");
   out.pictures.clear();
   out.originals.clear();
   out.canvas = {};
+  out.on_device.clear();
   for (const ImageView& image : images) {
-    check(image);
+    check(image, cuda);
+    if (image.memory == Memory::cuda) out.on_device.push_back(image);
     const Size size = network_size(image.height, image.width, shortest_side, longest_side);
     out.originals.push_back({image.height, image.width});
     out.pictures.push_back(size);
     out.canvas = {std::max(out.canvas.height, ceil_to(size.height)), std::max(out.canvas.width, ceil_to(size.width))};
+  }
+  if (!out.on_device.empty()) {
+    if (out.on_device.size() != images.size()) refuse("some of the pictures are in GPU memory and some are not; copy those");
+    out.pixels.clear();
+    return;
   }
   const std::size_t pitch = static_cast<std::size_t>(out.canvas.width) * 3;
   const std::size_t bytes = pitch * static_cast<std::size_t>(out.canvas.height);

@@ -19,12 +19,14 @@ Size network_size(int height, int width, int shortest_side, int longest_side);
 struct Canvas {
   std::vector<std::uint8_t> pixels;  ///< (pictures, canvas.height, canvas.width, 3)
   Size canvas;
-  std::vector<Size> pictures;   ///< of each resized picture, without padding
-  std::vector<Size> originals;  ///< of each picture as it was given
+  std::vector<Size> pictures;        ///< of each resized picture, without padding
+  std::vector<Size> originals;       ///< of each picture as it was given
+  std::vector<ImageView> on_device;  ///< pictures in CUDA memory, which the backend resizes; then there are no pixels
 };
 
-/// Throws Error(frame) for an illegal picture, or where there is none. `out` is written again, its memory is kept.
-void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out);
+/// Throws Error(frame) for an illegal picture, or where there is none. `out` is written again, its memory is kept. `cuda` says
+/// whether pictures may be in CUDA memory: then all are, or none.
+void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out, bool cuda = false);
 
 /// Pillow's antialiased bilinear filter on uint8, bit for bit. `source` has `step` bytes a pixel, of which the three at
 /// `order` are taken; `target` has three bytes a pixel and rows of `target_pitch` bytes.

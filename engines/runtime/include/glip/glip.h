@@ -49,9 +49,12 @@ typedef struct glip_options {
   int32_t no_cache;
   int32_t no_verify;
   const char* cache_dir;
+  const char* engines;
+  int32_t untrusted;
+  int32_t no_plugins;
 } glip_options;
 #define GLIP_OPTIONS_INIT \
-  { sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL }
+  { sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0, 0 }
 
 /* See glip::ImageView in glip.hpp. memory: 0 host, 1 CUDA. */
 typedef struct glip_image {

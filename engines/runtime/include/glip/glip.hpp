@@ -48,14 +48,17 @@ class GLIP_API Error : public std::runtime_error {
 
 /// How a detector is opened.
 struct Options {
-  std::string backend = "openvino";  ///< "openvino" is the only one so far
-  std::string precision = "f32";     ///< "f32"; "bf16" where the CPU has instructions for it; "auto" for bf16 if so
+  std::string backend = "openvino";  ///< or "onnxruntime", or "tensorrt" for engines that glip-build made
+  std::string precision = "f32";     ///< openvino: "f32"; "bf16" where the CPU has instructions for it; "auto" for bf16 if so
   int shortest_side = 800;           ///< pixels; frames are resized to it before the network
   int longest_side = 1333;           ///< pixels; the other side's limit, 0 for none
   int threads = 0;                   ///< CPU threads; 0 for one a core
   std::string cache_dir;             ///< for prompts and compiled graphs; empty for the user's, shared with Python
   bool cache = true;                 ///< false keeps prompts in memory only, and compiles graphs each time
   bool verify = true;                ///< check the hashes of all files, some seconds a gigabyte
+  std::string engines;               ///< tensorrt: their folder or its name in the bundle; empty for the first that fit
+  bool trusted = true;               ///< false refuses native code that comes with the bundle: all of tensorrt
+  bool plugins = true;               ///< tensorrt: false takes only engines that need no plugin library
 };
 
 /// Order of the channels of a picture, 8 bits each.
@@ -64,7 +67,8 @@ enum class PixelFormat { bgr = 0, rgb = 1, bgra = 2, rgba = 3, gray = 4, nv12 = 
 /// Where a picture is.
 enum class Memory { host = 0, cuda = 1 };
 
-/// A picture that belongs to the caller. It is read during the call and not kept.
+/// A picture that belongs to the caller. It is read during the call and not kept. In CUDA memory, which backend tensorrt reads,
+/// it is BGR, RGB, BGRA, RGBA or NV12; it is resized there, to one gray level of what the host computes.
 struct ImageView {
   const void* data = nullptr;
   int width = 0;          ///< pixels
@@ -74,7 +78,7 @@ struct ImageView {
   const void* chroma = nullptr;  ///< nv12: the plane of U and V; nullptr where it follows the rows of Y
   std::size_t chroma_pitch = 0;  ///< nv12: bytes from one row of it to the next; 0 for pitch
   Memory memory = Memory::host;
-  void* stream = nullptr;  ///< CUDA stream that writes the picture; unused for host memory
+  void* stream = nullptr;  ///< CUDA stream that writes the picture, null for the legacy default one; unused for host memory
 };
 
 /// One box.
