@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak lint docs clean
+.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak load lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -78,6 +78,11 @@ faults: $(VENV)/.ready
 soak: $(VENV)/.ready
 	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
 	$(BIN)/python benchmarks/robustness/soak.py $(DEMO)/glip_nano --json build/soak.json
+
+# 64 clients ask a glip-serve of this machine for two minutes; batches of several sizes; a request against one process.
+load: $(VENV)/.ready
+	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
+	$(BIN)/python benchmarks/serving/load.py $(DEMO)/glip_nano --json build/load.json
 
 # The C++ runtime and its tests. Debian packages: cmake g++ libutf8proc-dev nlohmann-json3-dev; OpenVINO comes from its wheel.
 cpp: $(VENV)/.ready

@@ -167,7 +167,7 @@ with Detector.open(sys.argv[1], shortest_side=128, cache_dir=None) as detector:
     found = detector.detect(frame, ["person", "dog"], 0.2, color="bgr")
 print(json.dumps({"found": len(found), "foreign": [m for m in ("torch", "onnx", "av") if m in sys.modules]}))
 """
-PROGRAMS = ("glip-detect", "glip-batch", "glip-export", "glip-build", "glip-bench")
+PROGRAMS = ("glip-detect", "glip-batch", "glip-export", "glip-build", "glip-bench", "glip-serve")
 TINY = ("--prompt", "person. dog", "--threshold", "0.2", "--shortest-side", "128", "--no-cache", "--quiet")
 
 

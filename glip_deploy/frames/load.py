@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +87,7 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return _decode(file, what)
 
 
-def decode_image(data: bytes, name: str = "", *, formats: Sequence[str] | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, name: str = "", *, formats: tuple[str, ...] | None = None) -> NDArray[np.uint8]:
     """Decode the bytes of a picture file, JPEG or any other that Pillow reads; see `load_image`.
 
     Args:
@@ -108,7 +107,7 @@ def decode_image(data: bytes, name: str = "", *, formats: Sequence[str] | None =
     return _decode(io.BytesIO(data), what, formats)
 
 
-def _decode(file: Path | io.BytesIO, what: str, formats: Sequence[str] | None = None) -> NDArray[np.uint8]:
+def _decode(file: Path | io.BytesIO, what: str, formats: tuple[str, ...] | None = None) -> NDArray[np.uint8]:
     """Return the pixels of a picture that messages call `what`; see `load_image`."""
     from PIL import Image, UnidentifiedImageError
 

@@ -43,7 +43,7 @@ __all__ = ["add_problems", "describe", "service"]
 
 log = logging.getLogger(__name__)
 Body = TypeVar("Body")
-_ERRORS = (400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 501, 503)
+_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 501, 503)
 
 
 def service(settings: Settings, models: Mapping[str, Model], places: Places, metrics: Metrics) -> APIRouter:

@@ -3,11 +3,13 @@
 `run` may return, or raise a GlipError whose message is one line of bounded length. Anything else is a fault, as is a
 result that says other than it should (asserted). Both only depend on the bytes, so a fault is kept as a file.
 
-To add an area (the bodies of HTTP requests, say), subclass `Area` and name it in `AREAS`.
+To add an area, subclass `Area` and name it in `AREAS`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import copy
 import io
 import json
@@ -788,11 +790,161 @@ class CommandLines(Area):
         return stream.getvalue()
 
 
+class HttpBodies(Area):
+    """Bodies of requests to glip-serve, JSON and multipart, whole and damaged."""
+
+    name = "HTTP bodies"
+    PROMPTS: tuple[Any, ...] = (
+        *(
+            "dog",
+            "dog. bus",
+            "[a dog] and [a bus",
+            "",
+            " ",
+            ".",
+            "a" * 3000,
+            "dog. dog",
+            "\x00",
+            "\U0001f436",
+            "[",
+            '{"text"',
+        ),
+        *(
+            ["dog"],
+            ["dog", "bus"],
+            [],
+            [""],
+            ["dog", "Dog"],
+            [{"name": "dog", "suffix": ", small"}],
+            [5],
+            [["dog"]],
+            {},
+        ),
+        *(
+            {"text": "a dog", "spans": [[2, 5]]},
+            {"text": "a dog", "spans": [[[2, 3], [4, 5]]]},
+            {"text": "", "spans": []},
+        ),
+        *({"text": "a dog", "spans": [[2]]}, {"text": "a dog", "spans": [[2, 10**30]]}, {"text": "a", "spans": [[]]}),
+        *({"text": "a dog", "spans": [[2, 5]], "phrases": ["x"]}, {"text": "a dog", "spans": [[2, 5]], "phrases": []}),
+        *(None, 5, True, 1e999),
+    )
+    THRESHOLDS: tuple[Any, ...] = (
+        0.5,
+        0,
+        1,
+        -1,
+        2,
+        1e-320,
+        "0.5",
+        "nan",
+        [0.5],
+        [0.5, 0.5],
+        [],
+        {"dog": 0.1},
+        {"cat": 0.1},
+        {},
+        None,
+        [None],
+    )
+    OTHERS: tuple[tuple[str, Any], ...] = (
+        *(("phrases", "auto"), ("phrases", "dots"), ("phrases", "x"), ("phrases", None), ("model", "fuzzed")),
+        *(("model", "../x"), ("model", 5), ("max_detections", 3), ("max_detections", 0), ("max_detections", 2**70)),
+        *(("url", "http://127.0.0.1"), ("image", "/etc/passwd"), ("prompts", ["dog", ["bus"]]), ("prompts", [])),
+    )
+
+    def make(self, draw: random.Random) -> bytes:
+        """See `Area.make`; path and content type are the first two lines."""
+        path = "/v1/detect" if draw.random() < 0.85 else "/v1/encode"
+        fields: dict[str, Any] = {"prompt": draw.choice(self.PROMPTS)}
+        if draw.random() < 0.6:
+            fields["threshold"] = draw.choice(self.THRESHOLDS)
+        fields |= dict(draw.sample(self.OTHERS, draw.choice((0, 0, 0, 1, 2))))
+        picture = mutated(draw, self._picture) if draw.random() < 0.2 else self._picture
+        if draw.random() < 0.5:
+            kind = "application/json"
+            if path == "/v1/detect":
+                fields.setdefault("image", base64.b64encode(picture).decode())
+            body = json.dumps(fields).encode()
+        else:
+            kind = "multipart/form-data; boundary=b"
+            fields["image"] = picture
+            body = b"".join(self._part(draw, name, value) for name, value in fields.items()) + b"--b--\r\n"
+        if draw.random() < 0.5:
+            body = mutated(draw, body)
+        if draw.random() < 0.05:
+            kind = draw.choice(
+                ("", "text/plain", "multipart/form-data", "multipart/form-data; boundary=", "application/json;x")
+            )
+        return f"{path}\n{kind}\n".encode() + body
+
+    @staticmethod
+    def _part(draw: random.Random, name: str, value: Any) -> bytes:
+        file = isinstance(value, bytes) and draw.random() < 0.95
+        text = value if isinstance(value, bytes | str) else json.dumps(value)
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        head = f'Content-Disposition: form-data; name="{name}"' + ('; filename="a.png"' if file else "")
+        return f"--b\r\n{head}\r\n\r\n".encode() + content + b"\r\n"
+
+    def run(self, data: bytes) -> None:
+        """See `Area.run`: an answer with an error raises it."""
+        path, kind, body = [*data.split(b"\n", 2), b"", b""][:3]
+        answers: list[dict[str, Any]] = []
+        pieces = [body[i : i + 1000] for i in range(0, len(body), 1000)] or [b""]
+
+        async def receive() -> dict[str, Any]:
+            if pieces:
+                return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+            await asyncio.Event().wait()  # the client stays until it has its answer
+            raise AssertionError
+
+        async def send(message: dict[str, Any]) -> None:
+            answers.append(message)
+
+        scope = {
+            **{"type": "http", "method": "POST", "path": path.decode("latin-1"), "raw_path": path, "query_string": b""},
+            **{"http_version": "1.1", "scheme": "http", "root_path": "", "server": ("127.0.0.1", 8000), "client": None},
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", kind), (b"content-length", b"%d" % len(body))],
+        }
+        self._loop.run(self._app(scope, receive, send))
+        start, *rest = answers
+        status, answer = start["status"], json.loads(b"".join(one.get("body", b"") for one in rest))
+        if status == 200:
+            assert path in (b"/v1/detect", b"/v1/encode")
+            return
+        assert status in (400, 404, 405, 413, 415, 422), (status, answer)
+        assert dict(start["headers"])[b"content-type"] == b"application/problem+json"
+        assert answer["status"] == status
+        raise GlipError(answer["detail"])
+
+    @cached_property
+    def _loop(self) -> asyncio.Runner:
+        return asyncio.Runner()
+
+    @cached_property
+    def _app(self) -> Any:
+        from glip_deploy.serve.app import create_app
+        from glip_deploy.serve.models import Model
+        from glip_deploy.serve.settings import Settings
+
+        settings = Settings(max_bytes=100_000, max_pixels=100_000, max_characters=2000)
+        detector = Detector.open(self.bundle, shortest_side=32, cache_dir=None, threads=1)
+        return create_app(settings, {"fuzzed": Model("fuzzed", detector)})
+
+    @cached_property
+    def _picture(self) -> bytes:
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(stream, "png")
+        return stream.getvalue()
+
+
 AREAS: dict[str, type[Area]] = {
     area.name: area
     for area in (
         *(Prompts, Frames, Pictures, Videos, Manifests, Bundles, Checkpoints, Engines, CacheEntries, Categories),
-        *(Configurations, Addresses, CommandLines),
+        *(Configurations, Addresses, CommandLines, HttpBodies),
     )
 }
-"""By name. Bodies of HTTP requests belong here as soon as there is a server."""
+"""By name."""
