@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,7 @@ OLDEST = (2026, 0)
 INSTALL = "pip install 'glip-deploy[openvino]'"
 CONVERSION = "1"
 """Changes with what `_deform_conv` makes, so that graphs compiled before are not used again."""
+_PRIMITIVE_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 class Precision(StrEnum):
@@ -159,6 +162,23 @@ def read_graph(file: Path | bytes) -> Any:
         raise BackendError(f"OpenVINO cannot load {name}: {_reason(error)}; export the bundle again") from None
 
 
+@contextmanager
+def _without_primitive_cache() -> Iterator[None]:
+    """Let oneDNN inside OpenVINO keep no kernels of shapes that are gone, unless the user has set how many.
+
+    It has a cache of its own, besides OpenVINO's, whose size it reads from the environment once, when the first graph
+    is compiled. Other copies of oneDNN in the process, PyTorch's for one, keep theirs.
+    """
+    if os.environ.get(_PRIMITIVE_CACHE) is not None:
+        yield
+        return
+    os.environ[_PRIMITIVE_CACHE] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PRIMITIVE_CACHE, None)
+
+
 class _Graphs:
     """The compiled graphs of a bundle, which clones share. The text graph is compiled by the first new prompt."""
 
@@ -171,6 +191,8 @@ class _Graphs:
             "INFERENCE_PRECISION_HINT": self.precision,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
+            # Else all that was prepared for a shape is kept: some 12 MB for every new number of tokens.
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
@@ -183,7 +205,8 @@ class _Graphs:
         known = self._cache.get(key)
         if known is not None:
             try:
-                return self._core.import_model(io.BytesIO(known), "CPU", self._config)
+                with _without_primitive_cache():
+                    return self._core.import_model(io.BytesIO(known), "CPU", self._config)
             except Exception:  # the library raises RuntimeError for everything
                 self._cache.remove(key)
         compiled = self._bundle.load(lambda folder: self._compiled(folder / graph))
@@ -194,7 +217,8 @@ class _Graphs:
     def _compiled(self, file: Path) -> Any:
         model = read_graph(file)
         try:
-            return self._core.compile_model(model, "CPU", self._config)
+            with _without_primitive_cache():
+                return self._core.compile_model(model, "CPU", self._config)
         except Exception as error:  # the library raises RuntimeError for everything
             raise BackendError(f"OpenVINO cannot compile {file}: {_reason(error)}; use backend onnxruntime") from None
 

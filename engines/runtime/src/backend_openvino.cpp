@@ -1,6 +1,7 @@
 // OpenVINO on the CPU; glip_deploy/backends/openvino.py is the same in Python and says why.
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <openvino/frontend/onnx/extension/conversion.hpp>
 #include <openvino/openvino.hpp>
@@ -71,6 +72,24 @@ ov::Core& the_core() {
   return *core;
 }
 
+/// While it lives, oneDNN inside OpenVINO reads that it shall keep no kernels of shapes that are gone. It reads that once,
+/// when the first graph is compiled. What the user has set stays.
+class WithoutPrimitiveCache {
+ public:
+  WithoutPrimitiveCache() : ours_(std::getenv(kName) == nullptr) {
+    if (ours_) setenv(kName, "0", 0);
+  }
+  ~WithoutPrimitiveCache() {
+    if (ours_) unsetenv(kName);
+  }
+  WithoutPrimitiveCache(const WithoutPrimitiveCache&) = delete;
+  WithoutPrimitiveCache& operator=(const WithoutPrimitiveCache&) = delete;
+
+ private:
+  static constexpr const char* kName = "ONEDNN_PRIMITIVE_CACHE_CAPACITY";
+  bool ours_;
+};
+
 /// The compiled graphs of a bundle, which clones share.
 class Graphs {
  public:
@@ -93,7 +112,10 @@ class Graphs {
                   "precision is \"bf16\"; this CPU (" + cpu_ + ") has no instructions for it: use f32 or auto");
     }
     precision = native && wanted != "f32" ? "bf16" : "f32";
-    config_ = {{"INFERENCE_PRECISION_HINT", precision}, {"PERFORMANCE_HINT", std::string("LATENCY")}, {"NUM_STREAMS", 1}};
+    config_ = {{"INFERENCE_PRECISION_HINT", precision},
+               {"PERFORMANCE_HINT", std::string("LATENCY")},
+               {"NUM_STREAMS", 1},
+               {"CPU_RUNTIME_CACHE_CAPACITY", 0}};
     if (options.threads > 0) config_["INFERENCE_NUM_THREADS"] = options.threads;
     image_ = compile("image.onnx");
   }
@@ -133,6 +155,7 @@ class Graphs {
  private:
   ov::CompiledModel compile(const std::string& graph) {
     const std::string key = cache_.empty() ? "" : key_of(graph);
+    const WithoutPrimitiveCache without;
     if (const auto known = read_compiled(cache_, key)) {
       try {
         std::istringstream stream(*known);

@@ -252,6 +252,42 @@ def test_a_compiled_graph_is_loaded_again_unless_it_is_damaged(bundle, backend, 
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("again", [False, True], ids=["compiled", "loaded"])
+def test_prompts_of_other_lengths_and_frames_of_other_sizes_keep_no_memory(tiny_bundle, tmp_path, again):
+    """OpenVINO and oneDNN inside it would keep what they prepare for every shape: 8 MB for each of these."""
+    code = f"""
+    import os, numpy as np
+    from glip_deploy import Detector
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def look(number):
+        frame = np.full((64, 64 + 32 * (number % 2), 3), number, np.uint8)
+        detector.detect(frame, " ".join(["cat"] * number) + ". dog", 0.1, color="rgb")
+
+    options = {{"backend": "openvino", "cache_dir": {str(tmp_path)!r}, "shortest_side": 64}}
+    with Detector.open({str(tiny_bundle)!r}, **options) as detector:
+        look(1)
+        for number in range(2, 6):
+            look(number)
+        before = resident()
+        for number in range(6, 26):
+            look(number)
+        print(resident() - before, os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY"))
+    """
+    for _ in range(2 if again else 1):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    grown, variable = done.stdout.split()
+    assert float(grown) < 40
+    assert variable == "None"
+
+
 def test_the_cache_of_compiled_graphs_is_limited_and_never_an_error(tmp_path):
     cache = CompiledCache(tmp_path, limit=3000)
     for index in range(5):
