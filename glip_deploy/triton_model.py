@@ -192,7 +192,7 @@ class GlipModel:
     def _read(self, request: Any, known: dict[bytes, EncodedPrompt]) -> list[_Row] | Exception:
         """Return the pictures of a request, or what is wrong with one of them."""
         if request.is_cancelled():
-            return _CancelledError("the request was cancelled")
+            return _CancelledError("the request was canceled")
         try:
             tensors = {one.name: self._triton.get_input_tensor_by_name(request, one.name) for one in INPUTS}
             arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}

@@ -30,7 +30,7 @@ class Tensor:
 class TritonError:
     """An error of one request."""
 
-    INTERNAL, INVALID_ARG, CANCELLED = "internal", "invalid", "cancelled"
+    INTERNAL, INVALID_ARG, CANCELLED = "internal", "invalid", "canceled"
 
     def __init__(self, message: str, code: str = INTERNAL) -> None:
         self.text, self.kind = message, code
@@ -63,7 +63,7 @@ class Request:
         thresholds: Any = None,
         *,
         wanted: tuple[str, ...] = (),
-        cancelled: bool = False,
+        canceled: bool = False,
     ) -> None:
         texts = [text.encode() if isinstance(text, str) else text for text in prompts]
         self._tensors = {
@@ -73,7 +73,7 @@ class Request:
         if thresholds is not None:
             self._tensors["THRESHOLD"] = Tensor("THRESHOLD", np.asarray(thresholds, np.float32))
         self._wanted = wanted
-        self._cancelled = cancelled
+        self._canceled = canceled
 
     def tensor(self, name: str) -> Tensor | None:
         return self._tensors.get(name)
@@ -82,7 +82,7 @@ class Request:
         return list(self._wanted)
 
     def is_cancelled(self) -> bool:
-        return self._cancelled
+        return self._canceled
 
 
 def as_module() -> types.ModuleType:

@@ -62,6 +62,7 @@ SPELLED_SO = re.compile(
     r"[Ff]lavours?(?=\b|_)|_flavours?\b|--flavour|"  # a key of build.json, and so a name in code
     r"center centre|"  # words that a caption may have
     r"CancelledError|"  # asyncio's
+    r"\bis_cancelled\b|\bCANCELLED\b|"  # Triton's
     r"mean_difference_grey_levels"  # a key of result files
 )
 

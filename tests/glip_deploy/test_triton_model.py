@@ -195,10 +195,10 @@ def test_a_fault_of_the_model_is_an_error_of_its_requests_alone(model, pictures,
     assert any("out of" in line for line in triton.logged)
 
 
-def test_a_request_that_was_cancelled_is_not_run(model, pictures, monkeypatch):
+def test_a_request_that_was_canceled_is_not_run(model, pictures, monkeypatch):
     monkeypatch.setattr(model._detector, "detect_batch", lambda *_, **__: pytest.fail("it was run"))
-    [answer] = model.execute([Request([pictures[0]], [PROMPT], cancelled=True)])
-    assert answer.error.kind == "cancelled"
+    [answer] = model.execute([Request([pictures[0]], [PROMPT], canceled=True)])
+    assert answer.error.kind == "canceled"
 
 
 def test_a_prompt_is_encoded_once(model, pictures, monkeypatch):
