@@ -128,7 +128,10 @@ def imported_by(folder):
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("glip_deploy", ["captions", "video", "supervision", "openvino", "ray", "tensorrt", "gpu-rtx"]),
+        (
+            "glip_deploy",
+            ["captions", "video", "supervision", "openvino", "ray", "serve", "tensorrt", "track", "gpu-rtx"],
+        ),
         ("glip_export", ["export"]),
         ("glip_engines", ["tensorrt"]),
         ("glip_bench", ["bench", "export", "tensorrt", "yardsticks"]),

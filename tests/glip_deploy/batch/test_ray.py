@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -113,18 +114,22 @@ def test_a_picture_that_kills_its_worker_fails_alone(here, tiny_bundle, slow):
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp_path, whole, slow, kill):
     arguments = command(tiny_bundle, str(mixed / "media"), "out", *TWO)
-    process = start(arguments, tmp_path, slow(0.2))
+    process = start(arguments, tmp_path, slow(0.8))
     wait_for(lambda: recorded(tmp_path / "out"))
     time.sleep(random.Random(int(kill)).uniform(0, 1))
-    os.killpg(process.pid, kill)
     others = descendants(process.pid)
+    (os.killpg if kill == signal.SIGKILL else os.kill)(process.pid, kill)
     status, said = finish(process)
-    assert status == {signal.SIGKILL: -9, signal.SIGTERM: 143}[kill], said
-    assert said.splitlines() == ([] if kill == signal.SIGKILL else ["glip-batch: interrupted"])
+    # Asked to end, Ray's library may end the process before we do, with status 1 (docs/deploy/batch.md).
+    assert status in {signal.SIGKILL: (-9,), signal.SIGTERM: (143, 1)}[kill], said
+    ours = [line for line in said.splitlines() if line.startswith("glip-batch")]
+    assert ours in ([], ["glip-batch: interrupted"]) and "Traceback" not in said
     wait_for(lambda: not [pid for pid in others if alive(pid)])  # Ray's processes go with it
     done = recorded(tmp_path / "out")
     said = succeed(command(tiny_bundle, str(mixed / "media")), tmp_path)  # with another number of workers
-    assert done > 0 and "are done already" in said
+    everything = sum(map(int, re.findall(r"(\d+) (?:pictures|frames of videos)", said)))
+    [left] = map(int, re.findall(r"(\d+) in this run", said))
+    assert done > 0 and 0 < left < everything
     assert results(tmp_path / "out") == results(whole)
 
 
