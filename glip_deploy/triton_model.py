@@ -73,7 +73,7 @@ PARAMETERS = {
     "threads": "",
     "shortest_side": "800",
     "longest_side": "1333",
-    "resize": "exact",
+    "resize": "",
     "threshold": "0.5",
     "max_detections": "",
     "cache_dir": "",
@@ -109,7 +109,7 @@ class Settings:
             "backend": given["backend"],
             "precision": given["precision"] or None,
             "engines": given["engines"] or None,
-            "resize": given["resize"],
+            "resize": given["resize"] or None,
             **whole,
             "longest_side": whole["longest_side"] or None,
         }

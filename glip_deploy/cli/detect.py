@@ -10,8 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glip_deploy.backends import BACKENDS, MAX_THREADS
-from glip_deploy.backends.openvino import Precision
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -25,8 +23,20 @@ from glip_deploy.cli.arguments import (
     seconds,
 )
 from glip_deploy.cli.console import frame_progress, log_lines, say, stdout_for_data
+from glip_deploy.cli.detector_options import (
+    BACKEND,
+    ENGINES,
+    HOW,
+    LONGEST_SIDE,
+    NO_PLUGINS,
+    NO_VERIFY,
+    PRECISION,
+    RESIZE,
+    SHORTEST_SIDE,
+    THREADS,
+    UNTRUSTED,
+)
 from glip_deploy.errors import OutputError, listed
-from glip_deploy.frames.canvas import Resize
 from glip_deploy.prompts.syntax import Phrases
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 PROGRAM = "glip-detect"
-WHAT, WHERE, WRITE, HOW = "What to look for", "Where to look", "What to write", "How to run"
+WHAT, WHERE, WRITE = "What to look for", "Where to look", "What to write"
 
 app = make_app()
 
@@ -132,34 +142,16 @@ def detect(
     yolo: Annotated[
         str | None, option("DIR", "Of pictures: YOLO label files in DIR/labels, class names in DIR/classes.txt.", WRITE)
     ] = None,
-    shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
-    longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
-    resize: Annotated[
-        Resize | None,
-        option(
-            "HOW",
-            "exact, as GLIP was evaluated; fast changes results a little; gpu (tensorrt). Default: gpu or exact.",
-            HOW,
-        ),
-    ] = None,
-    backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
-    precision: Annotated[
-        Precision | None,
-        option("HOW", "openvino: f32, bf16, or auto for bf16 where the CPU has it (default: f32).", HOW),
-    ] = None,
-    engines: Annotated[
-        str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
-    ] = None,
-    untrusted: Annotated[
-        bool, flag("--untrusted", "The bundle is a stranger's: refuse native code in it (engines, plugins).", HOW)
-    ] = False,
-    no_plugins: Annotated[
-        bool, flag("--no-plugins", "tensorrt: load no plugin library, only engines that need none.", HOW)
-    ] = False,
-    threads: Annotated[
-        int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1, MAX_THREADS))
-    ] = None,
-    no_verify: Annotated[bool, flag("--no-verify", "Do not check the bundle's hashes.", HOW)] = False,
+    shortest_side: SHORTEST_SIDE = 800,
+    longest_side: LONGEST_SIDE = 1333,
+    resize: RESIZE = None,
+    backend: BACKEND = "onnxruntime",
+    precision: PRECISION = None,
+    engines: ENGINES = None,
+    untrusted: UNTRUSTED = False,
+    no_plugins: NO_PLUGINS = False,
+    threads: THREADS = None,
+    no_verify: NO_VERIFY = False,
     cache_dir: Annotated[str | None, option("DIR", "Where encoded prompts are kept between runs.", HOW)] = None,
     no_cache: Annotated[bool, flag("--no-cache", "Keep no encoded prompts on disk.", HOW)] = False,
     log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,

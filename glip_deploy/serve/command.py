@@ -11,19 +11,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from glip_deploy.backends import BACKENDS, MAX_THREADS, PROVIDERS
-from glip_deploy.backends.openvino import Precision
+from glip_deploy.backends import PROVIDERS
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import LogLevel, at_least, flag, option, seconds, share_of_gpus
 from glip_deploy.cli.console import log_lines, say, stderr_for_lines
+from glip_deploy.cli.detector_options import (
+    BACKEND,
+    ENGINES,
+    HOW,
+    LONGEST_SIDE,
+    NO_PLUGINS,
+    NO_VERIFY,
+    PRECISION,
+    RESIZE,
+    SHORTEST_SIDE,
+    THREADS,
+    UNTRUSTED,
+)
 from glip_deploy.errors import MissingPackage, OptionError
-from glip_deploy.frames.canvas import Resize
 from glip_deploy.frames.load import MAX_PIXELS
 
 __all__ = ["main"]
 
 PROGRAM = "glip-serve"
-WHERE, LIMITS, HOW, REPLICAS = "Where it is reached", "What it takes", "How to run", "How to run on Ray"
+WHERE, LIMITS, REPLICAS = "Where it is reached", "What it takes", "How to run on Ray"
 
 app = make_app()
 
@@ -83,29 +94,16 @@ def serve(
         int, option("MS", "How long a frame waits for others with its prompt.", HOW, at_least(0, 10_000))
     ] = 0,
     workers: Annotated[int, option("N", "Frames, or batches, looked at side by side.", HOW, at_least(1, 64))] = 1,
-    shortest_side: Annotated[int, option("PX", "Resize to this.", HOW, at_least(1))] = 800,
-    longest_side: Annotated[int, option("PX", "But no longer than this; 0 for no limit.", HOW, at_least(0))] = 1333,
-    resize: Annotated[
-        Resize | None,
-        option(
-            "HOW",
-            "exact, as GLIP was evaluated; fast changes results a little; gpu (tensorrt). Default: gpu or exact.",
-            HOW,
-        ),
-    ] = None,
-    backend: Annotated[str, option("NAME", f"{', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.", HOW)] = "onnxruntime",
-    precision: Annotated[
-        Precision | None, option("KIND", "openvino: f32, bf16, or auto for what the CPU has.", HOW)
-    ] = None,
-    engines: Annotated[
-        str | None, option("DIR", "tensorrt: folder of engines (default: the first that fit).", HOW)
-    ] = None,
-    untrusted: Annotated[
-        bool, flag("--untrusted", "The bundle is a stranger's: refuse native code in it (engines, plugins).", HOW)
-    ] = False,
-    threads: Annotated[
-        int | None, option("N", "CPU threads (default: one a core).", HOW, at_least(1, MAX_THREADS))
-    ] = None,
+    shortest_side: SHORTEST_SIDE = 800,
+    longest_side: LONGEST_SIDE = 1333,
+    resize: RESIZE = None,
+    backend: BACKEND = "onnxruntime",
+    precision: PRECISION = None,
+    engines: ENGINES = None,
+    untrusted: UNTRUSTED = False,
+    no_plugins: NO_PLUGINS = False,
+    no_verify: NO_VERIFY = False,
+    threads: THREADS = None,
     ray: Annotated[
         str | None,
         option("ADDRESS", "Detect on replicas of Ray Serve: local, auto, or HOST:PORT of a cluster.", REPLICAS),
@@ -177,7 +175,9 @@ def serve(
             "shortest_side": shortest_side,
             "longest_side": longest_side or None,
             "resize": resize,
+            "verify": not no_verify,
             "trusted": not untrusted,
+            "plugins": not no_plugins,
         }
         queueing: dict[str, Any] = {
             "workers": workers,
@@ -196,7 +196,7 @@ def serve(
             if ray is None:
                 models[name] = Model(name, Detector.open(path, threads=threads, **opening), **queueing)
             else:
-                bundle = Bundle.open(path)
+                bundle = Bundle.open(path, verify=not no_verify)
                 setup = ReplicaSetup(
                     name,
                     str(Path(path).absolute()),
