@@ -76,6 +76,8 @@ class Session {
     library_.check(library_.api->CreateSessionOptions(&made), "cannot start");
     const Owned<OrtSessionOptions> options(made);
     library_.check(library_.api->SetSessionLogSeverityLevel(options.get(), ORT_LOGGING_LEVEL_FATAL), "cannot start");
+    // Its threads would go on spinning for tens of milliseconds after a run, on cores that other work could use.
+    library_.check(library_.api->AddSessionConfigEntry(options.get(), "session.force_spinning_stop", "1"), "cannot start");
     if (threads > 0) library_.check(library_.api->SetIntraOpNumThreads(options.get(), threads), "cannot start");
     OrtSession* session = nullptr;
     library_.check(library_.api->CreateSession(library_.env, file.c_str(), options.get(), &session), "cannot load " + file,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import statistics
 import sys
+import time
 import types
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +53,18 @@ def test_the_number_of_threads_changes_no_result(bundle, backend, threads):
     np.testing.assert_allclose(other.encode_text(IDS), backend.encode_text(IDS), atol=1e-6)
     for session in (other._sessions.image, other._sessions.text):
         assert session.get_session_options().intra_op_num_threads == threads
+
+
+def test_threads_rest_after_a_run(bundle):
+    """Decoding, drawing or another detector get the cores at once."""
+    opened, spent = open_backend("onnxruntime", bundle, 4), []
+    for _ in range(5):
+        opened.detect(feed())
+        before = time.process_time()
+        time.sleep(0.03)
+        spent.append(time.process_time() - before)
+    opened.close()
+    assert statistics.median(spent) < 0.01
 
 
 def test_an_unknown_engine(bundle):
@@ -109,6 +123,7 @@ class FakeOnnxRuntime:
 
     def SessionOptions(self):  # noqa: N802  # ONNX Runtime's name
         options = types.SimpleNamespace(devices=[])
+        options.add_session_config_entry = lambda key, value: None
         options.add_provider_for_devices = lambda devices, settings: options.devices.extend(devices)
         return options
 
