@@ -137,7 +137,7 @@ class Live:
         }
 
     async def visit(self, websocket: WebSocket) -> None:
-        """Serve a visitor for as long as the connection lasts. Pages of other servers do not come here: `Guard` sees to that."""
+        """Serve a visitor while the connection lasts. Pages of other servers do not come here: `Guard` sees to that."""
         await websocket.accept()
         try:
             hello = await asyncio.wait_for(websocket.receive_text(), _HELLO_S)
