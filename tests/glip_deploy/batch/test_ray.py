@@ -210,3 +210,10 @@ def listening(pids):
                 found.append(socket.inet_ntop(family, packed))
     assert found, "Ray's processes listen somewhere"
     return found
+
+
+def test_the_limit_of_outcomes_that_wait_is_still_a_setting_of_ray_data():
+    """Setting a name that Ray Data no longer reads would be silent, and cost workers a third of their time."""
+    from ray.data import DataContext
+
+    assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext())
