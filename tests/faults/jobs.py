@@ -229,4 +229,47 @@ class Video(Job):
             return -1
 
 
-JOBS = {job.name: job for job in (Export, OnnxOnly, Cache, Video)}
+class Batch(Job):
+    """`glip-batch` in one process, on a folder of pictures that it may go on with."""
+
+    name, module = "batch", "glip_deploy.cli.batch"
+    PICTURES = 60
+
+    def prepare(self) -> None:
+        """See `Job.prepare`."""
+        from PIL import Image
+
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        self.pictures = self.folder / "pictures"
+        self.pictures.mkdir(exist_ok=True)
+        for i in range(self.PICTURES):
+            Image.new("RGB", (48, 64), (4 * i, 90, 250 - 4 * i)).save(self.pictures / f"{i}.png")
+        self.before = self._bytes()
+
+    @property
+    def arguments(self) -> list[str]:
+        """See `Job.arguments`."""
+        what = ["--model", str(self.bundle), "--prompt", "person. dog", "--shortest-side", "64", "--quiet"]
+        return [*what, "--source", "pictures", "--output", "out"]
+
+    def check(self) -> str:
+        """See `Job.check`."""
+        assert self._bytes() == self.before
+        results = self.folder / "out"
+        for name in ("coco.json", "failures.json"):
+            if (results / name).exists():
+                found = json.loads((results / name).read_text())
+                assert name == "coco.json" or found == []
+        if not (results / "detections.parquet").exists():
+            return "some" if results.exists() else "nothing"
+        from pyarrow import parquet
+
+        rows = parquet.read_table(results / "detections.parquet").to_pylist()
+        assert sorted(Path(row["source"]).name for row in rows) == sorted(path.name for path in self.pictures.iterdir())
+        return "whole"
+
+    def _bytes(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.pictures.iterdir()}
+
+
+JOBS = {job.name: job for job in (Export, OnnxOnly, Cache, Video, Batch)}

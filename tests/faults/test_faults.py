@@ -32,7 +32,7 @@ from glip_deploy.files import _exchange
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="faults are made by means that Linux has")
 LONG = os.environ.get("GLIP_SLOW") == "1"
-KILLS = {"export": (1, 30), "build": (1, 30), "cache": (4, 100), "video": (1, 40)}
+KILLS = {"export": (1, 30), "build": (1, 30), "cache": (4, 100), "video": (1, 40), "batch": (1, 40)}
 """By job: how often it is disturbed by default, and in `make faults`."""
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SEED = 0
@@ -78,7 +78,7 @@ def test_a_kill_at_any_moment(jobs, tmp_path, name):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("name", ["export", "build", "video"])
+@pytest.mark.parametrize("name", ["export", "build", "video", "batch"])
 def test_a_signal_at_any_moment(jobs, tmp_path, name, number):
     if not LONG and (name, number) in (
         ("export", signal.SIGHUP), ("export", signal.SIGINT), ("build", signal.SIGTERM), ("build", signal.SIGHUP)
@@ -171,6 +171,24 @@ def test_a_full_disk_while_a_video_is_written(tiny_bundle, tiny_checkpoint, tmp_
         json.loads(line)
     assert not (after / "c.json").exists() or json.loads((after / "c.json").read_text()) is not None
     assert job.source.read_bytes() == job.before
+
+
+@pytest.mark.parametrize("size", [8, 24, 48] if LONG else [24])
+def test_a_full_disk_while_many_pictures_are_looked_at(tiny_bundle, tiny_checkpoint, tmp_path, size):
+    """What is done stays; with space, the same command goes on to the same results."""
+    job = JOBS["batch"](tmp_path / "job", tiny_bundle, tiny_checkpoint)
+    job.duration()
+    whole = (job.folder / "out" / "detections.parquet").read_bytes()
+    disk = tmp_path / "disk"
+    arguments = [*job.arguments[:-1], disk / "out"]
+    done = mounted(disk, TMPFS % size, run_module("glip_deploy.cli.batch", *arguments), cwd=job.folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "no space left" in done.stderr.splitlines()[-1], done.stderr
+    shutil.rmtree(job.folder / "out")
+    if (left := Path(f"{disk}.after") / "out").exists():
+        left.rename(job.folder / "out")
+    job.duration()
+    assert (job.folder / "out" / "detections.parquet").read_bytes() == whole
 
 
 @pytest.mark.parametrize("kind", ["export", "build", "picture", "json", "coco", "cache"])
