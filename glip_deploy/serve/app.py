@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
     from glip_deploy.serve.models import Model
     from glip_deploy.serve.settings import Settings
+    from glip_deploy.serve.sources import SharedSource
 
 __all__ = ["create_app"]
 
 
-def create_app(settings: Settings, models: Mapping[str, Model]) -> FastAPI:
+def create_app(settings: Settings, models: Mapping[str, Model], source: SharedSource | None = None) -> FastAPI:
     """Return the application: the HTTP service and the live page; it leaves the models open when it ends.
 
     Args:
         settings: of the server.
         models: by name; the first is the one that is asked where none is named.
+        source: what the server itself shows on the page, already checked; closed when the application ends.
 
     Raises:
-        SourceError: the source does not exist or cannot be opened.
-        FrameError: it is a picture that cannot be read.
-        MissingPackage: it is a video, and PyAV is not installed.
+        MissingPackage: objects are to be followed, and the packages of the extra `track` are not installed.
         ImportError: the packages of the extra `serve` are not installed.
     """
     from fastapi_offline import FastAPIOffline
@@ -38,11 +38,6 @@ def create_app(settings: Settings, models: Mapping[str, Model]) -> FastAPI:
     from glip_deploy.serve.live import Live
     from glip_deploy.serve.metrics import Metrics
     from glip_deploy.serve.models import Places
-    from glip_deploy.serve.sources import SharedSource
-
-    source = None if settings.source is None else SharedSource(settings.source)
-    if source is not None:
-        source.check()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glip_deploy.prompts.encoded import EncodedPrompt
     from glip_deploy.serve.models import Model
     from glip_deploy.serve.sources import SharedFrame, SharedSource
+    from glip_deploy.serve.tracks import Tracks
 
 __all__ = ["Broadcast", "Taken", "Watcher"]
 
@@ -53,6 +54,8 @@ class Watcher(Protocol):
 
     taken: Taken | None
     """His prompt, or None to see the picture alone."""
+    tracks: Tracks | None
+    """What follows the objects he sees, if they are followed."""
     dropped: int
     last_number: int
     """The number of the last frame of the source he was sent; 0 before the first."""
@@ -165,36 +168,61 @@ class Broadcast:
         jpeg = asyncio.ensure_future(frame.jpeg())
         prompts: dict[Any, EncodedPrompt] = {}
         lowest: dict[Any, NDArray[np.float32]] = {}
-        for _, taken in due:
+        for watcher, taken in due:
             if taken is not None:
                 key = _keys(taken.encoded)
                 prompts.setdefault(key, taken.encoded)
-                lowest[key] = np.minimum(lowest.get(key, taken.limits), taken.limits)
+                limits = taken.limits if watcher.tracks is None else watcher.tracks.limits(taken)
+                lowest[key] = np.minimum(lowest.get(key, limits), limits)
         wait = 1000 * (time.monotonic() - frame.at)
         found: dict[Any, Detections] = {}
         ms: dict[str, float] = {}
         try:
             if prompts:
-                limits = [lowest[key] for key in prompts]
-                answers, ms = await self._model.detect_prompts(frame.image, list(prompts.values()), limits)
+                asked = [lowest[key] for key in prompts]
+                answers, ms = await self._model.detect_prompts(frame.image, list(prompts.values()), asked)
                 found = dict(zip(prompts, answers, strict=True))
+            owns = await self._owns(due, found, frame, ms)
             picture = await jpeg
         finally:
             jpeg.cancel()  # nothing if it is done; others who wait for the frame's JPEG are not disturbed
-        for watcher, taken in due:
+        for (watcher, taken), own in zip(due, owns, strict=True):
             if watcher not in self._watchers:  # left meanwhile
                 continue
-            own = Detections.empty()
-            if taken is not None:
-                # Thresholds come after NMS and the limit of boxes, so one answer serves all thresholds above its own.
-                own = found[_keys(taken.encoded)]
-                own = own[own.scores > taken.limits[own.labels]]
             if watcher.last_number:
                 watcher.dropped += frame.number - watcher.last_number - 1
             watcher.last_number = frame.number
             del self._watchers[watcher]
             self._watchers[watcher] = None
             watcher.show(frame, picture, taken, own, {"wait": wait, **ms})
+
+    async def _owns(
+        self,
+        due: list[tuple[Watcher, Taken | None]],
+        found: dict[Any, Detections],
+        frame: SharedFrame,
+        ms: dict[str, float],
+    ) -> list[Detections]:
+        """Return what each visitor sees of what was found; the time that tracking takes is added to `ms`."""
+
+        def own(watcher: Watcher, taken: Taken | None) -> Detections:
+            if taken is None:
+                return Detections.empty()
+            # Thresholds come after NMS and the limit of boxes, so one answer serves all thresholds above its own.
+            of_prompt = found[_keys(taken.encoded)]
+            if watcher.tracks is None:
+                return of_prompt[of_prompt.scores > taken.limits[of_prompt.labels]]
+            return watcher.tracks.follow(of_prompt, taken, self, frame.time)
+
+        def all_of_them() -> list[Detections]:
+            return [own(watcher, taken) for watcher, taken in due]
+
+        if not found or all(watcher.tracks is None for watcher, _ in due):
+            return all_of_them()
+        began = time.monotonic()
+        owns = await asyncio.to_thread(all_of_them)
+        ms["tracking"] = 1000 * (time.monotonic() - began)
+        return owns
 
 
 def _keys(encoded: EncodedPrompt) -> tuple[str, ...]:

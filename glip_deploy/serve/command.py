@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @app.command(
     epilog=examples(
         "glip-serve --model glip_t",
-        "glip-serve --model glip_t --source yard.mp4",
+        "glip-serve --model glip_t --source yard.mp4 --track",
         "glip-serve --model glip_t --host 0.0.0.0 --token SECRET",
         "glip-serve --model glip_t --ray local --replicas 2",
         note="Ctrl-C or SIGTERM ends it, once the requests under way are answered.",
@@ -67,6 +67,10 @@ def serve(
         str | None,
         option("SOURCE", "What visitors may watch: a video, which is repeated, a camera number or an address."),
     ] = None,
+    track: Annotated[
+        bool,
+        flag("--track", "In the page's streams: an id for each object that stays with it from frame to frame."),
+    ] = False,
     host: Annotated[str, option("HOST", "Name or address to listen on.", WHERE)] = "127.0.0.1",
     port: Annotated[int, option("PORT", "Port; 0 for any that is free.", WHERE, at_least(0, 65535))] = 8000,
     token: Annotated[
@@ -141,7 +145,7 @@ def serve(
         port=port,
         token=os.environ.get("GLIP_SERVE_TOKEN") if token is None else token,
         insecure=insecure,
-        source=source,
+        track=track,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
         max_characters=max_characters,
@@ -159,6 +163,8 @@ def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_lines(PROGRAM, "error" if quiet else log_level, "glip_deploy", "uvicorn"))
         uvicorn, listening = _uvicorn(), stack.enter_context(_listening(host, port))
+
+        shown = _source(source, track=track)
 
         from glip_deploy.batch.cluster import Cluster
         from glip_deploy.bundle.manifest import Bundle
@@ -210,7 +216,7 @@ def serve(
                 )
             stack.callback(models[name].close)
         config = uvicorn.Config(
-            create_app(settings, models),
+            create_app(settings, models, shown),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -256,6 +262,25 @@ def _uvicorn() -> Any:
         raise MissingPackage(f"{error.name} is not installed; pip install 'glip-deploy[serve]'") from None
     del fastapi_offline, prometheus_client, python_multipart
     return uvicorn
+
+
+def _source(spec: str | None, *, track: bool) -> Any:
+    """Return what `--source` names, having seen that it can be read, and followed, before a model is loaded.
+
+    Raises:
+        GlipError: it cannot, or a package for it is missing.
+    """
+    from glip_deploy.serve.sources import SharedSource
+
+    if track:
+        from glip_deploy.video.tracking import Tracker
+
+        Tracker()  # its packages are there
+    if spec is None:
+        return None
+    source = SharedSource(spec)
+    source.check(track=track)
+    return source
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ From a visitor:
 
 To a visitor:
 
-    {"type": "welcome", "models": [...], "model": ..., "source": {"name": ...} or null, "max_bytes": ..., ...}
+    {"type": "welcome", "models": [...], "model": ..., "source": {"name": ...} or null, "track": false,
+     "max_bytes": ..., "shortest_side": ..., "longest_side": ...}
     {"type": "prompt", "id": 3, "prompt": ..., "phrases": [...], "colors": ["#ff385c", ...],
      "tokens": [{"text": "dog", "class": 0}, ...], "prompts": 1, "limit": 256}
     {"type": "result", "frame": 7, "prompt": 3, "width": ..., "height": ..., "detections": [...], "classes": [...],
@@ -27,8 +28,8 @@ To a visitor:
     {"type": "source", "message": "..."}                  what is wrong with the server's source; "" when it is back
     {"type": "error", "about": "prompt", "id": 4, "message": "..."}
 
-`detections` are those of glip-detect; `classes` are their places in the prompt. A new prompt is encoded while frames go
-on with the old one, and takes effect between two frames.
+`detections` are those of glip-detect, with `track` where the server follows objects; `classes` are their places in the
+prompt. A new prompt is encoded while frames go on with the old one, and takes effect between two frames.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from glip_deploy.serve.broadcast import Broadcast, Taken
 from glip_deploy.serve.errors import QueueFull
 from glip_deploy.serve.messages import pack, read_object, unpack, whole_number
 from glip_deploy.serve.pictures import Pictures
+from glip_deploy.serve.tracks import Tracks
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
@@ -84,6 +86,8 @@ class _Upload:
     picture: bytes
     still: bool
     at: float
+    stream: object
+    """Stands for all frames of the visitor's own that follow each other."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,8 @@ class _Visitor:
         self._upload: _Upload | None = None
         self._still: _Upload | None = None
         self._news = asyncio.Event()
+        self._own_stream = object()
+        self.tracks = Tracks() if live.settings.track else None
         self._watching: Broadcast | None = None
         self._flying: set[int] = set()
         self.last_number = self.dropped = 0
@@ -222,6 +228,7 @@ class _Visitor:
                 "models": list(self._live.models),
                 "model": self._model.name,
                 "source": None if source is None else {"name": source.name},
+                "track": self.tracks is not None,
                 "max_bytes": self._live.settings.max_bytes,
                 "shortest_side": detector.shortest_side,
                 "longest_side": detector.longest_side,
@@ -308,6 +315,7 @@ class _Visitor:
             self._watching = None
         self._flying.clear()
         self._upload = self._still = None
+        self._own_stream = object()
         self.dropped = 0
         if wanted:
             self._watching = self._live.broadcast(self._model)
@@ -417,7 +425,7 @@ class _Visitor:
         frame = whole_number(header.get("frame"))
         if header.get("type") != "frame" or frame is None:
             raise OptionError(f"a picture came with {shown(header)}; its header is a frame with a number")
-        upload = _Upload(frame, picture, header.get("still") is True, time.monotonic())
+        upload = _Upload(frame, picture, header.get("still") is True, time.monotonic(), self._own_stream)
         if self._upload is not None:
             self._drop(self._upload)
         self._upload = upload
@@ -465,8 +473,14 @@ class _Visitor:
         began = time.monotonic()
         async with self._live.pictures.decoded(upload.picture) as image:
             decoded = time.monotonic()
-            (found,), ms = await self._model.detect_prompts(image, [taken.encoded], [taken.limits])
+            tracks = None if upload.still else self.tracks
+            limits = taken.limits if tracks is None else tracks.limits(taken)
+            (found,), ms = await self._model.detect_prompts(image, [taken.encoded], [limits])
             size = image.shape[1], image.shape[0]
+        if tracks is not None:
+            following = time.monotonic()
+            found = await asyncio.to_thread(tracks.follow, found, taken, upload.stream, upload.at)
+            ms = {**ms, "tracking": 1000 * (time.monotonic() - following)}
         ms = {"wait": 1000 * (began - upload.at), "decode": 1000 * (decoded - began), **ms}
         self.tell(self._result(upload.frame, size, taken, found, ms))
 

@@ -19,7 +19,7 @@ class Settings:
         port: and the port; 0 for any that is free.
         token: what a client has to know; None where nothing is asked.
         insecure: serve other machines without a token.
-        source: what the server itself shows: a video, a camera number or an address; None for nothing.
+        track: follow objects through the streams of the live page.
         max_bytes: largest picture, as a file, that is accepted.
         max_pixels: largest picture, decoded.
         max_characters: longest prompt, all its names and labels together; of several prompts the sum.
@@ -39,7 +39,7 @@ class Settings:
     port: int = 8000
     token: str | None = None
     insecure: bool = False
-    source: str | None = None
+    track: bool = False
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     max_characters: int = 20_000

@@ -43,12 +43,14 @@ class SharedFrame:
         image: (H, W, 3) uint8 RGB.
         index: its place in the source; see `glip_deploy.video.base.Frame`.
         at: `time.monotonic` when it was published.
+        time: seconds from the start of the source; those of a video that starts again start again too.
     """
 
     number: int
     image: NDArray[np.uint8]
     index: int
     at: float
+    time: float
     _jpeg: asyncio.Task[bytes] | None = field(default=None, repr=False)
 
     async def jpeg(self) -> bytes:
@@ -86,17 +88,24 @@ class SharedSource:
         self._began = 0.0
         self._live = False
 
-    def check(self) -> None:
+    def check(self, *, track: bool = False) -> None:
         """Open the source, to learn its name and whether it can be read, and close it again.
+
+        Args:
+            track: objects are to be followed through it.
 
         Raises:
             SourceError: it does not exist or cannot be opened.
             FrameError: it is a picture that cannot be read.
             MissingPackage: it is a video, and PyAV is not installed.
+            OptionError: it is pictures, through which nothing can be followed.
         """
         from glip_deploy.video.open import open_source
+        from glip_deploy.video.tracking import Tracker
 
         with open_source(self._spec, timeout=self._timeout) as source:
+            if track:
+                Tracker.check(source)
             self._opened_name, self._live = source.name, source.is_live
             # Visitors learn the name of a file, not where it is.
             self.name = source.name if source.is_live or not Path(self._spec).exists() else Path(self._spec).name
@@ -155,13 +164,13 @@ class SharedSource:
                 )
             )
 
-    async def _publish(self, reader: _Reader, frame: Frame | None, trouble: str) -> None:
+    async def _publish(self, reader: _Reader, frame: Frame | None, moment: float, trouble: str) -> None:
         if reader is not self._reader:
             return
         async with self._changed:
             if frame is not None:
                 self._published += 1
-                self._frame = SharedFrame(self._published, frame.image, frame.index, time.monotonic())
+                self._frame = SharedFrame(self._published, frame.image, frame.index, time.monotonic(), moment)
             if trouble and trouble != self._logged:
                 log.warning("%s; it is opened again while somebody watches", trouble)
             self._logged = trouble
@@ -203,35 +212,37 @@ class _Reader:
                     if source.is_live and not self._stopped.is_set():
                         raise SourceLost(f"{source.name}: it ended; check the device or the network")
             except GlipError as error:
-                self._publish(None, str(error))
+                self._publish(trouble=str(error))
                 self._stopped.wait(_RETRY_S)
             except Exception:  # a decoder may raise anything; the source is opened again as after any loss
                 log.exception("%s: reading failed", self._shared.name)
-                self._publish(None, f"{self._shared.name}: reading failed; the server's log says how")
+                self._publish(trouble=f"{self._shared.name}: reading failed; the server's log says how")
                 self._stopped.wait(_RETRY_S)
 
     def _follow(self, source: Source) -> None:
         """Publish every frame of a source, those of a file when they are due."""
         began = time.monotonic()
         for count, frame in enumerate(source):
+            if source.is_live:
+                moment = time.monotonic() - began if frame.time is None else frame.time
+            elif source.is_video:
+                moment = frame.index / (source.fps or 25.0) if frame.time is None else frame.time
+            else:
+                moment = count * _PICTURE_S
             if not source.is_live:
-                if source.is_video:
-                    due = frame.index / (source.fps or 25.0) if frame.time is None else frame.time
-                else:
-                    due = count * _PICTURE_S
-                self._stopped.wait(max(0.0, began + due - time.monotonic()))
+                self._stopped.wait(max(0.0, began + moment - time.monotonic()))
                 if not self._awake.is_set():
                     slept = time.monotonic()
                     self._awake.wait()
                     began += time.monotonic() - slept
             if self._stopped.is_set():
                 return
-            self._publish(frame, "")
+            self._publish(frame, moment)
         if not source.is_video:
             self._stopped.wait(_PICTURE_S)
 
-    def _publish(self, frame: Frame | None, trouble: str) -> None:
-        publish = self._shared._publish(self, frame, trouble)
+    def _publish(self, frame: Frame | None = None, moment: float = 0.0, trouble: str = "") -> None:
+        publish = self._shared._publish(self, frame, moment, trouble)
         try:
             # Waiting for it keeps frames from piling up where the loop is busy.
             asyncio.run_coroutine_threadsafe(publish, self._loop).result()

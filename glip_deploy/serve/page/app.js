@@ -513,7 +513,7 @@ function json() {
     width: result.width,
     height: result.height,
     prompt: state.prompts.get(result.prompt)?.prompt ?? "",
-    detections: above().map(({ score, label, box }) => ({ score, label, box })),
+    detections: above().map(({ score, label, box, track }) => ({ score, label, box, ...(track === undefined ? {} : { track }) })),
   };
 }
 

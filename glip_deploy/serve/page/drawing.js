@@ -37,8 +37,8 @@ function place(w, h, box, width, height, taken) {
 /**
  * Draws a frame and its detections over a whole canvas.
  *
- * frame: anything drawImage takes. detections: {score, label, box, color}, boxes in a picture of size.width x
- * size.height pixels; best first, and drawn over those behind.
+ * frame: anything drawImage takes. detections: {score, label, box, color, track}, boxes in a picture of size.width x
+ * size.height pixels; best first, and drawn over those behind. The track is the id of an object that is followed.
  */
 export function draw(canvas, frame, size, detections) {
   const context = canvas.getContext("2d");
@@ -71,9 +71,9 @@ export function draw(canvas, frame, size, detections) {
   context.font = `600 ${text}px ${FONT}`;
   context.textBaseline = "middle";
   const taken = [];
-  for (const { box, color, label, score } of scaled) {
+  for (const { box, color, label, score, track } of scaled) {
     const name = label.length > 48 ? `${label.slice(0, 47)}…` : label;
-    const words = `${name} ${score.toFixed(2)}`;
+    const words = [name, track === undefined ? "" : `#${track}`, score.toFixed(2)].filter(Boolean).join(" ");
     const w = Math.ceil(context.measureText(words).width) + 2 * pad;
     const spot = place(w, Math.round(text * 1.5), box, width, height, taken);
     taken.push(spot);

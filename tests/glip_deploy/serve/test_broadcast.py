@@ -50,7 +50,9 @@ class Endless:
     async def newer(self, number):
         while (newest := 1 + int((time.monotonic() - self.began) / self.every)) <= number:
             await asyncio.sleep(self.every / 5)
-        return SharedFrame(newest, np.zeros((16, 16, 3), np.uint8), newest - 1, time.monotonic())
+        return SharedFrame(
+            newest, np.zeros((16, 16, 3), np.uint8), newest - 1, time.monotonic(), (newest - 1) * self.every
+        )
 
 
 class Model:
@@ -77,9 +79,10 @@ class Model:
 
 
 class Visitor:
-    def __init__(self, prompt=None, room=1_000_000):
+    def __init__(self, prompt=None, room=1_000_000, tracks=None):
         self.taken, self.room, self.dropped, self.last_number = prompt, room, 0, 0
-        self.seen, self.told = [], []
+        self.tracks = tracks
+        self.seen, self.told, self.ids = [], [], []
 
     @property
     def ready(self):
@@ -88,6 +91,8 @@ class Visitor:
     def show(self, frame, jpeg, taken, found, ms):
         assert jpeg.startswith(b"\xff\xd8")
         self.seen.append((frame.number, None if taken is None else taken.id, found.phrases))
+        self.ids.append(found.track.tolist())
+        self.ms = ms
 
     def tell(self, message):
         self.told.append(message)
@@ -204,6 +209,68 @@ def test_the_source_is_read_only_while_somebody_watches():
 
     watch(Model(), visitor, meanwhile=check, source=source)
     assert source.watching == 0
+
+
+SHOWN = (*range(0, 400, 50), 900, 1400)
+"""Milliseconds at which the frames of `Passing` are."""
+
+
+class Passing(Endless):
+    """A source of 20 frames a second, of which most are lost: half a second passes between the ones that come."""
+
+    async def newer(self, number):
+        if number == len(SHOWN):
+            await asyncio.sleep(60)
+        at = SHOWN[number] / 1000
+        return SharedFrame(number + 1, np.full((16, 16, 3), number, np.uint8), number, time.monotonic(), at)
+
+
+class Mover(Model):
+    """Finds a box 20 pixels wide that moves by 100 pixels a second, and whose score dips in the fifth frame."""
+
+    async def detect_prompts(self, image, prompts, thresholds, **options):
+        self.asked.append([limit.tolist() for limit in thresholds])
+        number = int(image[0, 0, 0])
+        x = SHOWN[number] / 10
+        score = np.array([0.3 if number == 4 else 0.9], np.float32)
+        found = Detections(np.array([[x, 0, x + 20, 20]], np.float32), score, np.zeros(1, int), ["dog"])
+        return [found[found.scores > limit[0]] for limit in thresholds], {}
+
+
+@pytest.fixture
+def tracks():
+    pytest.importorskip("trackers", reason="the package trackers is not installed (extra track)")
+    from glip_deploy.serve.tracks import Tracks
+
+    return Tracks
+
+
+def test_each_visitor_has_ids_of_his_own_that_outlast_dropped_frames_and_dips(tracks):
+    usual, strict, plain = (
+        Visitor(taken(1, "dog"), tracks=tracks()),
+        Visitor(taken(1, "dog", threshold=0.8), tracks=tracks()),
+        Visitor(taken(1, "dog")),
+    )
+    model = Mover()
+    watch(model, usual, strict, plain, source=Passing(), seconds=1.0)
+    assert model.asked == [[[0.25]]] * len(SHOWN), "half of the lowest threshold, once for all"
+    # Between the last three frames the box moves by 50 pixels, far beyond itself: only their true times tell.
+    assert usual.ids == [[-1], [1], [1], [1], [], [1], [1], [1], [1], [1]]
+    assert strict.ids == [[-1], [1], [1], [1], [], [1], [1], [1], [1], [1]]
+    assert plain.ids == [[-1]] * 4 + [[]] + [[-1]] * 5
+    assert [found for _, _, found in usual.seen] == [found for _, _, found in plain.seen], "the boxes are the same"
+    assert usual.ms["tracking"] > 0
+
+
+def test_in_another_stream_no_object_is_the_same_and_no_id_is_given_twice(tracks):
+    own, prompt = tracks(), taken(1, "dog")
+    box = Detections(np.array([[0, 0, 20, 20]], np.float32), np.array([0.9], np.float32), np.zeros(1, int), ["dog"])
+    one, other = object(), object()
+    given = [
+        own.follow(box, prompt, stream, at).track.tolist()
+        for stream, at in [(one, 0.0), (one, 0.1), (other, 0.2), (other, 0.3), (one, 0.4), (other, 0.5), (other, 0.6)]
+    ]
+    assert given == [[-1], [1], [-1], [2], [-1], [-1], [3]]
 
 
 @pytest.mark.parametrize("trouble", ["camera 0: lost after 5 frames (No such device)"])

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from PIL import Image
 
 from glip_deploy.errors import OptionError
 from glip_deploy.serve.settings import Settings, is_local
@@ -27,6 +28,12 @@ def refused(*options):
     assert done.stderr.startswith("glip-serve: error: ")
     assert done.stderr.count("\n") == 1
     return done.stderr
+
+
+def without(package, *options):
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom glip_deploy.serve.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--model", "nowhere", "--port", "0", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -77,9 +84,7 @@ def test_an_unknown_host_is_said():
 
 @pytest.mark.parametrize("package", ["fastapi_offline", "prometheus_client", "python_multipart", "uvicorn"])
 def test_without_the_extra_one_line_says_what_to_install(package):
-    code = f"import sys; sys.modules[{package!r}] = None\nfrom glip_deploy.serve.command import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--model", "nowhere", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = without(package)
     assert done.returncode == 1
     assert done.stderr == f"glip-serve: error: {package} is not installed; pip install 'glip-deploy[serve]'\n"
 
@@ -91,6 +96,30 @@ def test_names_of_this_machine():
 
 def test_a_bundle_that_is_not_there_is_said():
     assert "nowhere" in refused("--model", "nowhere", "--port", "0")
+
+
+def test_a_source_that_cannot_be_read_is_said_before_a_model_is_opened(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    missing = refused("--model", "nowhere", "--port", "0", "--source", str(tmp_path / "nothing.mp4"))
+    assert f"source {tmp_path}/nothing.mp4 does not exist; give a picture, a folder, a glob, a video file" in missing
+    pytest.importorskip("av", reason="PyAV is not installed (extra video)")
+    assert "text.mp4" in refused("--model", "nowhere", "--port", "0", "--source", str(tmp_path / "text.mp4"))
+
+
+def test_objects_cannot_be_followed_through_pictures(tmp_path):
+    pytest.importorskip("trackers", reason="the package trackers is not installed (extra track)")
+    Image.new("RGB", (20, 10)).save(tmp_path / "one.png")
+    error = refused("--model", "nowhere", "--port", "0", "--track", "--source", str(tmp_path / "one.png"))
+    assert "tracking follows objects through a video, but source" in error
+    assert "one.png is a picture; leave it out (--track), or give a video, a camera or a stream" in error
+
+
+@pytest.mark.parametrize("package", ["trackers", "supervision"])
+def test_without_the_extra_track_one_line_says_what_to_install(package):
+    done = without(package, "--track")
+    assert done.returncode == 1
+    advice = f"tracking needs the package {package}, which is not installed; pip install 'glip-deploy[track]'"
+    assert done.stderr == f"glip-serve: error: {advice}\n"
 
 
 def test_two_bundles_of_one_name_are_refused(tiny_bundle, tmp_path):

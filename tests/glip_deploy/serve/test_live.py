@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import threading
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glip_deploy import Detector
+from glip_deploy import Detections, Detector
 from glip_deploy.errors import GlipError, OptionError
 from glip_deploy.serve.messages import pack, unpack
 from glip_deploy.serve.models import Model
 from glip_deploy.serve.settings import Settings
+from glip_deploy.serve.sources import SharedSource
 
 pytest.importorskip("fastapi", reason="FastAPI is not installed (extra serve)")
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra serve)")
@@ -40,8 +42,8 @@ def running(detector, tmp_path_factory):
 
     servers = []
 
-    def start(settings, model=None):
-        app = create_app(settings, {"tiny": model or Model("tiny", detector)})
+    def start(settings, model=None, source=None):
+        app = create_app(settings, {"tiny": model or Model("tiny", detector)}, source)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws_max_size=settings.max_bytes + 65_536))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -63,7 +65,9 @@ def running(detector, tmp_path_factory):
 def address(running, tmp_path_factory):
     source = tmp_path_factory.mktemp("source") / "one.png"
     Image.fromarray(picture(5)).save(source)
-    return running(Settings(source=str(source), max_bytes=100_000, max_characters=500))
+    shown = SharedSource(str(source))
+    shown.check()
+    return running(Settings(max_bytes=100_000, max_characters=500), source=shown)
 
 
 class Client:
@@ -112,8 +116,8 @@ def test_a_message_with_a_picture_is_read_as_it_was_written():
 
 def test_the_server_says_what_it_has(client):
     assert client.welcome == {
-        "type": "welcome", "models": ["tiny"], "model": "tiny", "source": {"name": "one.png"}, "max_bytes": 100_000,
-        "shortest_side": SIDE, "longest_side": 1333,
+        "type": "welcome", "models": ["tiny"], "model": "tiny", "source": {"name": "one.png"}, "track": False,
+        "max_bytes": 100_000, "shortest_side": SIDE, "longest_side": 1333,
     }  # fmt: skip
 
 
@@ -297,6 +301,10 @@ def test_frames_go_on_with_the_prompt_before_and_then_with_the_newest(slow, monk
     client.say(type="prompt", id=1, prompt="dog", threshold=0.06)
     client.hear("prompt")
     client.say(png(1), type="frame", frame=1)
+    until = time.monotonic() + 30
+    while not model.looked:  # once it is taken up, the prompts that follow do not hold it
+        assert time.monotonic() < until
+        time.sleep(0.01)
     for id, prompt in ((2, "d"), (3, "do"), (4, "cat")):
         client.say(type="prompt", id=id, prompt=prompt, threshold=0.06)
     client.say(png(2), type="frame", frame=2)
@@ -304,3 +312,71 @@ def test_frames_go_on_with_the_prompt_before_and_then_with_the_newest(slow, monk
     assert (first["frame"], first["prompt"]) == (1, 1)
     assert (second["frame"], second["prompt"]) == (2, 4)
     assert model.encoded <= 3, "what was typed over before its turn came is not encoded"
+
+
+class Mover(Model):
+    """Finds a box 20 pixels wide where the picture says that it is."""
+
+    async def detect_prompts(self, image, prompts, thresholds):
+        left = 256.0 * image[0, 0, 0] + image[0, 0, 1]
+        box = np.array([[left, 0, left + 20, 20]], np.float32)
+        found = Detections(box, np.array([0.9], np.float32), np.zeros(1, np.int64), ["dog"])
+        return [found for _ in prompts], {}
+
+
+@pytest.fixture
+def followed(running, detector):
+    """Opens connections to a server that follows objects."""
+    pytest.importorskip("trackers", reason="the package trackers is not installed (extra track)")
+    address = running(Settings(track=True), Mover("mover", detector))
+    with contextlib.ExitStack() as stack:
+
+        def opened():
+            client = Client(stack.enter_context(connect(address)))
+            client.say(type="hello")
+            assert client.hear("welcome")["track"] is True
+            client.say(type="prompt", id=1, prompt="dog")
+            client.hear("prompt")
+            return client
+
+        yield opened
+
+
+def box_at(left):
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[0, 0] = left // 256, left % 256, 0
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "PNG")
+    return written.getvalue()
+
+
+def tracked(client, frame, left, **more):
+    client.say(box_at(left), type="frame", frame=frame, **more)
+    (found,) = client.hear("result")["detections"]
+    return found.get("track")
+
+
+def test_each_visitor_has_ids_of_his_own_also_after_a_gap(followed):
+    """The box moves by 100 pixels a second, so between far frames it does not overlap with itself."""
+    client, other = followed(), followed()
+    began = time.monotonic()
+    ids = []
+    for frame, pause in enumerate([0.0, *[0.1] * 8, 0.5, 0.1, 0.5]):
+        time.sleep(pause)
+        ids.append(tracked(client, frame, round(100 * (time.monotonic() - began))))
+    assert ids == [None, *[1] * 11]
+    assert [tracked(other, frame, 100) for frame in range(3)] == [None, 1, 1]
+
+
+def test_a_still_picture_has_no_ids_and_disturbs_none(followed):
+    client = followed()
+    assert [tracked(client, frame, 100) for frame in range(3)] == [None, 1, 1]
+    assert [tracked(client, frame, 100, still=True) for frame in range(3, 6)] == [None, None, None]
+    assert tracked(client, 6, 100) == 1
+
+
+def test_ids_go_on_in_another_stream_but_not_its_objects(followed):
+    client = followed()
+    assert [tracked(client, frame, 100) for frame in range(2)] == [None, 1]
+    client.say(type="source", source=None)  # as the page says before it turns to another camera
+    assert [tracked(client, frame, 100) for frame in range(2, 4)] == [None, 2]

@@ -462,6 +462,52 @@ def test_a_snapshot_is_a_picture_with_boxes(visit):
     assert 0.02 < changed < 0.4, "boxes and tags, and the picture under them"
 
 
+def tracks_of(page):
+    """Label and id of what is shown, each once; those that have no id yet are left out."""
+    found = page.evaluate("window.glip.json()")["detections"]
+    return {(one["label"], one["track"]) for one in found if "track" in one}
+
+
+def test_objects_have_ids_that_stay_with_them(nano_bundle, visit, tmp_path):
+    pytest.importorskip("trackers", reason="the package trackers is not installed (extra track)")
+    with serving(nano_bundle, "--source", str(MOVING), "--track", log=tmp_path / "log.txt") as address:
+        one, other = visit(address), visit(address)
+        for page in (one, other):
+            page.evaluate(
+                """() => {
+                    window.written = [];
+                    const write = CanvasRenderingContext2D.prototype.fillText;
+                    CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
+                        window.written.push(text);
+                        return write.call(this, text, ...more);
+                    };
+                }"""
+            )
+        ask(one, "dog. red apple. pizza. owl")
+        wait_for(one, "state.frames > 4 && window.glip.json().detections.some(({ track }) => track !== undefined)")
+        assert "tracking" in one.evaluate("Object.keys(window.glip.state.shown.result.ms)")
+        other.click("#use-camera")
+        ask(other, PROMPT)
+        start = other.evaluate("window.glip.state.frames")
+        wait_for(other, "state.frames > values.start + 3", start=start)
+        seen = tracks_of(other)
+        assert {"dog", "red apple", "bus"} <= {label for label, _ in seen}
+        assert min(track for _, track in seen) <= len(seen), "ids of this visitor's own"
+        start = other.evaluate("window.glip.state.frames")
+        wait_for(other, "state.frames > values.start + 5", start=start)
+        again = tracks_of(other)
+        assert {(label, track) for label, track in seen if label in ("dog", "bus")} <= again, "the scene stands still"
+        written = other.evaluate("window.written")
+        for label, track in seen:
+            assert any(text.startswith(f"{label} #{track} 0.") for text in written), (label, track)
+        other.set_input_files("#file", SCENE)
+        wait_for(other, f"state.source === 'picture' && {ANSWERED}")
+        shown = other.evaluate("window.glip.json()")["detections"]
+        assert len(shown) >= 9 and not any("track" in one for one in shown)
+        for page in (one, other):
+            page.context.close()
+
+
 def test_a_token_is_asked_for(nano_bundle, visit, tmp_path):
     with serving(nano_bundle, "--token", "open-sesame", log=tmp_path / "log.txt") as address:
         page = visit(address)
