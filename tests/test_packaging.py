@@ -8,11 +8,15 @@ requirements are read instead. torch is lent from the running environment.
 from __future__ import annotations
 
 import ast
+import base64
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
 from importlib import metadata
 
@@ -203,12 +207,13 @@ def test_the_runtime_alone(clean_environment, tiny_bundle, tmp_path):
 def test_what_an_extra_would_bring_is_asked_for_by_name(clean_environment, tiny_bundle, tiny_checkpoint, tmp_path):
     clean_environment.install()
     extras = clean_environment.distributions()
-    here = {"av": "video", "torch": "export", "onnx-ir": "build", "pyarrow": "ray"}
+    here = {"av": "video", "torch": "export", "onnx-ir": "build", "pyarrow": "ray", "fastapi-offline": "serve"}
     commands = {
         "av": ("glip-detect", "--model", tiny_bundle, "--source", VIDEO, *TINY),
         "torch": ("glip-export", "--model", tiny_checkpoint, "--output", tmp_path / "out"),
         "onnx-ir": ("glip-build", tiny_bundle, "--arch", "SM86"),
         "pyarrow": ("glip-batch", "--model", tiny_bundle, "--prompt", "dog", "--source", PICTURE, "--output", "batch"),
+        "fastapi-offline": ("glip-serve", "--model", tiny_bundle, "--port", "0"),
     }
     for distribution, command in commands.items():
         assert distribution not in extras
@@ -234,6 +239,34 @@ def test_bench(clean_environment, tiny_bundle, tmp_path):
     done = clean_environment.run("glip-bench", "--quick", "--model", tiny_bundle, "--json", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["complete"]
+
+
+@pytest.mark.clean_install
+def test_serve(clean_environment, tiny_bundle):
+    clean_environment.install("serve")
+    command = [clean_environment.bin / "glip-serve", "--model", tiny_bundle, "--port", "0", "--shortest-side", "128"]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=clean_environment.folder, env=variables
+    )
+    try:
+        line = server.stderr.readline()
+        assert line.startswith("glip-serve: http://127.0.0.1:"), line + server.stderr.read()
+        address = line.split()[1]
+        for path, part in (("healthz", b'"ok"'), ("", b"<canvas"), ("app.js", b"./drawing.js")):
+            with urllib.request.urlopen(address + path, timeout=60) as answer:
+                assert part in answer.read(), path
+        picture = base64.b64encode(PICTURE.read_bytes()).decode()
+        body = json.dumps({"image": picture, "prompt": "person. dog", "threshold": 0.2}).encode()
+        asked = urllib.request.Request(f"{address}v1/detect", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=120) as answer:
+            found = json.load(answer)["detections"]
+        assert found and {one["label"] for one in found} <= {"person", "dog"}
+        server.terminate()
+        assert server.wait(60) == 0 or sys.platform == "win32"  # where it is killed
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @pytest.mark.clean_install
