@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from glip_deploy.bundle.manifest import Bundle
 
-__all__ = ["OpenVINOBackend", "Precision", "openvino_absence", "read_graph"]
+__all__ = ["OpenVINOBackend", "Precision", "compile_graph", "openvino_absence", "read_graph"]
 
 OLDEST = (2026, 0)
 """First version with which the graphs were tested."""
@@ -179,6 +179,58 @@ def _without_primitive_cache() -> Iterator[None]:
         os.environ.pop(_PRIMITIVE_CACHE, None)
 
 
+def _configuration(precision: str, threads: int | None) -> dict[str, Any]:
+    """Return how a graph is compiled.
+
+    Args:
+        precision: of `_element_type`.
+        threads: CPU threads, None for one a core.
+    """
+    found: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # Else all that was prepared for a shape is kept: some 12 MB for every new number of tokens.
+        "CPU_RUNTIME_CACHE_CAPACITY": 0,
+    }
+    if threads is not None:
+        found["INFERENCE_NUM_THREADS"] = threads
+    return found
+
+
+def compile_graph(
+    file: Path | bytes, precision: Precision = Precision.F32, threads: int | None = None, *, profile: bool = False
+) -> Any:
+    """Compile a graph as the backend does.
+
+    Args:
+        file: see `read_graph`.
+        precision: see `Precision`.
+        threads: CPU threads, None for one a core.
+        profile: whether requests of it know afterwards how long each of its operations took (`profiling_info`).
+
+    Returns:
+        OpenVINO's compiled model.
+
+    Raises:
+        MissingPackage: OpenVINO is not installed.
+        OptionError: a precision that this CPU does not have.
+        BackendError: OpenVINO is too old, or cannot load or compile the graph.
+    """
+    config = _configuration(_element_type(_core(), precision), threads)
+    return _compiled(file, config | {"PERF_COUNT": True} if profile else config)
+
+
+def _compiled(file: Path | bytes, config: Mapping[str, Any]) -> Any:
+    model = read_graph(file)
+    try:
+        with _without_primitive_cache():
+            return _core().compile_model(model, "CPU", dict(config))
+    except Exception as error:  # the library raises RuntimeError for everything
+        name = "a graph in memory" if isinstance(file, bytes) else file
+        raise BackendError(f"OpenVINO cannot compile {name}: {_reason(error)}; use backend onnxruntime") from None
+
+
 class _Graphs:
     """The compiled graphs of a bundle, which clones share. The text graph is compiled by the first new prompt."""
 
@@ -187,15 +239,7 @@ class _Graphs:
         self._bundle, self._cache = bundle, CompiledCache(cache if bundle.verified else None)
         self._core = _core()
         self.precision = _element_type(self._core, precision)
-        self._config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            # Else all that was prepared for a shape is kept: some 12 MB for every new number of tokens.
-            "CPU_RUNTIME_CACHE_CAPACITY": 0,
-        }
-        if threads is not None:
-            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._config = _configuration(self.precision, threads)
         self._lock = threading.Lock()
         self._text: Any = None
         self.image = self._compile(IMAGE_GRAPH)
@@ -209,18 +253,10 @@ class _Graphs:
                     return self._core.import_model(io.BytesIO(known), "CPU", self._config)
             except Exception:  # the library raises RuntimeError for everything
                 self._cache.remove(key)
-        compiled = self._bundle.load(lambda folder: self._compiled(folder / graph))
+        compiled = self._bundle.load(lambda folder: _compiled(folder / graph, self._config))
         if self._cache.keeps:
             self._cache.put(key, compiled.export_model().getvalue())
         return compiled
-
-    def _compiled(self, file: Path) -> Any:
-        model = read_graph(file)
-        try:
-            with _without_primitive_cache():
-                return self._core.compile_model(model, "CPU", self._config)
-        except Exception as error:  # the library raises RuntimeError for everything
-            raise BackendError(f"OpenVINO cannot compile {file}: {_reason(error)}; use backend onnxruntime") from None
 
     def _key(self, graph: str) -> str:
         """Return what a compiled graph depends on."""

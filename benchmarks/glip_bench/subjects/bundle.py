@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from glip_bench.subjects.base import Options, Piece, Subject, SubjectName
-from glip_bench.subjects.profile import profile_image_branch
+from glip_bench.subjects.profile import profile_image_branch, profile_openvino
 from glip_deploy.backends import OPENVINO, PROVIDERS, check_trusted, open_backend
 from glip_deploy.backends.onnxruntime import provider_absence
 from glip_deploy.backends.openvino import Precision, openvino_absence
@@ -158,8 +158,8 @@ class BundleSubject(Subject):
         return detector.detect_prompts(frame, prompts, options.threshold, color="rgb")
 
     def profile(self, frame: NDArray[np.uint8], runs: int) -> Mapping[str, float] | None:
-        """See `Subject.profile`; ONNX Runtime's profiler, in a session of its own, on its CPU provider alone."""
-        if self.name is not SubjectName.ONNXRUNTIME_CPU:
+        """See `Subject.profile`; on ONNX Runtime's CPU provider and on OpenVINO alone, in a session of its own."""
+        if self.name is not SubjectName.ONNXRUNTIME_CPU and self.name not in PRECISIONS:
             return None
         recorder = _Recorder(self._detector.backend)
         self._detector.backend = cast("Backend", recorder)
@@ -167,7 +167,10 @@ class BundleSubject(Subject):
             self.run(frame)
         finally:
             self._detector.backend = recorder.backend
-        return profile_image_branch(self._detector.bundle, recorder.inputs[0].feed(), runs, self.options.threads)
+        bundle, feed, threads = self._detector.bundle, recorder.inputs[0].feed(), self.options.threads
+        if self.name in PRECISIONS:
+            return profile_openvino(bundle, feed, runs, PRECISIONS[self.name], threads)
+        return profile_image_branch(bundle, feed, runs, threads)
 
     def describe(self) -> Mapping[str, Any]:
         """See `Subject.describe`."""

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir
 import pytest
-from glip_bench.subjects.profile import LAYOUT, profile_image_branch, stage_of, sum_stages
+from glip_bench.subjects.profile import LAYOUT, profile_image_branch, profile_openvino, stage_of, sum_rows, sum_stages
 from glip_export.stages import stages_of
 
 from glip_deploy import Bundle, Detector
@@ -45,6 +46,37 @@ def test_only_kernels_are_summed():
     }
 
 
+def test_openvino_s_operations_are_summed_by_name_and_two_of_them_by_type():
+    rows = [
+        ("a/b", "Convolution", 0.5),
+        ("a/b_1/something", "MatMul", 0.25),
+        ("DeformableConvolution_17", "DeformableConvolution", 2.0),
+        ("a/b_abcd_acdb_reorder", "Reorder", 0.125),
+        ("Constant_3", "Transpose", 0.125),
+    ]
+    sums = sum_rows(rows, STAGES | {"a/d": Stage.DEFORMABLE})
+    assert sums == {Stage.INPUT: 0, Stage.BACKBONE: 0.5, Stage.FPN: 0.25, Stage.DEFORMABLE: 2.0, LAYOUT: 0.25}
+
+
+def feed_of(tiny_bundle):
+    """The inputs of the image graph for a small canvas."""
+    with Detector.open(tiny_bundle, cache_dir=None) as detector:
+        prompt = detector.encode("dog")
+    frames, sizes = np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]])
+    return ImageInputs.of(frames, sizes, prompt.embedding, prompt.prompt.class_map).feed()
+
+
+def test_openvino_tells_the_same_blocks_as_onnxruntime(tiny_bundle):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    bundle, feed = Bundle.open(tiny_bundle), feed_of(tiny_bundle)
+    seconds = profile_openvino(bundle, feed, 2, threads=1)
+    assert list(seconds) == list(profile_image_branch(bundle, feed, 1))
+    for stage in (Stage.BACKBONE, Stage.FPN, Stage.FUSION, Stage.OFFSETS, Stage.DEFORMABLE, Stage.DYHEAD):
+        assert seconds[stage] > 0, stage
+    # Its every operation is found by its name or its type.
+    assert seconds[LAYOUT] < 0.3 * sum(seconds.values())
+
+
 def test_stamped_stages_count_and_not_names(tiny_bundle, tmp_path):
     """A graph whose nodes are all stamped alike: the tracer's names, which are still there, decide nothing."""
     model = onnx_ir.load(tiny_bundle / IMAGE_GRAPH)
@@ -52,13 +84,6 @@ def test_stamped_stages_count_and_not_names(tiny_bundle, tmp_path):
         node.metadata_props[STAGE_KEY] = Stage.FPN.value
     onnx_ir.save(model, tmp_path / IMAGE_GRAPH, external_data="weights.data")
     assert set(stages_of(tmp_path / IMAGE_GRAPH).values()) == {Stage.FPN}
-    bundle = Bundle.open(tiny_bundle)
-    with Detector.open(tiny_bundle, cache_dir=None) as detector:
-        prompt = detector.encode("dog")
-    import numpy as np
-
-    frames, sizes = np.zeros((1, 64, 64, 3), np.uint8), np.array([[64, 64]])
-    feed = ImageInputs.of(frames, sizes, prompt.embedding, prompt.prompt.class_map).feed()
-    stamped = replace(bundle, path=tmp_path)
-    seconds = profile_image_branch(stamped, feed, 1)
+    stamped = replace(Bundle.open(tiny_bundle), path=tmp_path)
+    seconds = profile_image_branch(stamped, feed_of(tiny_bundle), 1)
     assert list(seconds) == [Stage.FPN, LAYOUT] and seconds[Stage.FPN] > seconds[LAYOUT]
