@@ -2,13 +2,16 @@
 
     python benchmarks/kernels/deform_cpu.py --rounds 7 --json deform_cpu.json
 
-Every deformable convolution of a block of GLIP's head is run in turn, in fp32, with random offsets, as
+Every deformable convolution of a block of GLIP's head is run in turn, in fp32, with random offsets, on one thread, as
 
-* OpenVINO's node, converted from ONNX as the backend does it, timed by OpenVINO itself, without what it adds for bias
-  and memory layout;
+* OpenVINO's node, converted from ONNX as the backend does it: the part that it has in OpenVINO's own profile, without
+  what is added for bias and memory layout;
 * the trial in `deform_cpu.cpp`, which samples into tiles and multiplies them, on AVX2 and FMA, bias and layout of the
   result included;
-* the product alone, of samples that lie in memory already, by NumPy: no sampling can make it faster than that.
+* the product alone, of samples that lie in memory already, by NumPy.
+
+Processor time is counted, which other work on the machine disturbs less than the clock; with more threads the clock
+shows that time divided by their number, at best.
 
 Needs a C++ compiler, and a processor with AVX2 and FMA.
 """
@@ -31,6 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), *(str(ROOT / room) for room in ("export", "engines", "benchmarks"))]
+
+# Read when NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
 from glip_bench.machine.host import describe_machine, versions  # noqa: E402
@@ -197,20 +203,22 @@ def onnx_model(layer: Layer, arrays: Arrays) -> bytes:
 class OpenVINONode:
     """The layer on OpenVINO."""
 
-    def __init__(self, layer: Layer, arrays: Arrays, threads: int) -> None:
-        compiled = compile_graph(onnx_model(layer, arrays), threads=threads, profile=True)
+    def __init__(self, layer: Layer, arrays: Arrays) -> None:
+        compiled = compile_graph(onnx_model(layer, arrays), threads=1, profile=True)
         self._request = compiled.create_infer_request()
         self._feed = {"x": arrays.x[None], "offsets": arrays.offsets[None], "mask": arrays.mask[None]}
 
     def __call__(self) -> tuple[NDArray[np.float32], float]:
-        """Return the result and the seconds of the node."""
+        """Return the result, and the seconds of processor time of the node."""
+        start = time.process_time()
         self._request.infer(self._feed)
-        rows = self._request.profiling_info
-        seconds = sum(row.real_time.total_seconds() for row in rows if row.node_type == "DeformableConvolution")
-        return np.array(self._request.get_output_tensor().data[0]), seconds
+        spent = time.process_time() - start
+        rows = [(row.node_type, row.real_time.total_seconds()) for row in self._request.profiling_info]
+        share = dict(rows)["DeformableConvolution"] / sum(seconds for _, seconds in rows)
+        return np.array(self._request.get_output_tensor().data[0]), spent * share
 
 
-def measure(layer: Layer, trial: Trial, rounds: int, threads: int, spread: float) -> dict[str, Any]:
+def measure(layer: Layer, trial: Trial, rounds: int, spread: float) -> dict[str, Any]:
     """Time a layer in every way, in turn, after one round that is not counted.
 
     Returns:
@@ -218,7 +226,7 @@ def measure(layer: Layer, trial: Trial, rounds: int, threads: int, spread: float
         results of the first two, as a part of the largest value.
     """
     arrays = Arrays.of(layer, spread)
-    node, compute = OpenVINONode(layer, arrays, threads), trial.prepare(layer, arrays, threads)
+    node, compute = OpenVINONode(layer, arrays), trial.prepare(layer, arrays, threads=1)
     samples = np.ones((layer.out_height * layer.out_width, 9 * layer.channels), np.float32)
     weights = np.ascontiguousarray(arrays.weights.reshape(layer.outputs, -1).T)
     product = np.empty((len(samples), layer.outputs), np.float32)
@@ -229,9 +237,9 @@ def measure(layer: Layer, trial: Trial, rounds: int, threads: int, spread: float
     for _ in range(rounds):
         seconds["OpenVINO"].append(node()[1])
         for way, action in (("trial", compute), ("product alone", lambda: np.matmul(samples, weights, out=product))):
-            start = time.perf_counter()
+            start = time.process_time()
             action()
-            seconds[way].append(time.perf_counter() - start)
+            seconds[way].append(time.process_time() - start)
     ms = {way: round(statistics.median(values) * 1e3, 3) for way, values in seconds.items()}
     least = {way: round(min(values) * 1e3, 3) for way, values in seconds.items()}
     sizes = {"map": [layer.height, layer.width], "result": [layer.out_height, layer.out_width], "stride": layer.stride}
@@ -241,12 +249,11 @@ def measure(layer: Layer, trial: Trial, rounds: int, threads: int, spread: float
 
 def command(arguments: argparse.Namespace) -> int:
     """Measure every layer, and print the sums of all blocks."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     trial = Trial()
     rows = []
     print(f"{'':<28}{'GMAC':>8}" + "".join(f"{way:>16}" for way in WAYS) + "   ms")
     for layer in layers(*arguments.canvas):
-        row = measure(layer, trial, arguments.rounds, threads, arguments.spread)
+        row = measure(layer, trial, arguments.rounds, arguments.spread)
         rows.append(row)
         name = f"{layer.branch}, {layer.out_height}x{layer.out_width}"
         print(f"{name:<28}{row['gmac']:>8.2f}" + "".join(f"{row['ms'][way]:>16.2f}" for way in WAYS), flush=True)
@@ -264,7 +271,7 @@ def command(arguments: argparse.Namespace) -> int:
             "what": "deformable convolution on a CPU",
             "machine": describe_machine(),
             "versions": versions(),
-            "threads": threads,
+            "threads": 1,
             "variant": arguments.variant,
             "canvas": list(arguments.canvas),
             "spread": arguments.spread,
