@@ -121,6 +121,7 @@ def _import_ray(*, loopback: bool) -> Any:
         MissingPackage: it is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # threads that outlive Ray would start another one
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if loopback else "1"
     try:
         import pyarrow  # noqa: F401

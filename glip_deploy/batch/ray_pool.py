@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ _TASK_FRAMES = 16
 _RETRIES = 3
 """How often a task is tried again whose worker was killed."""
 _TICK = 0.2
+_PATIENCE = 10.0
+"""Seconds that the threads of Ray Data have to end."""
 
 
 class RayPool:
@@ -61,6 +64,7 @@ class RayPool:
         self._threads = threads
         self._gpus = gpus
         self._noted: set[str] = set()
+        self._consumer: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         cores = None
@@ -77,6 +81,9 @@ class RayPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A thread that asks Ray for something while it is shut down has the whole process ended by Ray, with status 1.
+        if self._consumer is not None:
+            _end_ray_data(self._consumer)
         self._cluster.close()
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome | None]:
@@ -115,7 +122,8 @@ class RayPool:
             except BaseException as error:
                 results.put(error)
 
-        threading.Thread(target=consume, name="glip-ray", daemon=True).start()
+        self._consumer = threading.Thread(target=consume, name="glip-ray", daemon=True)
+        self._consumer.start()
         while True:
             try:
                 table = results.get(timeout=_TICK)
@@ -227,6 +235,22 @@ class _Notes(logging.Handler):
     def take(self) -> list[str]:
         kept, self._kept = self._kept, []
         return kept
+
+
+def _end_ray_data(consumer: threading.Thread) -> None:
+    """End what Ray Data is at, and the thread that waits for its results.
+
+    It has no public way to do that from another thread; its executor is a thread, with a method that does.
+    """
+    until = time.monotonic() + _PATIENCE
+    while consumer.is_alive() and time.monotonic() < until:
+        executors = [thread for thread in threading.enumerate() if type(thread).__name__ == "StreamingExecutor"]
+        for executor in executors:
+            with suppress(Exception):  # one that is about to end by itself
+                executor.shutdown(force=True)  # type: ignore[attr-defined]
+        consumer.join(_TICK)  # it may not have come to start its executor yet
+    if consumer.is_alive():
+        _log.warning("Ray Data did not end within %g s; Ray may end this process with status 1", _PATIENCE)
 
 
 def _tasks(units: Sequence[Unit], frames: int) -> Iterator[bytes]:

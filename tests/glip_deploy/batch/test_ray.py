@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,8 +50,17 @@ def slow(path):
         os._exit(1)
     return load(path)
 worker._picture = slow
+
+import threading
+from glip_deploy.batch.cluster import Cluster
+close = Cluster.close
+def noting(self):
+    Path("threads.txt").write_text(" ".join(thread.name for thread in threading.enumerate()))
+    close(self)
+Cluster.close = noting
 """
-"""A module that is imported with Python's start: every picture takes its time, and one ends the process."""
+"""A module that is imported with Python's start: every picture takes its time, and one ends the process. The threads
+that run when Ray is left are noted."""
 
 
 @pytest.fixture
@@ -120,10 +130,13 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
     others = descendants(process.pid)
     (os.killpg if kill == signal.SIGKILL else os.kill)(process.pid, kill)
     status, said = finish(process)
-    # Asked to end, Ray's library may end the process before we do, with status 1 (docs/deploy/batch.md).
-    assert status in {signal.SIGKILL: (-9,), signal.SIGTERM: (143, 1)}[kill], said
-    ours = [line for line in said.splitlines() if line.startswith("glip-batch")]
-    assert ours in ([], ["glip-batch: interrupted"]) and "Traceback" not in said
+    if kill == signal.SIGTERM:
+        assert (status, said) == (143, "glip-batch: interrupted\n")
+        left = (tmp_path / "threads.txt").read_text()
+        assert "MainThread" in left
+        assert "glip-ray" not in left and "StreamingExecutor" not in left, "they would ask Ray after its end"
+    else:
+        assert status == -9 and "glip-batch" not in said, said
     wait_for(lambda: not [pid for pid in others if alive(pid)])  # Ray's processes go with it
     done = recorded(tmp_path / "out")
     said = succeed(command(tiny_bundle, str(mixed / "media")), tmp_path)  # with another number of workers
@@ -210,6 +223,17 @@ def listening(pids):
                 found.append(socket.inet_ntop(family, packed))
     assert found, "Ray's processes listen somewhere"
     return found
+
+
+def test_what_outlives_ray_does_not_start_another_one():
+    code = (
+        "from glip_deploy.batch.cluster import _import_ray\n"
+        "ray = _import_ray(loopback=True)\n"
+        "try: ray.put(1)\n"
+        "except Exception as error: print(type(error).__name__, ray.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "RaySystemError False\n", done.stdout + done.stderr
 
 
 def test_the_limit_of_outcomes_that_wait_is_still_a_setting_of_ray_data():
