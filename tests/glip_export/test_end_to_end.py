@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from glip_export.bundle_writer import export_bundle
-from parity_data import OWN, SHARED, load_golden, same_detections, stand_in_state
+from parity_data import OWN, ROOT, SHARED, load_golden, same_detections, stand_in_state
 
 from glip_deploy import Detector
 
@@ -48,6 +49,19 @@ def test_final_boxes_are_the_official_ones(detector):
     np.testing.assert_array_equal(prompt.prompt.input_ids, arrays["input_ids"][0, : meta["num_tokens"]])
     found = detector.detect(arrays["image"], prompt, 0.0, color="rgb")
     same_detections(found, arrays)
+
+
+def test_the_cpp_runtime_finds_them_too(bundle, tmp_path):
+    """Here, because the bundle is; tests/runtime has the rest."""
+    sys.path.insert(0, str(ROOT / "tests" / "runtime"))
+    from golden_frames import compare_with_python
+    from runtime_build import absence, build
+
+    reason = absence()
+    if reason is not None:
+        pytest.skip(reason)
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    compare_with_python(build(), bundle, "glip_T_od.npz", tmp_path)
 
 
 def test_the_bundle_says_how_far_it_is_from_torch(detector):
