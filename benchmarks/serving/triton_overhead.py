@@ -32,11 +32,12 @@ from glip_engines.triton_repository import MODEL, write_repository
 
 from glip_deploy import Detector
 from glip_deploy.cli.app import run_main
+from glip_deploy.errors import BackendError
 from glip_deploy.files import write_atomically
 from glip_deploy.frames.load import decode_image, load_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from serving.local_triton import Server, find_triton
+from serving.local_triton import NotHere, Server, find_triton
 
 PICTURE = Path(__file__).resolve().parents[2] / "examples" / "nano" / "media" / "scene.jpg"
 PROMPT = "dog. red apple. bicycle. guitar. penguin. sunflower. bus. traffic light. backpack"
@@ -147,6 +148,10 @@ def _figures(values: list[float]) -> dict[str, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print and write."""
+    try:
+        find_triton()
+    except NotHere as error:
+        raise BackendError(str(error)) from None
     options = (arguments.rounds, arguments.shortest_side, arguments.threads, arguments.batch, arguments.seconds)
     figures = measure(arguments.bundle, *options)
     server_version = figures.pop("server")
