@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak load lint docs clean
+.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak cpp-soak load lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -78,6 +78,14 @@ faults: $(VENV)/.ready
 soak: $(VENV)/.ready
 	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
 	$(BIN)/python benchmarks/robustness/soak.py $(DEMO)/glip_nano --json build/soak.json
+
+# 10,000 frames through the C++ runtime, with changing prompts, sizes, batches and clones: does anything grow?
+cpp-soak: $(VENV)/.ready
+	@test -f $(DEMO)/glip_nano/manifest.json || $(BIN)/glip-export --model examples/nano/glip_nano.pth --output $(DEMO)/glip_nano
+	cmake -S engines/runtime -B build/runtime -DGLIP_TESTS=ON \
+	    -DOpenVINO_DIR=$$($(BIN)/python -c "from openvino.utils import get_cmake_path; print(get_cmake_path())")
+	cmake --build build/runtime --parallel --target glip_soak glip_openvino
+	$(BIN)/python benchmarks/robustness/soak_cpp.py $(DEMO)/glip_nano --json build/soak-cpp.json
 
 # 64 clients ask a glip-serve of this machine for two minutes; batches of several sizes; a request against one process.
 load: $(VENV)/.ready
