@@ -2,10 +2,10 @@
 
 python benchmarks/robustness/soak_cpp.py build/demo/glip_nano --frames 10000 --json soak-cpp.json
 
-`make cpp` builds what it drives, `build/runtime/glip_soak`: prompts (long lists among them), pictures, batches and clones
-change all the time, from a fixed seed, on OpenVINO. For the first half detectors are opened and closed, and the process
-is looked at while none is open; for the second half one detector stays open. What may grow is what the soak test of
-Python allows, `soak.py` beside this, in each half. Exit status 1 if something grows.
+`make cpp` builds what it drives, `build/runtime/glip_soak`: prompts (long lists among them), pictures, batches and
+clones change all the time, from a fixed seed, on OpenVINO. For the first half detectors are opened and closed, and the
+process is looked at while none is open; for the second half one detector stays open. What may grow is what the soak
+test of Python allows, `soak.py` beside this, in each half. Exit status 1 if something grows.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from parity_data import ROOT
 SCRIPT = ROOT / "benchmarks" / "robustness" / "soak_cpp.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from soak import Sample, verdict
+from soak import Sample, verdict  # noqa: E402
 
 FLAT = [Sample(frames, frames / 10, 300.0 + frames % 3, 8, 4) for frames in range(100, 10_001, 100)]
 
