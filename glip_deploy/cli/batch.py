@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glip_deploy.backends import BACKENDS, MAX_THREADS
+from glip_deploy.cli import detector_options
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -24,18 +25,7 @@ from glip_deploy.cli.arguments import (
     share_of_gpus,
 )
 from glip_deploy.cli.console import frame_progress, is_terminal, log_lines, say, stderr_for_lines
-from glip_deploy.cli.detector_options import (
-    BACKEND,
-    ENGINES,
-    HOW,
-    LONGEST_SIDE,
-    NO_PLUGINS,
-    NO_VERIFY,
-    PRECISION,
-    RESIZE,
-    SHORTEST_SIDE,
-    UNTRUSTED,
-)
+from glip_deploy.cli.detector_options import HOW
 from glip_deploy.errors import SourceError, listed
 from glip_deploy.prompts.syntax import Phrases
 
@@ -129,15 +119,15 @@ def batch(
             "N", "CPU threads of each worker (default: the cores, divided among them).", HOW, at_least(1, MAX_THREADS)
         ),
     ] = None,
-    shortest_side: SHORTEST_SIDE = 800,
-    longest_side: LONGEST_SIDE = 1333,
-    resize: RESIZE = None,
-    backend: BACKEND = "onnxruntime",
-    precision: PRECISION = None,
-    engines: ENGINES = None,
-    untrusted: UNTRUSTED = False,
-    no_plugins: NO_PLUGINS = False,
-    no_verify: NO_VERIFY = False,
+    shortest_side: detector_options.SHORTEST_SIDE = 800,
+    longest_side: detector_options.LONGEST_SIDE = 1333,
+    resize: detector_options.RESIZE = None,
+    backend: detector_options.BACKEND = "onnxruntime",
+    precision: detector_options.PRECISION = None,
+    engines: detector_options.ENGINES = None,
+    untrusted: detector_options.UNTRUSTED = False,
+    no_plugins: detector_options.NO_PLUGINS = False,
+    no_verify: detector_options.NO_VERIFY = False,
     log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,
     quiet: QUIET = False,
     version: VERSION = False,

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from glip_deploy.cli import detector_options
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import (
     ClassThreshold,
@@ -23,19 +24,7 @@ from glip_deploy.cli.arguments import (
     seconds,
 )
 from glip_deploy.cli.console import frame_progress, log_lines, say, stdout_for_data
-from glip_deploy.cli.detector_options import (
-    BACKEND,
-    ENGINES,
-    HOW,
-    LONGEST_SIDE,
-    NO_PLUGINS,
-    NO_VERIFY,
-    PRECISION,
-    RESIZE,
-    SHORTEST_SIDE,
-    THREADS,
-    UNTRUSTED,
-)
+from glip_deploy.cli.detector_options import HOW
 from glip_deploy.errors import OutputError, listed
 from glip_deploy.prompts.syntax import Phrases
 
@@ -142,16 +131,16 @@ def detect(
     yolo: Annotated[
         str | None, option("DIR", "Of pictures: YOLO label files in DIR/labels, class names in DIR/classes.txt.", WRITE)
     ] = None,
-    shortest_side: SHORTEST_SIDE = 800,
-    longest_side: LONGEST_SIDE = 1333,
-    resize: RESIZE = None,
-    backend: BACKEND = "onnxruntime",
-    precision: PRECISION = None,
-    engines: ENGINES = None,
-    untrusted: UNTRUSTED = False,
-    no_plugins: NO_PLUGINS = False,
-    threads: THREADS = None,
-    no_verify: NO_VERIFY = False,
+    shortest_side: detector_options.SHORTEST_SIDE = 800,
+    longest_side: detector_options.LONGEST_SIDE = 1333,
+    resize: detector_options.RESIZE = None,
+    backend: detector_options.BACKEND = "onnxruntime",
+    precision: detector_options.PRECISION = None,
+    engines: detector_options.ENGINES = None,
+    untrusted: detector_options.UNTRUSTED = False,
+    no_plugins: detector_options.NO_PLUGINS = False,
+    threads: detector_options.THREADS = None,
+    no_verify: detector_options.NO_VERIFY = False,
     cache_dir: Annotated[str | None, option("DIR", "Where encoded prompts are kept between runs.", HOW)] = None,
     no_cache: Annotated[bool, flag("--no-cache", "Keep no encoded prompts on disk.", HOW)] = False,
     log_level: Annotated[LogLevel, option("LEVEL", "debug, info, warning or error.", HOW)] = LogLevel.WARNING,

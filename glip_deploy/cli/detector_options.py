@@ -1,4 +1,4 @@
-"""The options with which every command opens a detector: the same names, defaults and words in all of them."""
+"""The options with which every command opens a detector: the same words in all of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The server's source looked at by one model for all who watch: the backbone once a frame, a head for each prompt.
 
-Every visitor gets the newest frame when he is ready for it. A frame waits for nobody: who is still drawing, or on a
+Every visitor gets the newest frame when ready for it. A frame waits for nobody: who is still drawing, or on a
 slow line, is passed over and gets a later one.
 """
 
@@ -53,16 +53,16 @@ class Watcher(Protocol):
     """What the broadcast needs of a visitor."""
 
     taken: Taken | None
-    """His prompt, or None to see the picture alone."""
+    """The prompt, or None to see the picture alone."""
     tracks: Tracks | None
-    """What follows the objects he sees, if they are followed."""
+    """What follows the objects in the picture, if they are followed."""
     dropped: int
     last_number: int
-    """The number of the last frame of the source he was sent; 0 before the first."""
+    """The number of the last frame of the source that was sent; 0 before the first."""
 
     @property
     def ready(self) -> bool:
-        """Whether he can take another frame now."""
+        """Whether another frame can be taken now."""
         ...
 
     def show(
@@ -102,7 +102,7 @@ class Broadcast:
         self.wake()
 
     def remove(self, watcher: Watcher) -> None:
-        """Let him watch no more; nothing happens if he did not."""
+        """End the watching; nothing happens if there was none."""
         self._watchers.pop(watcher, None)
         if not self._watchers and self._task is not None:
             self._task.cancel()
@@ -150,7 +150,7 @@ class Broadcast:
             await self._woken.wait()
 
     def _due(self) -> list[tuple[Watcher, Taken | None]]:
-        """Return who gets this frame, with his prompt as it is now: those first who have waited longest."""
+        """Return who gets this frame, with the prompt as it is now: those first who have waited longest."""
         due: list[tuple[Watcher, Taken | None]] = []
         known: set[Any] = set()
         for watcher in self._watchers:

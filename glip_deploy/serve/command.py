@@ -12,22 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from glip_deploy.backends import PROVIDERS
+from glip_deploy.cli import detector_options
 from glip_deploy.cli.app import QUIET, VERSION, bad_option, examples, make_app, run_app
 from glip_deploy.cli.arguments import LogLevel, at_least, flag, option, seconds, share_of_gpus
 from glip_deploy.cli.console import log_lines, say, stderr_for_lines
-from glip_deploy.cli.detector_options import (
-    BACKEND,
-    ENGINES,
-    HOW,
-    LONGEST_SIDE,
-    NO_PLUGINS,
-    NO_VERIFY,
-    PRECISION,
-    RESIZE,
-    SHORTEST_SIDE,
-    THREADS,
-    UNTRUSTED,
-)
+from glip_deploy.cli.detector_options import HOW
 from glip_deploy.errors import MissingPackage, OptionError
 from glip_deploy.frames.load import MAX_PIXELS
 
@@ -98,16 +87,16 @@ def serve(
         int, option("MS", "How long a frame waits for others with its prompt.", HOW, at_least(0, 10_000))
     ] = 0,
     workers: Annotated[int, option("N", "Frames, or batches, looked at side by side.", HOW, at_least(1, 64))] = 1,
-    shortest_side: SHORTEST_SIDE = 800,
-    longest_side: LONGEST_SIDE = 1333,
-    resize: RESIZE = None,
-    backend: BACKEND = "onnxruntime",
-    precision: PRECISION = None,
-    engines: ENGINES = None,
-    untrusted: UNTRUSTED = False,
-    no_plugins: NO_PLUGINS = False,
-    no_verify: NO_VERIFY = False,
-    threads: THREADS = None,
+    shortest_side: detector_options.SHORTEST_SIDE = 800,
+    longest_side: detector_options.LONGEST_SIDE = 1333,
+    resize: detector_options.RESIZE = None,
+    backend: detector_options.BACKEND = "onnxruntime",
+    precision: detector_options.PRECISION = None,
+    engines: detector_options.ENGINES = None,
+    untrusted: detector_options.UNTRUSTED = False,
+    no_plugins: detector_options.NO_PLUGINS = False,
+    no_verify: detector_options.NO_VERIFY = False,
+    threads: detector_options.THREADS = None,
     ray: Annotated[
         str | None,
         option("ADDRESS", "Detect on replicas of Ray Serve: local, auto, or HOST:PORT of a cluster.", REPLICAS),

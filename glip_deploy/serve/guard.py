@@ -96,7 +96,7 @@ class Guard:
             return message
 
         async def polite(message: Any) -> None:
-            """Send the answer once its receiver, who may send all before he reads, has a chance to get it."""
+            """Send the answer once its receiver, which may send all before it reads, has a chance to get it."""
             nonlocal begun
             if not begun and not whole and _has_body(headers):
                 # With "expect" nothing may be on its way yet.

@@ -72,7 +72,7 @@ _MOST_VISITORS = 100
 _IN_FLIGHT = 2
 """Frames of the server's source that travel to a visitor at once."""
 _OUTBOX = 64
-"""Messages that wait for a visitor's line; with more he is shown out."""
+"""Messages that wait for a visitor's line; with more the connection is closed."""
 _GRACE_S = 0.25
 """How long frames wait for a prompt that is being encoded, or as long as a frame takes, if that is longer."""
 _TOKENS_SHOWN = 2000
