@@ -9,6 +9,8 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,12 @@ class Cluster:
         self._address = address
         self._cores = cores
         self._folder: Path | None = None
+        self._ray: Any = None
 
     def open(self) -> None:
         """Connect.
+
+        A signal that has a handler is given to it once Ray has started; a second one at once.
 
         Raises:
             MissingPackage: Ray is not installed.
@@ -67,23 +72,20 @@ class Cluster:
             _check_listening(
                 self._address, os.environ.get("RAY_ADDRESS", "") if self._address == "auto" else self._address
             )
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._ray = ray
         try:
-            self._connect(ray)
+            with _signals_wait():
+                self._connect(ray)
         except BaseException:
             self.close()
             raise
-        finally:
-            # Ray sets a handler of its own for SIGTERM, and restores nothing.
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
 
     def close(self) -> None:
-        """Leave the cluster, or end the Ray of our own and remove its files."""
-        import ray
-
-        ray.shutdown()
+        """Leave the cluster, or end the Ray of our own and remove its files; nothing happens if there is none."""
+        if self._ray is None:
+            return
+        self._ray.shutdown()
+        self._ray = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -109,6 +111,44 @@ class Cluster:
                 f"--ray {self._address} cannot be used ({reason_of(error)}); start a cluster with ray start --head, and"
                 " use the same versions of Ray and Python everywhere"
             ) from error
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let signals wait for the end of the block, whatever handlers are set in it.
+
+    Ray sets one for SIGTERM that exits with a status of its own, and restores nothing. Any exception in the middle of
+    `ray.init` leaves processes that `ray.shutdown` does not know. A second signal does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            before[number](number, frame)
+
+    def keep(number: int, handler: Any) -> Any:
+        return before[number] if number in before else set_handler(number, handler)
+
+    set_handler = signal.signal
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if callable(handler):
+                set_handler(number, note)
+        signal.signal = keep  # type: ignore[assignment]
+        yield
+    finally:
+        signal.signal = set_handler
+        for number, handler in before.items():
+            if callable(handler):
+                set_handler(number, handler)
+        if came:  # also in place of an error that may be the signal's work
+            before[came[0]](came[0], None)
 
 
 def _import_ray(*, loopback: bool) -> Any:

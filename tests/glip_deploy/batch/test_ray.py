@@ -35,6 +35,7 @@ from batch_runs import (
     wait_for,
     write_pictures,
 )
+from ray_processes import short_folder, with_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 TWO = ("--workers", "2")
@@ -144,6 +145,28 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
     [left] = map(int, re.findall(r"(\d+) in this run", said))
     assert done > 0 and 0 < left < everything
     assert results(tmp_path / "out") == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "begun"),
+    [
+        (signal.SIGTERM, "gcs_server"),
+        (signal.SIGINT, "gcs_server"),
+        (signal.SIGHUP, "/raylet"),
+        (signal.SIGTERM, "/raylet"),
+    ],
+)
+def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun):
+    """Ray sets a handler of its own for SIGTERM, and cannot end what it has half started."""
+    with short_folder() as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        process = start(command(tiny_bundle, "photos", "out", *TWO), here)
+        wait_for(lambda: named(descendants(process.pid), begun))
+        process.send_signal(number)
+        assert finish(process) == (128 + number, "glip-batch: interrupted\n")
+        wait_for(lambda: not with_folder(folder), 60)
+        assert list(folder.iterdir()) == []
+    assert recorded(here / "out") == 0
 
 
 def test_addresses(here, tiny_bundle):
