@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -48,11 +49,13 @@ class RunningCluster:
 
     Attributes:
         address: HOST:PORT of its head.
+        token: that it asks for, as clusters do by default.
         folder: its own, by which `with_folder` finds its processes.
         process: of `ray start`.
     """
 
     address: str
+    token: str
     folder: Path
     process: subprocess.Popen[str]
 
@@ -80,16 +83,21 @@ def running_cluster() -> Iterator[RunningCluster]:
     """Start a cluster with two cores on free ports, in a folder of its own; end it afterwards."""
     with short_folder() as folder:
         environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0", "GLIP_DEPLOY_CACHE": str(folder / "cache")}
+        token = secrets.token_hex(32)
+        environment |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_TOKEN": token,
+            "GLIP_DEPLOY_CACHE": str(folder / "cache"),
+        }
         port, clients = _free_port(), _free_port()
-        options = ["--node-ip-address", "127.0.0.1", "--num-cpus", "2", "--object-store-memory", str(256 * 2**20)]
+        options = ["--num-cpus", "2", "--object-store-memory", str(256 * 2**20)]
         options += ["--include-dashboard", "false", "--temp-dir", str(folder / "ray")]
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(port),
              "--ray-client-server-port", str(clients), *options],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
-        cluster = RunningCluster(f"127.0.0.1:{port}", folder, process)
+        cluster = RunningCluster(f"127.0.0.1:{port}", token, folder, process)
         try:
             end = time.monotonic() + 120
             while not cluster.lives():

@@ -109,7 +109,7 @@ class Cluster:
         except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
             raise OptionError(
                 f"--ray {self._address} cannot be used ({reason_of(error)}); start a cluster with ray start --head, and"
-                " use the same versions of Ray and Python everywhere"
+                " use the same versions of Ray and Python everywhere, and the cluster's token (RAY_AUTH_TOKEN)"
             ) from error
 
 
@@ -163,6 +163,8 @@ def _import_ray(*, loopback: bool) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # threads that outlive Ray would start another one
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if loopback else "1"
+    if not loopback and _has_token():  # which Ray itself looks for where no address is given; clusters ask for it
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import pyarrow  # noqa: F401
         import ray
@@ -173,6 +175,13 @@ def _import_ray(*, loopback: bool) -> Any:
     for name in ("ray", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def _has_token() -> bool:
+    """Tell whether there is a token for clusters where Ray keeps it; `ray start --head` writes one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _check_listening(given: str, address: str) -> None:

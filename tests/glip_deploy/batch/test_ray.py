@@ -35,7 +35,7 @@ from batch_runs import (
     wait_for,
     write_pictures,
 )
-from ray_processes import short_folder, with_folder
+from ray_processes import running_cluster, short_folder, with_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 TWO = ("--workers", "2")
@@ -167,6 +167,24 @@ def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun
         wait_for(lambda: not with_folder(folder), 60)
         assert list(folder.iterdir()) == []
     assert recorded(here / "out") == 0
+
+
+def test_a_cluster_that_runs(mixed, tiny_bundle, tmp_path, whole, monkeypatch):
+    """It is joined by address and by `auto`, gives what one process gives, and outlives both runs."""
+    with running_cluster() as cluster:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
+        at = "--ray", cluster.address
+        said = succeed(command(tiny_bundle, str(mixed / "media"), "out", *TWO, *at), tmp_path)
+        assert said.count("\n") == 1, said
+        assert results(tmp_path / "out") == results(whole)
+        wait_for(lambda: not cluster.workers(WORKER), 60)
+        assert cluster.lives()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        succeed(command(tiny_bundle, str(mixed / "media"), "again", *TWO, "--ray", "auto"), tmp_path)
+        assert results(tmp_path / "again") == results(whole)
+        assert cluster.lives()
+        three = command(tiny_bundle, str(mixed / "media"), "third", "--workers", "3", *at)
+        refused(three, tmp_path, "take 3 cores", "Ray has 2")
 
 
 def test_addresses(here, tiny_bundle):
