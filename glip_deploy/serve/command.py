@@ -201,7 +201,7 @@ def serve(
                 )
                 handle = deploy(setup, replicas=least, most=most, threads=each, gpus=gpus_per_replica or 0)
                 models[name] = RayModel(
-                    name, bundle, handle, shortest_side=shortest_side, longest_side=longest_side or None
+                    name, bundle, handle, most=most, shortest_side=shortest_side, longest_side=longest_side or None
                 )
             stack.callback(models[name].close)
         config = uvicorn.Config(

@@ -11,7 +11,9 @@ import hashlib
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,8 @@ TEXT = "text branch"
 """A stage of the first frame with a prompt that its replica does not know."""
 _PROMPTS = 64
 """Prompts that a replica keeps encoded."""
+_TARGET = 2
+"""Frames under way that a replica should have; with more, replicas are added while there may be more of them."""
 _TRIES = 3
 """A frame whose replica is lost is given to another so often."""
 
@@ -98,13 +102,18 @@ def deploy(setup: ReplicaSetup, *, replicas: int, most: int, threads: int, gpus:
     deployment = serve.deployment(_replica_class()).options(
         name=setup.name,
         max_ongoing_requests=limit,
-        autoscaling_config={"min_replicas": replicas, "max_replicas": most, "target_ongoing_requests": 2},
+        autoscaling_config={"min_replicas": replicas, "max_replicas": most, "target_ongoing_requests": _TARGET},
         ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
     )
     try:
         serve.start(proxy_location="Disabled")  # clients ask the service, not Ray
         return serve.run(deployment.bind(setup), name=f"glip-{setup.name}", route_prefix=None)
-    except Exception as error:  # a RuntimeError, or whatever Ray raises
+    except BaseException as error:
+        with suppress(Exception):  # on a cluster they would go on to start
+            serve.delete(f"glip-{setup.name}")
+        if not isinstance(error, Exception):
+            raise
+        # a RuntimeError, or whatever Ray raises
         raise BackendError(f"replicas of {setup.name} cannot be started on Ray ({reason_of(error)})") from error
 
 
@@ -115,11 +124,14 @@ class RayModel:
         name: what clients call it.
         bundle: of the replicas.
         handle: what `deploy` gave.
+        most: replicas that there may be.
         shortest_side: of the replicas' detectors.
         longest_side: likewise.
     """
 
-    def __init__(self, name: str, bundle: Bundle, handle: Any, *, shortest_side: int, longest_side: int | None) -> None:
+    def __init__(
+        self, name: str, bundle: Bundle, handle: Any, *, most: int, shortest_side: int, longest_side: int | None
+    ) -> None:
         self.name = name
         self.detector = _Shown(bundle, shortest_side, longest_side)
         self.observe: Callable[[int, dict[str, float]], None] | None = None
@@ -128,6 +140,8 @@ class RayModel:
         self.pause = 1
         self._tokenizer = bundle.tokenizer()
         self._handle = handle
+        self._enough = _TARGET * most
+        self._under_way: Counter[str] = Counter()
 
     async def encode(self, text: PromptText, *, phrases: Phrases | str = Phrases.AUTO) -> EncodedPrompt:
         """Tokenize a prompt; the replica that looks for it first encodes it, so the embedding is empty here.
@@ -165,12 +179,12 @@ class RayModel:
         if self.closed:
             raise ClosedError("the server is ending; ask another, or ask again when it is back")
         chunks = [[chunk.prompt for chunk in one.chunks] for one in prompts]
-        key = hashlib.sha256(repr([prompt.key for one in chunks for prompt in one]).encode()).hexdigest()
-        method = self._handle.options(multiplexed_model_id=f"{self.name}/{key}").detect
+        key = hashlib.sha256(repr([[prompt.key for prompt in one] for one in chunks]).encode()).hexdigest()
         self.waiting += 1
+        self._under_way[key] += 1
         try:
             for attempt in range(_TRIES):
-                response = method.remote(image, chunks, list(thresholds), max_detections)
+                response = self._method(key).remote(key, image, chunks, list(thresholds), max_detections)
                 try:
                     answer = await response
                     break
@@ -183,6 +197,8 @@ class RayModel:
                         raise ClosedError(f"no replica of {self.name} answers; ask again in a minute") from error
         finally:
             self.waiting -= 1
+            self._under_way[key] -= 1
+            self._under_way += Counter()  # forgets prompts of which nothing is under way
         if isinstance(answer, _Refusal):
             from glip_deploy import errors
 
@@ -192,6 +208,16 @@ class RayModel:
             shares = {name: ms / 1000 / found.batch for name, ms in found.ms.items() if name not in ("queue", TEXT)}
             self.observe(1, shares)
         return found
+
+    def _method(self, key: str) -> Any:
+        """Return what asks a replica: one that has the prompt encoded, or the one that has least to do.
+
+        Ray Serve sends frames with a known prompt to the replicas that know it until these are full, and would leave
+        added ones idle.
+        """
+        if self._under_way[key] > _TARGET or self.waiting > self._enough:
+            return self._handle.detect
+        return self._handle.options(multiplexed_model_id=key).detect
 
     async def detect_prompts(
         self, image: NDArray[np.uint8], prompts: Sequence[EncodedPrompt], thresholds: Sequence[NDArray[np.float32]]
@@ -234,13 +260,14 @@ def _replica_class() -> type:
 
         async def detect(
             self,
+            key: str,
             image: NDArray[np.uint8],
             chunks: list[list[Prompt]],
             thresholds: list[NDArray[np.float32]],
             max_detections: int | None,
         ) -> Found | _Refusal:
             try:
-                known = await self._known(serve.get_multiplexed_model_id())
+                known = await self._known(key)
                 began, encoding = time.perf_counter(), {}
                 if "prompts" not in known:
                     known["prompts"] = [await self._encode(prompts) for prompts in chunks]
