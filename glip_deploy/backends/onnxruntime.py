@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends.base import check_on_host
+from glip_deploy.backends.base import check_on_host, warn_of_whole_branch
 from glip_deploy.bundle.contract import (
     BACKBONE_GRAPH,
     CANDIDATES,
@@ -38,7 +37,6 @@ __all__ = ["CPU", "OnnxRuntimeBackend", "open_session", "provider_absence"]
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 25)
 """First version whose CPU provider runs the standard DeformConv."""
-_log = logging.getLogger(__name__)
 _RTX = "NvTensorRTRTXExecutionProvider"
 _GPU_BUILD = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu>=1.25'"
 _INSTALL = {"CUDAExecutionProvider": _GPU_BUILD, "TensorrtExecutionProvider": f"{_GPU_BUILD} tensorrt-cu12"}
@@ -217,11 +215,7 @@ class _Sessions:
                     raise
             if self._parts is None and not self._warned:
                 self._warned = True
-                _log.warning(
-                    "bundle %s lacks backbone.onnx and head.onnx, so its image branch runs whole for every prompt of a"
-                    " frame; export it again with glip-export to make that faster",
-                    self._bundle.path,
-                )
+                warn_of_whole_branch(self._bundle)
             return self._parts
 
 

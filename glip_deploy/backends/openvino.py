@@ -10,7 +10,7 @@ import functools
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -18,9 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends.base import check_on_host
+from glip_deploy.backends.base import check_on_host, warn_of_whole_branch
 from glip_deploy.backends.compiled import CompiledCache, compiled_key
-from glip_deploy.bundle.contract import CANDIDATES, IMAGE_GRAPH, TEXT_GRAPH, Candidates, ImageInputs, text_inputs
+from glip_deploy.bundle.contract import (
+    BACKBONE_GRAPH,
+    CANDIDATES,
+    HEAD_GRAPH,
+    IMAGE_GRAPH,
+    TEXT_GRAPH,
+    Candidates,
+    ImageInputs,
+    text_inputs,
+)
 from glip_deploy.errors import BackendError, ClosedError, MissingPackage, OptionError
 
 if TYPE_CHECKING:
@@ -232,7 +241,12 @@ def _compiled(file: Path | bytes, config: Mapping[str, Any]) -> Any:
 
 
 class _Graphs:
-    """The compiled graphs of a bundle, which clones share. The text graph is compiled by the first new prompt."""
+    """The compiled graphs of a bundle, which clones share.
+
+    The text graph is compiled by the first new prompt. The image branch is compiled whole; the first frame with several
+    prompts compiles its two parts instead, and they serve single prompts too from then on, so that no weight is in
+    memory twice.
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None, precision: Precision, cache: Path | None) -> None:
         # The key of a compiled graph is made of the hashes of its files, which must be known to be theirs.
@@ -242,7 +256,9 @@ class _Graphs:
         self._config = _configuration(self.precision, threads)
         self._lock = threading.Lock()
         self._text: Any = None
-        self.image = self._compile(IMAGE_GRAPH)
+        self._parts: tuple[Any, Any] | None = None
+        self._warned = False
+        self._image: Any = self._compile(IMAGE_GRAPH)
 
     def _compile(self, graph: str) -> Any:
         key = self._key(graph)
@@ -259,10 +275,11 @@ class _Graphs:
         return compiled
 
     def _key(self, graph: str) -> str:
-        """Return what a compiled graph depends on."""
+        """Return what a compiled graph depends on. The weights of the parts are the whole's."""
         openvino, files = _module(), self._bundle.files
+        of_graph = (graph, f"{IMAGE_GRAPH}.") if graph in (BACKBONE_GRAPH, HEAD_GRAPH) else (graph,)
         options = (f"{name}={value}" for name, value in sorted(self._config.items()))
-        hashes = (f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(graph))
+        hashes = (f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(of_graph))
         cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         return compiled_key(("glip", CONVERSION, openvino.__version__, cpu, *options, *hashes))
 
@@ -273,13 +290,35 @@ class _Graphs:
                 self._text = self._compile(TEXT_GRAPH)
             return self._text
 
+    @property
+    def image(self) -> Any:
+        """The image branch as a whole; None once its parts are compiled."""
+        with self._lock:
+            return self._image
+
+    @property
+    def parts(self) -> tuple[Any, Any] | None:
+        """The backbone and the head; None, with a warning the first time, if the bundle is not split."""
+        with self._lock:
+            if self._parts is None and self._bundle.is_split:
+                self._image = None  # first, so that its memory is free for the parts
+                try:
+                    self._parts = self._compile(BACKBONE_GRAPH), self._compile(HEAD_GRAPH)
+                except BaseException:
+                    self._image = self._compile(IMAGE_GRAPH)
+                    raise
+            if self._parts is None and not self._warned:
+                self._warned = True
+                warn_of_whole_branch(self._bundle)
+            return self._parts
+
 
 class OpenVINOBackend:
     """A `Backend` on OpenVINO. Use `OpenVINOBackend.open`."""
 
     def __init__(self, graphs: _Graphs) -> None:
         self._graphs: _Graphs | None = graphs
-        self._requests: dict[str, Any] = {}
+        self._requests: dict[Any, Any] = {}  # of each compiled graph
         self._lock = threading.Lock()
 
     @classmethod
@@ -318,18 +357,38 @@ class OpenVINOBackend:
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `Backend.encode_text`."""
-        (embedding,) = self._run("text", ["text_embedding"], text_inputs(input_ids))
-        result: NDArray[np.float32] = embedding[0]
+        compiled = self._opened.text
+        with self._lock:
+            request = self._infer(compiled, text_inputs(input_ids))
+            result: NDArray[np.float32] = np.array(request.get_tensor("text_embedding").data[0])
         return result
 
     def detect(self, inputs: ImageInputs) -> Candidates:
         """See `Backend.detect`. Calls of several threads wait for each other; clones do not."""
         check_on_host(inputs)
-        return Candidates(*self._run("image", CANDIDATES, inputs.feed()))
+        whole = self._opened.image
+        if whole is None:
+            return self.detect_prompts([inputs])[0]
+        with self._lock:
+            return _candidates(self._infer(whole, inputs.feed()))
 
     def detect_prompts(self, inputs: Iterable[ImageInputs]) -> list[Candidates]:
-        """See `Backend.detect_prompts`. Every prompt runs the whole image graph."""
-        return [self.detect(of_prompt) for of_prompt in inputs]
+        """See `Backend.detect_prompts`. Calls of several threads wait for each other; clones do not."""
+        parts = self._opened.parts
+        if parts is None:
+            return [self.detect(of_prompt) for of_prompt in inputs]
+        backbone, head = parts
+        features: dict[str, Any] = {}
+        found = []
+        with self._lock:
+            for of_prompt in inputs:
+                if not features:
+                    check_on_host(of_prompt)
+                    request = self._infer(backbone, of_prompt.frame_feed())
+                    # The memory of the backbone's request, which nothing writes before the last prompt has read it.
+                    features = {output.any_name: request.get_tensor(output) for output in backbone.outputs}
+                found.append(_candidates(self._infer(head, {**features, **of_prompt.prompt_feed()})))
+        return found
 
     def prepare_resize(self) -> bool:
         """See `Backend.prepare_resize`."""
@@ -351,22 +410,27 @@ class OpenVINOBackend:
             raise ClosedError("this detector is closed; open it again with Detector.open")
         return self._graphs
 
-    def _run(self, graph: str, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
-        compiled = getattr(self._opened, graph)
-        with self._lock:
-            request = self._requests.get(graph)
-            try:
-                if request is None:
-                    request = compiled.create_infer_request()
-                request.infer(dict(feed))
-                # The request's own memory is written again by the next call.
-                found = [np.array(request.get_tensor(name).data) for name in outputs]
-            except Exception as error:  # the library raises RuntimeError for everything
-                shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-                raise BackendError(f"OpenVINO failed on {shapes}: {_reason(error)}") from None
-            if self._graphs is not None:
-                self._requests[graph] = request
-            return found
+    def _infer(self, compiled: Any, feed: Mapping[str, Any]) -> Any:
+        """Run a graph and return the request, whose outputs the next run of that graph writes again.
+
+        The caller holds the lock. Requests of graphs that the bundle no longer runs end here, with their memory.
+        """
+        graphs = self._graphs
+        kept = () if graphs is None else (graphs._text, *(graphs._parts or (graphs._image,)))
+        self._requests = {graph: request for graph, request in self._requests.items() if graph in kept}
+        try:
+            request = self._requests.get(compiled) or compiled.create_infer_request()
+            request.infer(dict(feed))
+        except Exception as error:  # the library raises RuntimeError for everything
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in feed.items())
+            raise BackendError(f"OpenVINO failed on {shapes}: {_reason(error)}") from None
+        if compiled in kept:
+            self._requests[compiled] = request
+        return request
+
+
+def _candidates(request: Any) -> Candidates:
+    return Candidates(*(np.array(request.get_tensor(name).data) for name in CANDIDATES))
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from simulated_tensorrt import SimulatedDeviceArray
 from tiny_glip import HIDDEN
 
 from glip_deploy import Bundle, Detector, load_image
-from glip_deploy.backends import BACKENDS, open_backend
+from glip_deploy.backends import BACKENDS, open_backend, openvino
 from glip_deploy.backends.compiled import CompiledCache
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.backends.openvino import OpenVINOBackend, Precision, openvino_absence, read_graph
@@ -207,6 +208,83 @@ def test_clones_share_the_compiled_graphs_and_close_apart(bundle, cache, backend
         assert "is closed" in error_of(call, kind=ClosedError)
     np.testing.assert_array_equal(twin.detect(feed()).scores, before.scores)
     twin.close()
+
+
+def two_prompts(**size):
+    """The same frames with prompts of two lengths."""
+    first = feed(tokens=4, classes=2, **size)
+    second = feed(tokens=7, classes=3, **size)
+    return [first, replace(second, frames=first.frames)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_several_prompts_run_the_backbone_once_and_agree_with_onnxruntime(bundle, cache, reference, monkeypatch, batch):
+    opened = open_backend("openvino", bundle, None, cache_dir=cache)
+    given, runs = two_prompts(batch=batch), []
+    infer = opened._infer
+
+    def counted(compiled, inputs):
+        runs.append(sorted(inputs)[0] if "frames" not in inputs else "frames")
+        return infer(compiled, inputs)
+
+    monkeypatch.setattr(opened, "_infer", counted)
+    found = opened.detect_prompts(given)
+    assert runs.count("frames") == 1 and len(runs) == 3
+    for ours, theirs in zip(found, reference.detect_prompts(given), strict=True):
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
+        np.testing.assert_array_equal(np.sort(ours.labels), np.sort(theirs.labels))  # classes of `feed` are tied
+    opened.close()
+
+
+def test_the_parts_take_the_place_of_the_whole_in_clones_too(bundle, cache, backend):
+    opened = open_backend("openvino", bundle, None, cache_dir=cache)
+    twin, given = opened.clone(), two_prompts()
+    alone = [twin.detect(one) for one in given]
+    whole = opened._graphs.image
+    together = opened.detect_prompts(given)
+    assert opened._graphs.image is None and whole is not None
+    for one, ours, apart in zip(given, together, alone, strict=True):
+        for again in (ours, twin.detect(one), opened.detect(one)):
+            np.testing.assert_allclose(again.scores, apart.scores, atol=1e-6)
+            np.testing.assert_allclose(again.boxes, apart.boxes, atol=1e-3)
+    assert whole not in twin._requests
+    assert opened.detect_prompts([]) == []
+    opened.close()
+    with pytest.raises(ClosedError):
+        opened.detect_prompts(given)
+
+
+def test_a_bundle_without_parts_runs_whole_and_says_so_once(tiny_bundle, tmp_path, caplog):
+    shutil.copytree(tiny_bundle, tmp_path / "glip")
+    manifest = json.loads((tmp_path / "glip" / "manifest.json").read_text())
+    for name in ("backbone.onnx", "head.onnx"):
+        (tmp_path / "glip" / name).unlink()
+        del manifest["files"][name]
+    (tmp_path / "glip" / "manifest.json").write_text(json.dumps(manifest))
+    opened, given = open_backend("openvino", Bundle.open(tmp_path / "glip"), None, cache_dir=None), two_prompts()
+    for _ in range(2):
+        together = opened.detect_prompts(given)
+    assert caplog.text.count("lacks backbone.onnx and head.onnx") == 1
+    for ours, one in zip(together, given, strict=True):
+        np.testing.assert_array_equal(ours.scores, opened.detect(one).scores)
+
+
+def test_parts_that_cannot_be_loaded_leave_the_whole(bundle, monkeypatch):
+    opened, given = open_backend("openvino", bundle, None, cache_dir=None), two_prompts()
+    wanted = opened.detect(given[0])
+    read = openvino.read_graph
+
+    def without_head(file):
+        if "head" in str(file):
+            raise BackendError("no memory for the head")
+        return read(file)
+
+    monkeypatch.setattr(openvino, "read_graph", without_head)
+    assert "no memory for the head" in error_of(opened.detect_prompts, given, kind=BackendError)
+    np.testing.assert_array_equal(opened.detect(given[0]).scores, wanted.scores)
+    monkeypatch.undo()
+    assert len(opened.detect_prompts(given)) == 2
 
 
 def test_results_stay_when_the_next_frame_comes_and_threads_do_not_mix_them(backend):
