@@ -192,8 +192,10 @@ def serve(
                 models[name] = Model(name, Detector.open(path, threads=threads, **opening), **queueing)
             else:
                 bundle = Bundle.open(path, verify=not no_verify)
+                application = f"glip-{name}-{socket.gethostname()}-{listening.getsockname()[1]}"
                 setup = ReplicaSetup(
                     name,
+                    application,
                     str(Path(path).absolute()),
                     bundle.manifest_sha256,
                     {"threads": each, **opening},
@@ -201,7 +203,13 @@ def serve(
                 )
                 handle = deploy(setup, replicas=least, most=most, threads=each, gpus=gpus_per_replica or 0)
                 models[name] = RayModel(
-                    name, bundle, handle, most=most, shortest_side=shortest_side, longest_side=longest_side or None
+                    name,
+                    application,
+                    bundle,
+                    handle,
+                    most=most,
+                    shortest_side=shortest_side,
+                    longest_side=longest_side or None,
                 )
             stack.callback(models[name].close)
         config = uvicorn.Config(

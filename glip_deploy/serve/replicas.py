@@ -53,6 +53,8 @@ class ReplicaSetup:
 
     Attributes:
         name: what clients call the model.
+        application: what Ray Serve calls it: of several services on a cluster, each has its own. One that is started in
+            the place of another that was killed takes over the name, and ends the replicas left there.
         path: folder of the bundle, absolute.
         manifest_sha256: of the bundle: a replica elsewhere must find the same one.
         options: for `Detector.open`.
@@ -60,6 +62,7 @@ class ReplicaSetup:
     """
 
     name: str
+    application: str
     path: str
     manifest_sha256: str
     options: dict[str, Any]
@@ -107,10 +110,10 @@ def deploy(setup: ReplicaSetup, *, replicas: int, most: int, threads: int, gpus:
     )
     try:
         serve.start(proxy_location="Disabled")  # clients ask the service, not Ray
-        return serve.run(deployment.bind(setup), name=f"glip-{setup.name}", route_prefix=None)
+        return serve.run(deployment.bind(setup), name=setup.application, route_prefix=None)
     except BaseException as error:
         with suppress(Exception):  # on a cluster they would go on to start
-            serve.delete(f"glip-{setup.name}")
+            serve.delete(setup.application)
         if not isinstance(error, Exception):
             raise
         # a RuntimeError, or whatever Ray raises
@@ -122,6 +125,7 @@ class RayModel:
 
     Args:
         name: what clients call it.
+        application: what Ray Serve calls it.
         bundle: of the replicas.
         handle: what `deploy` gave.
         most: replicas that there may be.
@@ -130,9 +134,18 @@ class RayModel:
     """
 
     def __init__(
-        self, name: str, bundle: Bundle, handle: Any, *, most: int, shortest_side: int, longest_side: int | None
+        self,
+        name: str,
+        application: str,
+        bundle: Bundle,
+        handle: Any,
+        *,
+        most: int,
+        shortest_side: int,
+        longest_side: int | None,
     ) -> None:
         self.name = name
+        self._application = application
         self.detector = _Shown(bundle, shortest_side, longest_side)
         self.observe: Callable[[int, dict[str, float]], None] | None = None
         self.waiting = 0
@@ -232,7 +245,7 @@ class RayModel:
 
         if not self.closed:
             self.closed = True
-            serve.delete(f"glip-{self.name}")
+            serve.delete(self._application)
 
 
 def _replica_class() -> type:

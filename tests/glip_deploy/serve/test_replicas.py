@@ -66,10 +66,10 @@ def service(tiny_bundle, tmp_path_factory):
     process.communicate()
 
 
-def start(bundle, folder, *options):
-    """Start a service on a port that is free."""
+def start(bundle, folder, *options, port=0):
+    """Start a service on a port, or one that is free."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GLIP_DEPLOY_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "glip_deploy.serve.command", "--model", str(bundle), "--port", "0", *SIDE]
+    command = [sys.executable, "-m", "glip_deploy.serve.command", "--model", str(bundle), "--port", str(port), *SIDE]
     return subprocess.Popen(
         [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -247,8 +247,20 @@ def test_a_cluster_that_runs(expected, tiny_bundle, tmp_path, monkeypatch):
         monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
         process = start(tiny_bundle, tmp_path, "--ray", cluster.address, "--threads", "1")
         try:
-            assert ask(port_of(process), "person. dog")["detections"] == expected
+            port = port_of(process)
+            assert ask(port, "person. dog")["detections"] == expected
             assert len(cluster.workers("ServeReplica:glip-")) == 1
+            # another service of the same bundle comes, and is killed; one at its port ends what it left
+            again = 0
+            for last in (False, True):
+                other = start(tiny_bundle, tmp_path, "--ray", cluster.address, "--threads", "1", port=again)
+                again = port_of(other)
+                assert ask(again, "person. dog")["detections"] == expected
+                wait_for(lambda: len(cluster.workers("ServeReplica:glip-")) == 2, 60)
+                other.send_signal(signal.SIGTERM if last else signal.SIGKILL)
+                other.communicate(timeout=300)
+            wait_for(lambda: len(cluster.workers("ServeReplica:glip-")) == 1, 60)
+            assert ask(port, "person. dog")["detections"] == expected
         finally:
             process.send_signal(signal.SIGTERM)
             out, said = process.communicate(timeout=300)
@@ -352,7 +364,7 @@ def routed(tiny_bundle):
     """A model with up to four replicas, and the list of what they are asked: key, key to be matched, answer."""
     asked = []
     bundle = Bundle.open(tiny_bundle)
-    return RayModel("tiny", bundle, Replicas(asked), most=4, shortest_side=64, longest_side=None), asked
+    return RayModel("tiny", "glip-tiny", bundle, Replicas(asked), most=4, shortest_side=64, longest_side=None), asked
 
 
 async def ask_model(model, texts):
