@@ -53,7 +53,7 @@ test: $(VENV)/.ready
 
 # The same tests, slower, with a table of the lines that they do not run; the report is in build/coverage.
 coverage: $(VENV)/.ready
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 # Needs no GPU: GLIP-T's engines for five GPU generations in both forms, with their times and sizes, then the slow tests.
 engines: $(VENV)/.ready

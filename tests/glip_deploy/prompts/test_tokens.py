@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -423,7 +424,7 @@ def test_large_prompts_take_linear_time_and_short_messages(name):
         parse(HOSTILE[name])
     except PromptError as refused:
         assert len(str(refused)) < 400 and "\n" not in str(refused)
-    assert time.process_time() - before < 2.5
+    assert time.process_time() - before < (2.5 if sys.gettrace() is None else 10)  # coverage counts lines meanwhile
 
 
 def test_a_threshold_for_an_endless_name_is_refused_at_once():
