@@ -135,13 +135,15 @@ def test_a_list_of_290_names_is_detected_as_in_python(library, own, nano_bundle,
     library.c.glip_prompt_free(forty)
 
 
-def test_several_prompts_on_a_frame(library, own, python, picture):
+def test_several_prompts_on_a_frame(library, own, python, cache, picture):
     texts = ["dog. owl", PROMPT, "a [red apple] on a table", NAMES[:120]]
     prompts = [library.encode(own, text) for text in texts]
     wanted = python.detect_prompts(picture, texts, 0.2, color="rgb")
     for found, of_prompt in zip(library.detect_prompts(own, prompts, picture, 0.2), wanted, strict=True):
         same(found, of_prompt)
     assert all(len(of_prompt) for of_prompt in wanted)
+    # Text, whole, backbone and head: compiled once, by whichever came first.
+    assert len(list((cache / "openvino").glob("*.compiled"))) == 4
     assert refused(library.detect_prompts, own, [], picture).startswith("PROMPT: there are no prompts")
     message = refused(library.detect_prompts, own, [prompts[0], None], picture)
     assert message.startswith("OPTION: a prompt is a null pointer")
