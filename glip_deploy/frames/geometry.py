@@ -108,6 +108,16 @@ def canvas_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """Return the (height, width) of the smallest canvas that holds pictures of these (height, width), in pixels.
 
     Both sides are multiples of `SIZE_DIVISOR` (official `to_image_list(size_divisible=32)`).
+
+    Raises:
+        FrameError: the canvas would have more than `MAX_NETWORK_PIXELS`, as that of a tall and a wide strip has.
     """
     heights, widths = zip(*sizes, strict=True)
-    return ceil_to(max(heights), SIZE_DIVISOR), ceil_to(max(widths), SIZE_DIVISOR)
+    height, width = ceil_to(max(heights), SIZE_DIVISOR), ceil_to(max(widths), SIZE_DIVISOR)
+    if height * width > MAX_NETWORK_PIXELS:
+        raise FrameError(
+            f"resized pictures of up to {max(widths)}x{max(heights)} pixels need a canvas of {width}x{height},"
+            f" {width * height} in all, more than {MAX_NETWORK_PIXELS}; set a longest side (official: 1333), or give"
+            " pictures of other shapes in another call"
+        )
+    return height, width

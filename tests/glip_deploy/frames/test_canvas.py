@@ -108,6 +108,15 @@ def test_one_array_is_a_batch_of_one():
     assert len(make_canvas(picture(10, 12), color="rgb", shortest_side=10)) == 1
 
 
+def test_a_tall_and_a_wide_strip_need_no_memory_before_they_are_refused():
+    """Each is within the limit; the canvas that holds both would have taken 20 GB."""
+    strips = [np.zeros((60_000, 1, 3), np.uint8), np.zeros((1, 40, 3), np.uint8)]
+    with pytest.raises(
+        FrameError, match=r"^resized pictures of up to 1280x1920000 pixels need a canvas .* another call$"
+    ):
+        make_canvas(strips, color="rgb", shortest_side=32, longest_side=None)
+
+
 def test_a_reused_canvas_holds_nothing_of_the_last_frame():
     first = make_canvas([np.full((60, 64, 3), 255, np.uint8)], color="bgr", shortest_side=60)
     second = make_canvas([picture(50, 64)], color="bgr", shortest_side=50, buffer=first.frames)
