@@ -27,11 +27,17 @@ def heed_hangups() -> None:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A folder whose name is short enough for Ray's sockets, as `TMPDIR` of a process that starts Ray."""
+    """A folder whose name is short enough for Ray's sockets, as `TMPDIR` of a process that starts Ray.
+
+    What still runs with it at the end is killed.
+    """
     folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="glip"))
     try:
         yield folder
     finally:
+        for pid in with_folder(folder):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -115,9 +121,6 @@ def running_cluster() -> Iterator[RunningCluster]:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=60)
-            for pid in with_folder(folder):
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,11 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from glip_deploy.bundle.contract import Candidates, ImageInputs
-    from glip_deploy.bundle.manifest import Bundle
 
-__all__ = ["Backend", "check_on_host", "warn_of_whole_branch"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Backend", "check_on_host"]
 
 
 class Backend(Protocol):
@@ -81,12 +77,3 @@ def check_on_host(inputs: ImageInputs) -> None:
     """
     if not isinstance(inputs.frames, np.ndarray):
         raise FrameError("the frame is in GPU memory, which this backend cannot read; copy it, or use backend tensorrt")
-
-
-def warn_of_whole_branch(bundle: Bundle) -> None:
-    """Warn that several prompts on a frame cost a whole frame each, because the bundle has no parts to run instead."""
-    _log.warning(
-        "bundle %s lacks backbone.onnx and head.onnx, so its image branch runs whole for every prompt of a frame;"
-        " export it again with glip-export to make that faster",
-        bundle.path,
-    )

@@ -6,24 +6,15 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends.base import check_on_host, warn_of_whole_branch
-from glip_deploy.bundle.contract import (
-    BACKBONE_GRAPH,
-    CANDIDATES,
-    HEAD_GRAPH,
-    IMAGE_GRAPH,
-    TEXT_GRAPH,
-    Candidates,
-    ImageInputs,
-    text_inputs,
-)
+from glip_deploy.backends.base import check_on_host
+from glip_deploy.backends.graphs import LoadedGraphs
+from glip_deploy.bundle.contract import CANDIDATES, Candidates, ImageInputs, text_inputs
 from glip_deploy.errors import BackendError, ClosedError, MissingPackage
 
 if TYPE_CHECKING:
@@ -168,55 +159,17 @@ def open_session(
     return session
 
 
-class _Sessions:
-    """The sessions of a bundle's graphs, which clones share: a session runs calls of several threads side by side.
-
-    The text graph is loaded by the first prompt that is not in a cache. The image branch is loaded whole; the first
-    frame with several prompts loads its two parts instead, and they serve single prompts too from then on, so that no
-    weight is in memory twice.
-    """
+class _Sessions(LoadedGraphs["onnxruntime.InferenceSession"]):
+    """The sessions of a bundle's graphs: one runs calls of several threads side by side."""
 
     def __init__(self, bundle: Bundle, threads: int | None, providers: Sequence[str]) -> None:
-        self._bundle, self._threads, self._providers = bundle, threads, providers
-        self._lock = threading.Lock()
-        self._text: onnxruntime.InferenceSession | None = None
-        self._image: onnxruntime.InferenceSession | None = self._open(IMAGE_GRAPH)
-        self._parts: tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None = None
-        self._warned = False
+        self._threads, self._providers = threads, providers
+        super().__init__(bundle)
 
-    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+    def _load(self, graph: str) -> onnxruntime.InferenceSession:
         return self._bundle.load(
             lambda folder: open_session(folder / graph, threads=self._threads, providers=self._providers)
         )
-
-    @property
-    def text(self) -> onnxruntime.InferenceSession:
-        with self._lock:
-            if self._text is None:
-                self._text = self._open(TEXT_GRAPH)
-            return self._text
-
-    @property
-    def image(self) -> onnxruntime.InferenceSession | None:
-        """The image branch as a whole; None once its parts are loaded."""
-        with self._lock:
-            return self._image
-
-    @property
-    def parts(self) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession] | None:
-        """The backbone and the head; None, with a warning the first time, if the bundle is not split."""
-        with self._lock:
-            if self._parts is None and self._bundle.is_split:
-                self._image = None  # first, so that its memory is free for the parts
-                try:
-                    self._parts = self._open(BACKBONE_GRAPH), self._open(HEAD_GRAPH)
-                except BaseException:
-                    self._image = self._open(IMAGE_GRAPH)
-                    raise
-            if self._parts is None and not self._warned:
-                self._warned = True
-                warn_of_whole_branch(self._bundle)
-            return self._parts
 
 
 class OnnxRuntimeBackend:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glip_deploy.backends.base import check_on_host, warn_of_whole_branch
+from glip_deploy.backends.base import check_on_host
 from glip_deploy.backends.compiled import CompiledCache, compiled_key
+from glip_deploy.backends.graphs import LoadedGraphs
 from glip_deploy.bundle.contract import (
     BACKBONE_GRAPH,
     CANDIDATES,
     HEAD_GRAPH,
     IMAGE_GRAPH,
-    TEXT_GRAPH,
     Candidates,
     ImageInputs,
     text_inputs,
@@ -240,27 +240,18 @@ def _compiled(file: Path | bytes, config: Mapping[str, Any]) -> Any:
         raise BackendError(f"OpenVINO cannot compile {name}: {_reason(error)}; use backend onnxruntime") from None
 
 
-class _Graphs:
-    """The compiled graphs of a bundle, which clones share.
-
-    The text graph is compiled by the first new prompt. The image branch is compiled whole; the first frame with several
-    prompts compiles its two parts instead, and they serve single prompts too from then on, so that no weight is in
-    memory twice.
-    """
+class _Graphs(LoadedGraphs[Any]):
+    """The compiled graphs of a bundle."""
 
     def __init__(self, bundle: Bundle, threads: int | None, precision: Precision, cache: Path | None) -> None:
         # The key of a compiled graph is made of the hashes of its files, which must be known to be theirs.
-        self._bundle, self._cache = bundle, CompiledCache(cache if bundle.verified else None)
+        self._cache = CompiledCache(cache if bundle.verified else None)
         self._core = _core()
         self.precision = _element_type(self._core, precision)
         self._config = _configuration(self.precision, threads)
-        self._lock = threading.Lock()
-        self._text: Any = None
-        self._parts: tuple[Any, Any] | None = None
-        self._warned = False
-        self._image: Any = self._compile(IMAGE_GRAPH)
+        super().__init__(bundle)
 
-    def _compile(self, graph: str) -> Any:
+    def _load(self, graph: str) -> Any:
         key = self._key(graph)
         known = self._cache.get(key)
         if known is not None:
@@ -282,35 +273,6 @@ class _Graphs:
         hashes = (f"{name} {files[name].sha256}" for name in sorted(files) if name.startswith(of_graph))
         cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         return compiled_key(("glip", CONVERSION, openvino.__version__, cpu, *options, *hashes))
-
-    @property
-    def text(self) -> Any:
-        with self._lock:
-            if self._text is None:
-                self._text = self._compile(TEXT_GRAPH)
-            return self._text
-
-    @property
-    def image(self) -> Any:
-        """The image branch as a whole; None once its parts are compiled."""
-        with self._lock:
-            return self._image
-
-    @property
-    def parts(self) -> tuple[Any, Any] | None:
-        """The backbone and the head; None, with a warning the first time, if the bundle is not split."""
-        with self._lock:
-            if self._parts is None and self._bundle.is_split:
-                self._image = None  # first, so that its memory is free for the parts
-                try:
-                    self._parts = self._compile(BACKBONE_GRAPH), self._compile(HEAD_GRAPH)
-                except BaseException:
-                    self._image = self._compile(IMAGE_GRAPH)
-                    raise
-            if self._parts is None and not self._warned:
-                self._warned = True
-                warn_of_whole_branch(self._bundle)
-            return self._parts
 
 
 class OpenVINOBackend:
@@ -415,8 +377,7 @@ class OpenVINOBackend:
 
         The caller holds the lock. Requests of graphs that the bundle no longer runs end here, with their memory.
         """
-        graphs = self._graphs
-        kept = () if graphs is None else (graphs._text, *(graphs._parts or (graphs._image,)))
+        kept = () if self._graphs is None else self._graphs.in_use()
         self._requests = {graph: request for graph, request in self._requests.items() if graph in kept}
         try:
             request = self._requests.get(compiled) or compiled.create_infer_request()

@@ -54,7 +54,7 @@ class ReplicaSetup:
     Attributes:
         name: what clients call the model.
         application: what Ray Serve calls it: of several services on a cluster, each has its own. One that is started in
-            the place of another that was killed takes over the name, and ends the replicas left there.
+            the place of another that was killed takes over the name, and with it the replicas left there.
         path: folder of the bundle, absolute.
         manifest_sha256: of the bundle: a replica elsewhere must find the same one.
         options: for `Detector.open`.

@@ -180,6 +180,20 @@ def test_pictures_in_a_batch(library, own, python, picture, text):
     library.c.glip_prompt_free(prompt)
 
 
+def test_a_tall_and_a_wide_strip_need_no_memory_before_they_are_refused(library, nano_bundle, cache):
+    """Each is within the limit; the canvas that holds both would take 15 GB."""
+    sides = {"shortest_side": 32, "longest_side": 64_000_000}
+    opened = library.open(nano_bundle, cache_dir=str(cache).encode(), **sides)
+    prompt = library.encode(opened, PROMPT)
+    strips = [np.zeros((60_000, 1, 3), np.uint8), np.zeros((1, 40, 3), np.uint8)]
+    message = refused(library.detect_batch, opened, prompt, strips)
+    assert message.startswith(
+        "FRAME: the resized pictures need a canvas of 1280x1920000 pixels, more than 64000000 in all"
+    )
+    library.c.glip_prompt_free(prompt)
+    library.c.glip_close(opened)
+
+
 def test_rows_with_a_gap_and_other_channel_orders(library, detector, python, picture):
     wanted = python.detect(picture, PROMPT, 0.3, color="rgb")
     prompt = library.encode(detector, PROMPT)

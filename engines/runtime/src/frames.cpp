@@ -259,6 +259,12 @@ void make_canvas(const std::vector<ImageView>& images, int shortest_side, int lo
     out.pictures.push_back(size);
     out.canvas = {std::max(out.canvas.height, ceil_to(size.height)), std::max(out.canvas.width, ceil_to(size.width))};
   }
+  const Size canvas = out.canvas;
+  if (static_cast<std::int64_t>(canvas.width) * canvas.height > kMaxNetworkPixels) {  // that of a tall and a wide strip
+    refuse("the resized pictures need a canvas of " + std::to_string(canvas.width) + "x" + std::to_string(canvas.height) +
+           " pixels, more than " + std::to_string(kMaxNetworkPixels) +
+           " in all; set a longest side (official: 1333), or give pictures of other shapes in another call");
+  }
   if (!out.on_device.empty()) {
     if (out.on_device.size() != images.size()) refuse("some of the pictures are in GPU memory and some are not; copy those");
     out.pixels.clear();

@@ -32,11 +32,11 @@ from batch_runs import (
     run,
     start,
     succeed,
-    wait_for,
     write_pictures,
     write_video,
 )
 from PIL import Image
+from processes import wait_for
 
 from glip_deploy.cli import detect
 from glip_deploy.files import locked_folder

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from batch_runs import (
     PICTURES,
     command,
-    descendants,
     failures,
     finish,
     named,
@@ -32,9 +31,9 @@ from batch_runs import (
     run,
     start,
     succeed,
-    wait_for,
     write_pictures,
 )
+from processes import descendants, wait_for
 from ray_processes import running_cluster, short_folder, with_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")

@@ -22,6 +22,7 @@ pytest.importorskip("fastapi", reason="glip-serve needs the extra serve; pip ins
 pytest.importorskip("ray.serve", reason="replicas need the extra ray; pip install 'glip-deploy[ray]'")
 
 from parity_data import ROOT
+from processes import descendants, wait_for
 from ray_processes import heed_hangups, running_cluster, short_folder, with_folder
 
 from glip_deploy.bundle.manifest import Bundle
@@ -88,17 +89,6 @@ def port_of(process):
     return int(found[1])
 
 
-def wait_for(condition, seconds=300.0):
-    """Wait until a function gives something true; give that."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise TimeoutError
-
-
 def command_line(pid):
     """The command line of a process, as it shows itself; empty if it is gone."""
     try:
@@ -108,9 +98,8 @@ def command_line(pid):
 
 
 def replicas(process):
-    """The processes of the replicas."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    return [pid for pid in pids if "ServeReplica:glip-" in command_line(pid)]
+    """The processes of a service's replicas."""
+    return [pid for pid in descendants(process.pid) if "ServeReplica:glip-" in command_line(pid)]
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +199,13 @@ def test_a_bad_prompt_is_refused_in_the_same_words(service):
 
 def test_it_ends_in_order(service):
     process, _ = service
+    before = replicas(process)
+    assert before
     process.send_signal(signal.SIGTERM)
     out, said = process.communicate(timeout=300)
     assert process.returncode == 0 and out == "", said
     assert [line for line in said.splitlines() if "the vocabulary lacks words" not in line] == []
-    assert replicas(process) == []
+    assert [pid for pid in before if "ServeReplica:" in command_line(pid)] == []
 
 
 def run(*arguments):
