@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "parity")]
 
-# A shell starts its background jobs with Ctrl-C ignored, and the commands the tests interrupt would inherit that. A
-# handler, unlike an ignored signal, is not inherited: they start with the default action.
+# A shell starts its background jobs with Ctrl-C ignored, and nohup ignores SIGHUP; the commands the tests interrupt
+# would inherit that. A handler, unlike an ignored signal, is not inherited: they start with the default action.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+# Some tests import ONNX Runtime before the toolkit does, which would report to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["RunningCluster", "heed_hangups", "running_cluster", "short_folder", "with_folder"]
-
-
-def heed_hangups() -> None:
-    """Let SIGHUP end a process that is about to start (`preexec_fn`), also where the tests run under nohup."""
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+__all__ = ["RunningCluster", "running_cluster", "short_folder", "with_folder"]
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,9 @@ def _check_provider(provider: str) -> None:
 
 
 def _module() -> Any:
+    # From 1.29 on it keeps an identifier of the machine and reports models and times to its maker, unless told not to
+    # before it is loaded (its Privacy.md).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError:

@@ -25,6 +25,9 @@ constexpr std::array<const char*, 3> kCandidates = {"boxes", "scores", "labels"}
 /// The library, and its environment, which ends with the process.
 struct Library {
   Library() {
+    // From 1.29 on it keeps an identifier of the machine and reports models and times to its maker, unless told not to before
+    // it is loaded (its Privacy.md). A variable that is set stays.
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
     const auto opened =
         SharedLibrary::open("ONNX Runtime is not installed", {"libonnxruntime.so.1", "libonnxruntime.so"}, kInstall);
     const OrtApiBase* base = opened.function<const OrtApiBase* (*)()>("OrtGetApiBase")();

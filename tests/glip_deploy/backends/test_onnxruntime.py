@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 import types
@@ -65,6 +67,20 @@ def test_threads_rest_after_a_run(bundle):
         spent.append(time.process_time() - before)
     opened.close()
     assert statistics.median(spent) < 0.01
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "1"), ("0", "0")])
+def test_nothing_is_reported_to_the_maker_of_onnxruntime(tiny_bundle, tmp_path, given, wanted):
+    """It would keep an identifier, `.ses`, in the folder for temporary files; who sets the variable decides."""
+    code = f"import os; from glip_deploy import Detector; Detector.open({str(tiny_bundle)!r}, cache_dir=None)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+    command = [sys.executable, "-c", f"{code}; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{wanted}\n"
+    if given is None:
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_engine(bundle):

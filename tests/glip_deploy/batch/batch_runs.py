@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray_processes import heed_hangups
 
 PICTURES = 9
 FRAMES = 40
@@ -72,7 +71,6 @@ def start(arguments: Sequence[str], folder: Path, first: Sequence[Path] = ()) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_hangups if sys.platform != "win32" else None,  # noqa: PLW1509 - it only sets a handler
         start_new_session=True,
     )
 

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from glip_deploy import Detections, Detector
 from glip_deploy.errors import GlipError, OptionError
+from glip_deploy.serve import live
 from glip_deploy.serve.messages import pack, unpack
 from glip_deploy.serve.models import Model
 from glip_deploy.serve.settings import Settings
@@ -356,14 +358,15 @@ def tracked(client, frame, left, **more):
     return found.get("track")
 
 
-def test_each_visitor_has_ids_of_his_own_also_after_a_gap(followed):
+def test_each_visitor_has_ids_of_his_own_also_after_a_gap(followed, monkeypatch):
     """The box moves by 100 pixels a second, so between far frames it does not overlap with itself."""
     client, other = followed(), followed()
-    began = time.monotonic()
+    began = now = time.monotonic()
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now))  # frames come exactly then
     ids = []
     for frame, pause in enumerate([0.0, *[0.1] * 8, 0.5, 0.1, 0.5]):
-        time.sleep(pause)
-        ids.append(tracked(client, frame, round(100 * (time.monotonic() - began))))
+        now += pause
+        ids.append(tracked(client, frame, round(100 * (now - began))))
     assert ids == [None, *[1] * 11]
     assert [tracked(other, frame, 100) for frame in range(3)] == [None, 1, 1]
 

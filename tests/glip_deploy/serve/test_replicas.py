@@ -23,7 +23,7 @@ pytest.importorskip("ray.serve", reason="replicas need the extra ray; pip instal
 
 from parity_data import ROOT
 from processes import descendants, wait_for
-from ray_processes import heed_hangups, running_cluster, short_folder, with_folder
+from ray_processes import running_cluster, short_folder, with_folder
 
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.serve.messages import pack, unpack
@@ -72,12 +72,7 @@ def start(bundle, folder, *options, port=0):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GLIP_DEPLOY_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "glip_deploy.serve.command", "--model", str(bundle), "--port", str(port), *SIDE]
     return subprocess.Popen(
-        [*command, *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_hangups,  # noqa: PLW1509 - it only sets a handler
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
