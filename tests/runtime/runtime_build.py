@@ -137,6 +137,7 @@ class Options(ctypes.Structure):
         ("engines", ctypes.c_char_p),
         ("untrusted", ctypes.c_int32),
         ("no_plugins", ctypes.c_int32),
+        ("resize", ctypes.c_char_p),
     ]
 
 
@@ -182,7 +183,7 @@ class Library:
 
     def __init__(self, folder: Path) -> None:
         self.c = ctypes.CDLL(str(folder / "libglip.so"))
-        for name in ("glip_version", "glip_last_error", "glip_prompt_phrase"):
+        for name in ("glip_version", "glip_last_error", "glip_prompt_phrase", "glip_resize"):
             getattr(self.c, name).restype = ctypes.c_char_p
         for name in ("glip_prompt_classes", "glip_prompt_chunks", "glip_detections_count"):
             getattr(self.c, name).restype = ctypes.c_size_t
@@ -200,7 +201,7 @@ class Library:
         return made
 
     def open(self, bundle: Path, **options: Any) -> ctypes.c_void_p:
-        given = Options(ctypes.sizeof(Options), **options)
+        given = Options(**{"size": ctypes.sizeof(Options), **options})
         return self.new("glip_open", str(bundle).encode(), ctypes.byref(given))
 
     def encode(self, detector: Any, prompt: Any, classes_per_prompt: int | None = None) -> ctypes.c_void_p:
@@ -236,9 +237,9 @@ class Library:
         image = self.image(picture, **members)
         return self.taken(self.new("glip_detect", detector, ctypes.byref(image), prompt, ctypes.c_float(threshold)))
 
-    def detect_batch(self, detector: Any, prompt: Any, pictures: Any, threshold: float = 0.5) -> Any:
+    def detect_batch(self, detector: Any, prompt: Any, pictures: Any, threshold: float = 0.5, **members: Any) -> Any:
         """Detect in several pictures at once: what `detect` returns, of each."""
-        images = [self.image(picture) for picture in pictures]
+        images = [self.image(picture, **members) for picture in pictures]
         given = (ctypes.POINTER(Image) * len(images))(*(ctypes.pointer(image) for image in images))
         found = (ctypes.c_void_p * len(images))(*[1] * len(images))
         try:

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 from parity_data import ROOT
-from runtime_build import GlipError, Image, Library, build, run
+from runtime_build import GlipError, Image, Library, Options, build, run
 from split_bundle import unsplit
 
 from glip_deploy import Caption, Detector, __version__, load_image
@@ -374,6 +374,24 @@ def test_null_pointers_and_wrong_sizes_are_errors(library, detector, picture):
     assert "image has the size 3; set its first member with sizeof" in message
     assert "threshold is nan" in refused(library.detect, detector, prompt, picture, float("nan"))
     library.c.glip_prompt_free(prompt)
+    assert library.c.glip_resize(null) is None
+    assert library.c.glip_last_error() == b"detector is a null pointer; pass one that is not"
+
+
+def test_where_pictures_are_resized(library, tiny_bundle):
+    for given in ({}, {"resize": b""}, {"resize": b"exact"}):
+        opened = library.open(tiny_bundle, no_cache=1, **given)
+        assert library.c.glip_resize(opened) == b"exact"
+        library.c.glip_close(opened)
+    assert refused(library.open, tiny_bundle, no_cache=1, resize=b"gpu") == (
+        'OPTION: resize is "gpu", which only backend tensorrt does; use "exact"'
+    )
+    assert refused(library.open, tiny_bundle, no_cache=1, resize=b"fast") == (
+        'OPTION: resize is "fast"; it must be "exact" or "gpu"'
+    )
+    # A program that was compiled before there was the choice passes a smaller struct, and what follows it is not read.
+    opened = library.open(tiny_bundle, no_cache=1, size=Options.resize.offset, resize=b"fast")
+    library.c.glip_close(opened)
 
 
 def test_a_prompt_of_another_bundle_is_refused(library, detector, tiny_bundle, picture):

@@ -120,7 +120,7 @@ class Opened:
         self.engines = write_engines(self.bundle, version=version, **{**SHAPES, **shapes})
         self.gpu.log()
         self.gpu.graphs.clear()
-        given = {"backend": b"tensorrt", "no_cache": 1, **SIDE, **(options or {})}
+        given = {"backend": b"tensorrt", "no_cache": 1, "resize": b"exact", **SIDE, **(options or {})}
         self.detector = self.library.open(bundle, **given)
         self.python = Detector.open(bundle, cache_dir=None, **SIDE)
 
@@ -414,9 +414,133 @@ def test_pictures_on_the_gpu_are_resized_there(simulated, bundle, version):
     apart(pictures_on_the_gpu, simulated, bundle, version)
 
 
+RAW = ["upload", "resize the upload"]
+"""A picture of the host, as it is."""
+
+
+def uploads(folder, bundle, version):
+    ctypes.CDLL(nvrtc())
+    opened = Opened(folder, bundle, version, {"resize": None})
+    gpu, library = opened.gpu, opened.library
+    assert library.c.glip_resize(opened.detector) == b"gpu"
+    for asked in (b"", b"gpu", b"exact"):
+        another = library.open(bundle, backend=b"tensorrt", no_cache=1, resize=asked)
+        assert library.c.glip_resize(another) == (asked or b"gpu")
+        library.c.glip_close(another)
+    gpu.log()
+    first = opened.check(PROMPT)
+    assert sorted(first) == sorted(["wait", *RAW, *["upload"] * 3, *PLAIN[1:], "wait"])
+    assert first.index("resize the upload") == first.index("upload") + 1 < first.index("execute")
+    for _ in range(2):
+        assert opened.check(PROMPT) == [*RAW, "launch", "wait"]  # right before the network, which is one launch
+    log = opened.check(["penguin", "owl"])
+    assert log[:2] == RAW and log[-2:] == ["launch", "wait"] and set(log[2:-2]) == {"upload"}
+
+    # Every form of a picture; rows with gaps, which are not uploaded.
+    height, width = picture().shape[:2]
+    random = np.random.default_rng(7)
+    wide = random.integers(0, 256, (height, width + 5, 4), dtype=np.uint8)
+    wide[:, :width, :3] = picture()
+    wanted = opened.python.detect(picture(), PROMPT, 0.1, color="rgb")
+    shape = {"width": width, "height": height}
+    same(opened.detect(PROMPT, wide, format=3, pitch=wide.strides[0], **shape), wanted)
+    bgra = np.ascontiguousarray(wide[:, :width, [2, 1, 0, 3]])
+    same(opened.detect(PROMPT, bgra, format=2), wanted)
+    same(opened.detect(PROMPT, np.ascontiguousarray(picture()[..., ::-1]), format=0), wanted)
+    luma = random.integers(0, 256, (height, width + 6), dtype=np.uint8)
+    chroma = random.integers(0, 256, (height // 2, width + 2), dtype=np.uint8)
+    planes = tuple(np.ascontiguousarray(plane[:, :width]) for plane in (luma, chroma))
+    wanted = opened.python.detect(planes, PROMPT, 0.02, color="nv12")
+    assert len(wanted) > 0
+    pitches = {"pitch": luma.strides[0], "chroma": chroma.ctypes.data, "chroma_pitch": chroma.strides[0]}
+    same(opened.detect(PROMPT, luma, 0.02, format=5, **pitches, **shape), wanted)
+    assert opened.gpu.log() == [*RAW, "launch", "wait"]  # both planes at once
+    same(opened.detect(PROMPT, np.concatenate(planes), 0.02, format=5, **shape), wanted)
+    same(opened.detect(PROMPT, memory=1), opened.python.detect(picture(), PROMPT, 0.1, color="rgb"))
+    assert opened.gpu.log().count("upload") == 0  # what is there already is not brought
+    # A prompt with which there is something to be found in a gray picture.
+    gray = random.integers(0, 256, (height, width + 3), dtype=np.uint8)
+    gray[:, :width] = picture()[..., 0]
+    birds = ["penguin", "owl"]
+    wanted = opened.python.detect(np.repeat(picture()[..., :1], 3, axis=2), birds, 0.1, color="rgb")
+    assert len(wanted) > 0
+    same(opened.detect(birds, gray, format=4, pitch=gray.strides[0], **shape), wanted)
+
+    # A larger picture of the same canvas takes larger memory, in place of the old; a smaller one that which is there.
+    counts = [gpu.live("pinned"), gpu.live("device")]
+    for times in (2, 1):
+        opened.check(PROMPT, np.ascontiguousarray(np.repeat(np.repeat(picture(), times, 0), times, 1)))
+        assert [gpu.live("pinned"), gpu.live("device")] == counts
+    twin = library.new("glip_clone", opened.detector)
+    assert library.c.glip_resize(twin) == b"gpu"
+    prompt = library.encode(twin, PROMPT)
+    gpu.log()
+    same(library.detect(twin, prompt, picture(), 0.1), opened.python.detect(picture(), PROMPT, 0.1, color="rgb"))
+    assert "resize the upload" in gpu.log()
+    library.c.glip_prompt_free(prompt)
+    library.c.glip_close(twin)
+    opened.close()
+
+
+def uploads_of_several(folder, bundle, version):
+    ctypes.CDLL(nvrtc())
+    opened = Opened(
+        folder, bundle, version, {"resize": b"gpu"}, batch=2, sizes=((32, 96, 192), (160, 160, 192)), split=True
+    )
+    frames = [np.ascontiguousarray(picture()[:height]) for height in (120, 140, 150, 100, 130)]
+    prompt = opened.library.encode(opened.detector, PROMPT)
+    for _ in range(3):
+        opened.gpu.log()
+        found = opened.library.detect_batch(opened.detector, prompt, frames, 0.1)
+        assert opened.gpu.log().count("resize the upload") == len(frames)
+        for one, wanted in zip(found, opened.python.detect_batch(frames, PROMPT, 0.1, color="rgb"), strict=True):
+            same(one, wanted)
+    prompts = [prompt, opened.library.encode(opened.detector, ["owl"])]
+    opened.gpu.log()
+    found = opened.library.detect_prompts(opened.detector, prompts, frames[0], 0.1)
+    assert opened.gpu.log().count("resize the upload") == 1  # the heads read the features
+    for one, text in zip(found, (PROMPT, ["owl"]), strict=True):
+        same(one, opened.python.detect(frames[0], text, 0.1, color="rgb"))
+    for one in prompts:
+        opened.library.c.glip_prompt_free(one)
+    opened.close()
+
+
+def no_memory_for_an_upload(folder, bundle, version):
+    ctypes.CDLL(nvrtc())
+    opened = Opened(folder, bundle, version)
+    opened.gpu.fail("cuModuleLoadData", 0, 2)  # which, unlike a missing NVRTC, is no reason to use the host
+    message = refused(opened.library.open, bundle, backend=b"tensorrt", no_cache=1)
+    assert message.startswith("BACKEND: the GPU cannot be used: CUDA_ERROR_OUT_OF_MEMORY (2); ")
+    opened.library.c.glip_close(opened.detector)
+    opened.detector = opened.library.open(bundle, backend=b"tensorrt", no_cache=1, resize=b"gpu", **SIDE)
+    opened.check(PROMPT)
+    large = np.ascontiguousarray(np.repeat(np.repeat(picture(), 2, 0), 2, 1))
+    counts = [gpu_live - 1 for gpu_live in (opened.gpu.live("pinned"), opened.gpu.live("device"))]
+    for function in ("cuMemHostAlloc", "cuMemAlloc_v2", "cuMemcpyHtoDAsync_v2", "cuLaunchKernel"):
+        opened.gpu.fail(function, 0, 2)
+        message = refused(opened.detect, PROMPT, large)
+        assert message.startswith("BACKEND: the GPU cannot be used: CUDA_ERROR_OUT_OF_MEMORY (2); "), function
+        if "Alloc" in function:  # the old memory went first, so that the new finds room
+            assert [opened.gpu.live("pinned"), opened.gpu.live("device")] == counts
+    opened.check(PROMPT, large)
+    opened.check(PROMPT)
+    opened.close()
+
+
+@pytest.mark.parametrize("work", [uploads, uploads_of_several, no_memory_for_an_upload])
+def test_pictures_of_the_host_are_uploaded_as_they_are(simulated, bundle, version, work):
+    try:
+        nvrtc()
+    except (ImportError, FileNotFoundError):
+        pytest.skip("NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+    apart(work, simulated, bundle, version)
+
+
 def without_nvrtc(folder, bundle, version):
     simulation(folder, number_of(version)).cuda.simulated_driver(12040)
-    opened = Opened(folder, bundle, version)
+    opened = Opened(folder, bundle, version, {"resize": None})
+    assert opened.library.c.glip_resize(opened.detector) == b"exact"
     message = refused(opened.detect, PROMPT, memory=1)
     assert message == (
         "MISSING: NVRTC, which compiles the GPU's resize, is not installed; install the libnvrtc of CUDA 12, or copy"
@@ -424,6 +548,11 @@ def without_nvrtc(folder, bundle, version):
     )
     opened.check(PROMPT)
     opened.close()
+    assert refused(opened.library.open, bundle, backend=b"tensorrt", no_cache=1, resize=b"gpu") == (
+        "MISSING: NVRTC, which compiles the GPU's resize, is not installed; install the libnvrtc of CUDA 12, or open"
+        ' with resize "exact"'
+    )
+    assert opened.gpu.left() == {}
 
 
 def test_without_nvrtc_pictures_come_from_the_host(simulated, bundle, version):

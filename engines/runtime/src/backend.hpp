@@ -37,6 +37,9 @@ class Backend {
   virtual std::unique_ptr<Backend> clone() const = 0;
   /// Whether a canvas may have its pictures in CUDA memory.
   virtual bool reads_cuda() const { return false; }
+  /// Get ready to resize pictures of the host on the GPU; false where this backend cannot. Throws Error(missing) where it
+  /// could, and lacks something for it.
+  virtual bool prepare_resize() { return false; }
   /// What makes its embeddings others than those of the text graph in fp32; empty if nothing does.
   virtual std::string text_key() const = 0;
 };

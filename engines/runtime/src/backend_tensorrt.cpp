@@ -1,9 +1,10 @@
 // TensorRT: engines that glip-build made, on the GPU they were made for; glip_deploy/backends/tensorrt.py is the same in
 // Python.
 //
-// Pictures go through page-locked memory on a stream of the backend's own, or are resized where they are on the GPU. The first
-// frame of a shape runs plainly, the second is recorded as a CUDA graph, later ones replay it: upload, network and download are
-// one launch. What belongs to the prompt is uploaded when it changes.
+// Pictures are resized on the GPU, where they are or uploaded as they are through page-locked memory, or come resized from the
+// host. All goes through a stream of the backend's own. The first frame of a shape runs plainly, the second is recorded as a
+// CUDA graph, later ones replay it: the upload of a resized picture, network and download are one launch. What belongs to the
+// prompt is uploaded when it changes.
 
 #include <algorithm>
 #include <cstring>
@@ -110,6 +111,22 @@ struct Bound {
   CUgraphExec graph = nullptr;
 };
 
+/// Page-locked and GPU memory of as many bytes, for pictures of the host that are resized on the GPU.
+struct Raw {
+  explicit Raw(const Cuda& gpu) : cuda(gpu) {}
+  Raw(const Raw&) = delete;
+  Raw& operator=(const Raw&) = delete;
+  ~Raw() {  // with the GPU's context current, and the device's mutex held
+    if (staging) cuda.free_pinned(staging);
+    if (device) cuda.free(device);
+  }
+
+  const Cuda& cuda;
+  std::size_t bytes = 0;
+  void* staging = nullptr;
+  CUdeviceptr device = 0;
+};
+
 /// What clones share: engines that are loaded, and what they belong to.
 class Opened {
  public:
@@ -195,6 +212,7 @@ class TensorRtBackend : public Backend {
       } catch (const Error&) {  // what failed while it ran has been reported
       }
       bound_.clear();
+      raw_.reset();
       for (const auto& [parts, memory] : memory_) cuda_.free(memory);
       cuda_.free_stream(stream_);
     } catch (const Error&) {  // the GPU is gone
@@ -237,6 +255,11 @@ class TensorRtBackend : public Backend {
   std::unique_ptr<Backend> clone() const override { return std::make_unique<TensorRtBackend>(opened_); }
   std::string text_key() const override { return opened_->record.engines.at("text.plan").sha256; }
   bool reads_cuda() const override { return true; }
+
+  bool prepare_resize() override {
+    load_resize("open with resize \"exact\"");
+    return true;
+  }
 
  private:
   using Found = std::vector<std::vector<Candidates>>;
@@ -371,7 +394,7 @@ class TensorRtBackend : public Backend {
     shape.push_back(3);
     Given& frames = feed["frames"];
     frames.shape = std::move(shape);
-    frames.where = canvas.on_device.empty() ? Given::Where::host : Given::Where::pictures;
+    frames.where = canvas.unsized.empty() ? Given::Where::host : Given::Where::pictures;
     frames.canvas = &canvas;
     frames.first = first;
     frames.count = count;
@@ -381,7 +404,7 @@ class TensorRtBackend : public Backend {
 
   /// Enqueue a run of an engine, and the download of `outputs`; the others stay where they are.
   Bound& execute(const std::string& graph, std::size_t index, const Feed& feed, const std::vector<std::string>& outputs) {
-    // Pictures from the host and pictures on the GPU make different CUDA graphs, as do other buffers of features.
+    // Pictures resized on the host and pictures resized on the GPU make different CUDA graphs, as do other buffers of features.
     std::string key = std::to_string(index);
     for (const auto& [name, given] : feed) {
       key += " " + name + text_of(given.shape) + std::to_string(static_cast<int>(given.where)) + "@" +
@@ -517,18 +540,51 @@ class TensorRtBackend : public Backend {
     }
   }
 
-  /// Resize pictures that are on the GPU onto the canvas there.
+  void load_resize(const char* instead) {
+    if (resizes_) return;
+    const std::lock_guard<std::recursive_mutex> lock(device_mutex());  // loading code takes memory
+    const Cuda::Active active(cuda_);
+    cuda_.prepare_resize(instead);
+    resizes_ = true;
+  }
+
+  /// Memory for pictures of the host, as they are: made larger where it is too small.
+  Raw& room_for(std::size_t bytes) {
+    if (raw_ && raw_->bytes >= bytes) return *raw_;
+    const std::lock_guard<std::recursive_mutex> lock(device_mutex());
+    if (raw_) cuda_.synchronize(stream_);  // a frame that failed may still be on its way
+    raw_.reset();
+    auto made = std::make_unique<Raw>(cuda_);
+    made->staging = cuda_.pinned(bytes);
+    made->device = cuda_.allocate(bytes);
+    made->bytes = bytes;
+    raw_ = std::move(made);
+    return *raw_;
+  }
+
+  /// Resize pictures on the GPU onto the canvas there; those of the host are uploaded first, one behind the other.
   void draw(const Given& given, CUdeviceptr address) {
     const Size canvas{static_cast<int>(given.shape[1]), static_cast<int>(given.shape[2])};
     const std::size_t bytes = volume(given.shape) / static_cast<std::size_t>(given.shape[0]);
-    if (!resizes_) {
-      const std::lock_guard<std::recursive_mutex> lock(device_mutex());  // loading code takes memory
-      cuda_.prepare_resize();
-      resizes_ = true;
+    load_resize("copy the picture to the host");
+    const auto& pictures = given.canvas->unsized;
+    std::size_t needed = 0, start = 0;
+    for (std::size_t i = given.first; i < given.first + given.count; ++i) {
+      if (pictures[i].memory == Memory::host) needed += packed_bytes(pictures[i]);
     }
+    Raw* const raw = needed > 0 ? &room_for(needed) : nullptr;
     for (std::size_t i = 0; i < given.count; ++i) {
-      const ImageView& picture = given.canvas->on_device[given.first + i];
-      cuda_.synchronize(static_cast<CUstream>(picture.stream));  // null is the legacy default stream
+      ImageView picture = pictures[given.first + i];
+      if (raw) {
+        const std::size_t size = packed_bytes(picture);
+        auto* const staging = static_cast<std::uint8_t*>(raw->staging) + start;
+        const CUdeviceptr place = raw->device + start;
+        picture = pack(picture, staging, reinterpret_cast<const void*>(place));
+        cuda_.upload(place, staging, size, stream_);
+        start += size;
+      } else {
+        cuda_.synchronize(static_cast<CUstream>(picture.stream));  // null is the legacy default stream
+      }
       cuda_.resize(picture, address + i * bytes, canvas, given.canvas->pictures[given.first + i], stream_);
     }
   }
@@ -626,6 +682,7 @@ class TensorRtBackend : public Backend {
   const Cuda& cuda_;
   CUstream stream_ = nullptr;
   bool resizes_ = false;
+  std::unique_ptr<Raw> raw_;
   mutable std::map<std::string, const Engine*> known_;
   std::map<bool, CUdeviceptr> memory_;  ///< what all contexts compute in, those of parts apart; only one runs at a time
   std::map<std::string, Kept> bound_;   ///< the last used first

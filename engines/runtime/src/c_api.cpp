@@ -115,9 +115,19 @@ glip_status glip_open(const char* path, const glip_options* options, glip_detect
       if (given.engines) chosen.engines = given.engines;
       chosen.trusted = given.untrusted == 0;
       chosen.plugins = given.no_plugins == 0;
+      if (given.resize) chosen.resize = given.resize;
     }
     *detector = new glip_detector{glip::Detector::open(path, chosen)};
   });
+}
+
+const char* glip_resize(const glip_detector* detector) {
+  const char* out = nullptr;
+  run([&] {
+    need(detector, "detector");
+    out = detector->detector.resize();
+  });
+  return out;
 }
 
 glip_status glip_clone(const glip_detector* detector, glip_detector** twin) {

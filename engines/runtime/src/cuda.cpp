@@ -180,7 +180,7 @@ std::string compiled(const SharedLibrary& nvrtc, int compute_capability) {
 
 }  // namespace
 
-void Cuda::prepare_resize() const {
+void Cuda::prepare_resize(const std::string& instead) const {
   if (resize_) return;
   // A driver takes code of its own CUDA version and of older ones; a newer NVRTC knows fewer of the old GPUs.
   const int newest = driver_ / 1000;
@@ -199,7 +199,7 @@ void Cuda::prepare_resize() const {
     call(functions_.cuModuleGetFunction_(&resize_, module_, "glip_resize"));
     return;
   }
-  const std::string advice = "; install the libnvrtc of CUDA " + std::to_string(newest) + ", or copy the picture to the host";
+  const std::string advice = "; install the libnvrtc of CUDA " + std::to_string(newest) + ", or " + instead;
   if (found) {
     throw Error(ErrorKind::missing, "NVRTC cannot compile resize.cu for SM" + std::to_string(gpu_.compute_capability) + advice);
   }

@@ -59,8 +59,9 @@ class Cuda {
   void launch(CUgraphExec graph, CUstream stream) const;
   void free_graph(CUgraphExec graph) const noexcept;
 
-  /// Compile what `resize` needs, the first time; throws Error(missing) where no NVRTC compiles it for this GPU.
-  void prepare_resize() const;
+  /// Compile what `resize` needs, the first time; throws Error(missing) where no NVRTC compiles it for this GPU, with what to
+  /// do `instead` of installing one.
+  void prepare_resize(const std::string& instead) const;
   /// Enqueue resize.cu: a picture in GPU memory, resized as Pillow does (to one gray level), to the top left of a BGR canvas of
   /// (height, width, 3) bytes, zero around it.
   void resize(const ImageView& picture, CUdeviceptr canvas, Size canvas_size, Size size, CUstream stream) const;

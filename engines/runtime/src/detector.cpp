@@ -16,7 +16,8 @@ struct Shared {
   Bundle bundle;
   Tokenizer tokenizer;
   Options options;
-  std::string key;  ///< of the embeddings
+  std::string key;      ///< of the embeddings
+  bool on_gpu = false;  ///< whether pictures of the host are resized there
   std::unique_ptr<PromptCache> prompts;
 };
 
@@ -42,6 +43,24 @@ void check(const Options& options) {
   within("shortest_side", options.shortest_side, 1, 64'000'000, " pixels");
   within("longest_side", options.longest_side, 0, 64'000'000, " pixels, 0 for no limit");
   within("threads", options.threads, 0, 512, ", 0 for one a core");
+  if (!options.resize.empty() && options.resize != "exact" && options.resize != "gpu") {
+    throw Error(ErrorKind::option, "resize is \"" + options.resize + "\"; it must be \"exact\" or \"gpu\"");
+  }
+}
+
+/// Whether pictures of the host are resized on the GPU: as asked, or where the backend can.
+bool resizes_on_gpu(const std::string& asked, Backend& backend) {
+  if (asked == "exact") return false;
+  try {
+    if (backend.prepare_resize()) return true;
+  } catch (const Error& error) {
+    if (!asked.empty() || error.kind() != ErrorKind::missing) throw;
+    return false;
+  }
+  if (!asked.empty()) {
+    throw Error(ErrorKind::option, "resize is \"gpu\", which only backend tensorrt does; use \"exact\"");
+  }
+  return false;
 }
 
 void check_open(const detail::DetectorState* state) {
@@ -97,6 +116,7 @@ Detector Detector::open(const std::string& path, const Options& options) {
     state->backend =
         open_backend(options.backend, shared->bundle,
                      {options.precision, folder, options.threads, options.engines, options.trusted, options.plugins});
+    shared->on_gpu = resizes_on_gpu(options.resize, *state->backend);
     const std::string text_key = state->backend->text_key();
     // Files that nobody hashed may encode otherwise than the manifest says: their prompts stay in memory.
     shared->key = shared->bundle.verified ? shared->bundle.key : "unverified " + path;
@@ -227,7 +247,8 @@ Detector::Found Detector::find(const std::vector<ImageView>& images, const std::
     const auto lock = held(open);
     const Options& options = open.shared->options;
     const Bundle& bundle = open.shared->bundle;
-    make_canvas(images, options.shortest_side, options.longest_side, open.canvas, open.backend->reads_cuda());
+    make_canvas(images, options.shortest_side, options.longest_side, open.canvas, open.backend->reads_cuda(),
+                open.shared->on_gpu);
     std::vector<std::vector<Candidates>> by_chunk = open.backend->detect(open.canvas, inputs);
     if (by_chunk.size() != inputs.size()) {
       throw Error(ErrorKind::backend, "the backend answered " + std::to_string(by_chunk.size()) + " of " +
@@ -293,6 +314,10 @@ std::vector<std::vector<Detection>> Detector::detect_prompts(const ImageView& im
     for (auto& of_prompt : find({image}, prompts, thresholds)) out.push_back(std::move(of_prompt[0]));
     return out;
   });
+}
+
+const char* Detector::resize() const {
+  return guarded([&] { return state().shared->on_gpu ? "gpu" : "exact"; });
 }
 
 void Detector::close() noexcept {

@@ -245,15 +245,17 @@ void place(const ImageView& image, Size to, std::uint8_t* target, std::size_t ta
 
 }  // namespace
 
-void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out, bool cuda) {
+void make_canvas(const std::vector<ImageView>& images, int shortest_side, int longest_side, Canvas& out, bool cuda,
+                 bool on_gpu) {
   if (images.empty()) refuse("there are no pictures; give at least one");
   out.pictures.clear();
   out.originals.clear();
   out.canvas = {};
-  out.on_device.clear();
+  out.unsized.clear();
+  std::size_t on_device = 0;
   for (const ImageView& image : images) {
     check(image, cuda);
-    if (image.memory == Memory::cuda) out.on_device.push_back(image);
+    if (image.memory == Memory::cuda) ++on_device;
     const Size size = network_size(image.height, image.width, shortest_side, longest_side);
     out.originals.push_back({image.height, image.width});
     out.pictures.push_back(size);
@@ -265,8 +267,11 @@ void make_canvas(const std::vector<ImageView>& images, int shortest_side, int lo
            " pixels, more than " + std::to_string(kMaxNetworkPixels) +
            " in all; set a longest side (official: 1333), or give pictures of other shapes in another call");
   }
-  if (!out.on_device.empty()) {
-    if (out.on_device.size() != images.size()) refuse("some of the pictures are in GPU memory and some are not; copy those");
+  if (on_device != 0 && on_device != images.size()) {
+    refuse("some of the pictures are in GPU memory and some are not; copy those");
+  }
+  if (on_device != 0 || on_gpu) {
+    out.unsized = images;
     out.pixels.clear();
     return;
   }
@@ -274,6 +279,45 @@ void make_canvas(const std::vector<ImageView>& images, int shortest_side, int lo
   const std::size_t bytes = pitch * static_cast<std::size_t>(out.canvas.height);
   out.pixels.assign(bytes * images.size(), 0);
   for (std::size_t i = 0; i < images.size(); ++i) place(images[i], out.pictures[i], &out.pixels[i * bytes], pitch);
+}
+
+std::size_t packed_bytes(const ImageView& image) {
+  const std::size_t pixels = static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
+  if (image.format == PixelFormat::nv12) return pixels + pixels / 2;
+  return pixels * (image.format == PixelFormat::gray ? 3 : static_cast<std::size_t>(bytes_of(image.format)));
+}
+
+ImageView pack(const ImageView& image, std::uint8_t* target, const void* address) {
+  const auto width = static_cast<std::size_t>(image.width), height = static_cast<std::size_t>(image.height);
+  const auto row = width * static_cast<std::size_t>(bytes_of(image.format));
+  const std::size_t pitch = image.pitch ? image.pitch : row;
+  const auto* source = static_cast<const std::uint8_t*>(image.data);
+  ImageView out;
+  out.data = address;
+  out.width = image.width;
+  out.height = image.height;
+  out.format = image.format;
+  out.memory = Memory::cuda;
+  if (image.format == PixelFormat::gray) {  // which the GPU's resize does not read
+    out.format = PixelFormat::bgr;
+    for (std::size_t y = 0; y < height; ++y, source += pitch) {
+      for (std::size_t x = 0; x < width; ++x, target += 3) std::fill(target, target + 3, source[x]);
+    }
+    return out;
+  }
+  const auto copy = [&](const std::uint8_t* plane, std::size_t plane_pitch, std::size_t rows) {
+    if (plane_pitch == row) {
+      target = std::copy_n(plane, rows * row, target);
+      return;
+    }
+    for (std::size_t y = 0; y < rows; ++y, plane += plane_pitch) target = std::copy_n(plane, row, target);
+  };
+  copy(source, pitch, height);
+  if (image.format == PixelFormat::nv12) {
+    const auto* chroma = image.chroma ? static_cast<const std::uint8_t*>(image.chroma) : source + pitch * height;
+    copy(chroma, image.chroma_pitch ? image.chroma_pitch : pitch, height / 2);
+  }
+  return out;  // without gaps, which are the defaults of pitch and chroma
 }
 
 }  // namespace glip

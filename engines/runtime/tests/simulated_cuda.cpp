@@ -346,7 +346,10 @@ CUresult cuLaunchKernel(CUfunction function, unsigned blocks_x, unsigned blocks_
   const int channels = nv12 ? 1 : number(4), red = nv12 ? 0 : number(5);
   const auto* const chroma = nv12 ? *static_cast<const std::uint8_t**>(arguments[2]) : nullptr;
   const long long chroma_pitch = nv12 ? *static_cast<long long*>(arguments[3]) : 0;
-  return simulated_enqueue("resize", stream, [=] {
+  // Packed pictures that were uploaded; others are the caller's, in memory that the simulation does not know.
+  const bool uploaded = within(device_memory, source, static_cast<std::size_t>(pitch * height)) &&
+                        (!nv12 || within(device_memory, chroma, static_cast<std::size_t>(chroma_pitch * height / 2)));
+  return simulated_enqueue(uploaded ? "resize the upload" : "resize", stream, [=] {
     launcher(source, pitch, height, width, channels, red, chroma, chroma_pitch, canvas, canvas_height, canvas_width, to_height,
              to_width);
     return true;

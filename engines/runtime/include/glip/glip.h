@@ -52,9 +52,10 @@ typedef struct glip_options {
   const char* engines;
   int32_t untrusted;
   int32_t no_plugins;
+  const char* resize;
 } glip_options;
 #define GLIP_OPTIONS_INIT \
-  { sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0, 0 }
+  { sizeof(glip_options), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, NULL }
 
 /* See glip::ImageView in glip.hpp. memory: 0 host, 1 CUDA. */
 typedef struct glip_image {
@@ -99,6 +100,8 @@ GLIP_C_API const char* glip_last_error(void);
 
 /* options may be null. */
 GLIP_C_API glip_status glip_open(const char* path, const glip_options* options, glip_detector** detector);
+/* How pictures of the host are resized: "exact" or "gpu"; null if detector is. */
+GLIP_C_API const char* glip_resize(const glip_detector* detector);
 GLIP_C_API glip_status glip_clone(const glip_detector* detector, glip_detector** twin);
 /* No other call may be using the detector. Clones, prompts and detections go on. */
 GLIP_C_API void glip_close(glip_detector* detector);

@@ -59,6 +59,9 @@ struct Options {
   std::string engines;               ///< tensorrt: their folder or its name in the bundle; empty for the first that fit
   bool trusted = true;               ///< false refuses native code that comes with the bundle: all of tensorrt
   bool plugins = true;               ///< tensorrt: false takes only engines that need no plugin library
+  /// How pictures of the host are resized: "exact", as GLIP was evaluated; or, with tensorrt alone, "gpu": they are uploaded as
+  /// they are and resized there, exactly within one gray level. Empty for "gpu" where the backend can, otherwise "exact".
+  std::string resize;
 };
 
 /// Order of the channels of a picture, 8 bits each.
@@ -167,6 +170,10 @@ class GLIP_API Detector {
   /// The same with a threshold for each class of each prompt.
   std::vector<std::vector<Detection>> detect_prompts(const ImageView& image, const std::vector<Prompt>& prompts,
                                                      const std::vector<std::vector<float>>& thresholds);
+
+  /// How pictures of the host are resized: "exact" or "gpu". It is "exact" also where tensorrt was opened with no choice and
+  /// finds no NVRTC, which compiles the GPU's resize; Options::resize "gpu" throws there, and says what is missing.
+  const char* resize() const;
 
   /// Free the memory; clones go on. Every later call throws ErrorKind::closed.
   void close() noexcept;
