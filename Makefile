@@ -48,12 +48,14 @@ demo-full: $(VENV)/.ready
 	@echo "has synthetic ones. The arithmetic and the timings are real."
 
 TEST_WORKERS ?= 2
+# A file at a time to each process, in the order in which tests/conftest.py has them.
+PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # The same tests, slower, with a table of the lines that they do not run; the report is in build/coverage.
 coverage: $(VENV)/.ready
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 # Needs no GPU: GLIP-T's engines for five GPU generations in both forms, with their times and sizes, then the slow tests.
 engines: $(VENV)/.ready

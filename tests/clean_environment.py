@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from parity_data import ROOT
 
 PIP = ("-m", "pip", "--disable-pip-version-check")
@@ -42,23 +43,30 @@ def skip_if_offline(done: Done) -> None:
         pytest.skip(f"the package registry cannot be reached: {done.stderr.strip().splitlines()[-1][:200]}")
 
 
-def closure(names: Iterable[str]) -> Iterator[metadata.Distribution]:
-    """Give installed distributions and all that they require, each once."""
-    seen: set[str] = set()
-    waiting = list(names)
+def closure(requirements: Iterable[str]) -> Iterator[metadata.Distribution]:
+    """Give installed distributions, with the extras that are named, and all that they require here, each once."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [Requirement(text) for text in requirements]
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:  # required on other machines only
-            continue
-        yield distribution
-        for requirement in distribution.requires or ():
-            if "extra ==" not in requirement:
-                waiting.append(Requirement(requirement).name)
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        for extra in {"", *wanted.extras}:
+            if (name, extra) in seen:
+                continue
+            try:
+                distribution = metadata.distribution(name)
+            except metadata.PackageNotFoundError:  # required, but not installed: pip says whether it is missed
+                continue
+            if all(name != other for other, _ in seen):
+                yield distribution
+            seen.add((name, extra))
+            waiting += (Requirement(text) for text in required(distribution, extra))
+
+
+def required(distribution: metadata.Distribution, extra: str = "") -> list[str]:
+    """Return what a distribution requires on this machine, by itself ("") or for one of its extras."""
+    texts = ((Requirement(text).marker, text) for text in distribution.requires or ())
+    return [text for marker, text in texts if marker is None or marker.evaluate({"extra": extra})]
 
 
 class CleanEnvironment:
@@ -84,19 +92,25 @@ class CleanEnvironment:
         skip_if_offline(done)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
-    def lend(self, *names: str) -> None:
+    def lend(self, *requirements: str) -> None:
         """Make distributions of the running environment, and what they require, look installed here.
 
-        For those too large to be installed for a test. They are linked, not copied.
+        For those too large to be installed for a test. They are linked, not copied; pip, asked for them later, finds
+        them there.
         """
         lent = self.folder / "lent"
         lent.mkdir(exist_ok=True)
-        for distribution in closure(names):
+        for distribution in closure(requirements):
             for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:
                 if not (lent / top).exists() and top != "__pycache__":
                     (lent / top).symlink_to(str(distribution.locate_file(top)))
         code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
         Path(self.run("python", "-c", code).stdout.strip(), "lent.pth").write_text(f"{lent}\n")
+
+    def lend_extras(self, *extras: str) -> None:
+        """Lend what the toolkit requires, by itself and for these extras."""
+        ours = metadata.distribution("glip-deploy")
+        self.lend(*{text for extra in ("", *extras) for text in required(ours, extra)})
 
     def run(self, program: str, *arguments: object, cwd: Path | None = None, **options: Any) -> Done:
         """Run one of its programs, outside the checkout unless `cwd` says otherwise; options are those of `run`."""

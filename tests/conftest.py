@@ -28,6 +28,36 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # Some tests import ONNX Runtime before the toolkit does, which would report to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+# Several test processes share the processors; torch's threads, as many in each as there are processors, would wait for
+# one another. What says how many threads it wants is not changed by this.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+LONGEST = (
+    "docs/test_commands.py",
+    "test_packaging.py",
+    "glip_deploy/batch/test_ray.py",
+    "glip_export/test_end_to_end.py",
+    "glip_export/test_precision.py",
+    "glip_engines/test_builder.py",
+    "docs/test_docs.py",
+    "glip_engines/test_inspection.py",
+    "nano/test_training.py",
+    "glip_engines/test_compile.py",
+    "glip_deploy/batch/test_batch.py",
+    "glip_deploy/serve/test_page.py",
+    "glip_bench/cli/test_run.py",
+    "runtime/test_runtime.py",
+    "glip_engines/test_deform_emulated.py",
+)
+"""Files that take more than a minute, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: a process that starts one last would leave the others with nothing to do."""
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -77,17 +107,19 @@ def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def complete_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanEnvironment]:
-    """An environment of its own with every extra that a machine without a GPU can use; about 2 GB.
+    """An environment of its own with every extra that a machine without a GPU can use.
 
-    Not the clean environment: a test of a package's absence there must not depend on which test came first.
+    Only the wheel is installed, by pip, which finds all that it requires lent by the running environment; that every
+    extra can be installed from the registry is what tests/test_packaging.py shows. Not the clean environment: a test of
+    a package's absence there must not depend on which test came first.
     """
     from clean_environment import CleanEnvironment
 
     folder = tmp_path_factory.mktemp("complete") / "env"
     environment = CleanEnvironment(folder, wheel)
-    extras = ["video", "track", "bench", "supervision", "openvino", "ray"]
-    environment.install(*extras, *(["tensorrt-rtx", "plugin"] if sys.platform == "linux" else []))
-    environment.lend("torch", "triton")
-    environment.install("export")
+    extras = ["video", "track", "bench", "supervision", "openvino", "ray", "export"]
+    extras += ["tensorrt-rtx", "plugin"] if sys.platform == "linux" else []
+    environment.lend_extras(*extras)
+    environment.install(*extras)
     yield environment
     shutil.rmtree(folder)
