@@ -182,10 +182,14 @@ def _pair(left: _Set, right: _Set) -> list[tuple[float, float]]:
         same = np.flatnonzero(right.labels == left.labels[i])
         box = np.abs(right.boxes[same] - left.boxes[i]).max(axis=1)
         score = np.abs(right.scores[same] - left.scores[i])
-        order = np.argsort(np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE))
-        fits = [int(j) for j in order if box[j] <= BOX_TOLERANCE and score[j] <= SCORE_TOLERANCE]
-        options.append([int(same[j]) for j in fits])
-        nearest.append((np.inf, np.inf) if fits or not len(same) else (float(box[order[0]]), float(score[order[0]])))
+        distance = np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE)
+        fits = np.flatnonzero((box <= BOX_TOLERANCE) & (score <= SCORE_TOLERANCE))
+        options.append(same[fits[np.argsort(distance[fits])]].tolist())
+        if len(fits) or not len(same):
+            nearest.append((np.inf, np.inf))
+        else:
+            closest = np.argmin(distance)
+            nearest.append((float(box[closest]), float(score[closest])))
     partner = _match(options)
     return [
         nearest[i]

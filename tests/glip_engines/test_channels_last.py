@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,7 @@ from glip_export.model.dyhead import DyConv
 from glip_export.onnx_export import export_image
 from glip_export.precision import to_precision
 from onnx_ir.passes import common
-from parity_data import load_golden, stand_in_weights
+from parity_data import ROOT, load_golden, stand_in_weights
 from plugin_execution import by_torch, feeds_for, integers, plugin_nodes, run_with_plugin
 from tiny_glip import tiny_model
 
@@ -88,12 +89,22 @@ def test_the_nodes(image_graph):
             "strides": (2, 2) if integers(node)["reads"] == -1 else (1, 1),
             "out_channels": 32,
             "reads": integers(node)["reads"],
+            "group": 1,
+            "offset_group": 1,
         }
+        assert set(integers(node)) == adapter_fields(), "a parser warns of what the plugin has and the node lacks"
         assert len(node.inputs) == 3 + 5
         packed = node.inputs[1].const_value.numpy()
         unpacked = packed[:, :32, :32].transpose(2, 1, 0).reshape(32, 32, 3, 3)
         assert np.array_equal(unpacked, arrays[node.inputs[1].name.removesuffix("_packed")])
         assert packed.shape == (9, 32, 64) and not packed[:, :, 32:].any()
+
+
+def adapter_fields():
+    """Names of the attributes that the plugin tells TensorRT."""
+    source = (ROOT / "engines" / "plugin" / "adapter_common.h").read_text(encoding="utf-8")
+    table = source[source.index("slots() {") : source.index("};", source.index("slots() {"))]
+    return set(re.findall(r'\{"(\w+)"', table))
 
 
 def makers(node):

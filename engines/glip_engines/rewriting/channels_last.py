@@ -158,6 +158,9 @@ class _LayerWriter:
         output = onnx_ir.Value(name=f"{branch.node.outputs[0].name}_plugin", type=onnx_ir.TensorType(self._data))
         attributes = [
             *(onnx_ir.AttrInt64s(name, value) for name, value in zip(_ATTRIBUTES, parts.attributes, strict=True)),
+            # Of one group each (`Deformable.of`); parsers warn of attributes that the plugin has and a node lacks.
+            onnx_ir.AttrInt64("group", 1),
+            onnx_ir.AttrInt64("offset_group", 1),
             onnx_ir.AttrInt64("out_channels", len(branch.gamma)),
             onnx_ir.AttrInt64("reads", reads),
             onnx_ir.AttrString("plugin_namespace", PLUGIN_DOMAIN),
