@@ -419,12 +419,16 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_large_prompts_take_linear_time_and_short_messages(name):
     """The first three took 8, 3 and 6 seconds when their time was quadratic."""
-    before = time.process_time()
-    try:
-        parse(HOSTILE[name])
-    except PromptError as refused:
-        assert len(str(refused)) < 400 and "\n" not in str(refused)
-    assert time.process_time() - before < (2.5 if sys.gettrace() is None else 10)  # coverage counts lines meanwhile
+    limit = 2.5 if sys.gettrace() is None else 10  # coverage counts lines meanwhile
+    for _ in range(3):  # the least counts: a busy machine, or a collection of garbage of other tests, adds to it
+        before = time.process_time()
+        try:
+            parse(HOSTILE[name])
+        except PromptError as refused:
+            assert len(str(refused)) < 400 and "\n" not in str(refused)
+        if (took := time.process_time() - before) < limit:
+            break
+    assert took < limit
 
 
 def test_a_threshold_for_an_endless_name_is_refused_at_once():
