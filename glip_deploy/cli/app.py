@@ -8,6 +8,7 @@ standard output went away.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import re
@@ -175,10 +176,22 @@ def _signals_as_interrupts() -> Iterator[list[int]]:
     A signal that is ignored (nohup) or handled already is left alone.
     """
     received: list[int] = []
+    late: list[threading.Timer] = []
+    report = sys.unraisablehook
 
     def interrupt(number: int, _: object) -> None:
         received.append(number)
         raise KeyboardInterrupt
+
+    def unraisable(problem: Any) -> None:
+        # A signal that comes while an object is freed raises in its `__del__`, which passes nothing on: it would be
+        # lost, as would be what is raised here, so it is sent once more a little later.
+        if not received or not issubclass(problem.exc_type, KeyboardInterrupt):
+            report(problem)
+            return
+        late.append(threading.Timer(0.01, _interrupt_main, (received[-1],)))
+        late[-1].daemon = True
+        late[-1].start()
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -186,11 +199,26 @@ def _signals_as_interrupts() -> Iterator[list[int]]:
         for number in numbers:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, interrupt)
+        sys.unraisablehook = unraisable
     try:
         yield received
     finally:
+        if sys.unraisablehook is unraisable:
+            sys.unraisablehook = report
+        for timer in late:
+            timer.cancel()
+            with contextlib.suppress(KeyboardInterrupt):  # of a signal that it has just sent: the command is done
+                timer.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupt_main(number: int) -> None:
+    """Send a signal to the main thread, from another one."""
+    if sys.platform == "win32":
+        _thread.interrupt_main(number)
+    elif (ident := threading.main_thread().ident) is not None:
+        signal.pthread_kill(ident, number)  # which also ends what the thread waits for
 
 
 def _open_closed_streams() -> None:

@@ -170,6 +170,30 @@ def test_an_interruption_that_a_library_turns_into_another_error():
     assert (done.returncode, done.stderr) == (130, "tool: interrupted\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to one process alone")
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_an_object_is_freed_is_not_lost(name, status):
+    """Python reports what is raised in `__del__` as ignored, with a traceback, and goes on."""
+    code = f"""
+        import os, signal, sys, time
+        from glip_deploy.cli.app import run_main
+
+        class Freed:
+            def __del__(self):
+                os.kill(os.getpid(), signal.{name})
+
+        def command():
+            Freed()
+            time.sleep(20)
+            return 0
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+        sys.exit(run_main(command, "tool"))
+    """
+    done = run_python(code)
+    assert (done.returncode, done.stderr) == (status, "tool: interrupted\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
 def test_a_signal_that_is_ignored_stays_ignored():
     done = run_python("""
