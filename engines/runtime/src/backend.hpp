@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@ struct BackendOptions {
   int threads = 0;
   std::string engines;  ///< a folder, or its name in the bundle; empty for the first that may run here
   bool trusted = true, plugins = true;
+  std::vector<std::string> folders = {};  ///< of engines, by `engines`: those that a module of TensorRT chooses from
 };
 
 /// What the image branch takes of a prompt.
@@ -43,6 +45,10 @@ class Backend {
   /// What makes its embeddings others than those of the text graph in fp32; empty if nothing does.
   virtual std::string text_key() const = 0;
 };
+
+/// Held by modules while contexts and buffers of a GPU are made or given back and while a CUDA graph is recorded, in the whole
+/// process: allocating in one thread breaks the recording of another, in every capture mode (NVIDIA/TensorRT issue 2888).
+GLIP_API std::recursive_mutex& device_mutex();
 
 /// The one function of a module; it throws Error.
 using OpenBackend = Backend* (*)(const Bundle& bundle, const BackendOptions& options);

@@ -1,5 +1,5 @@
-// TensorRT: engines that glip-build made, on the GPU they were made for; glip_deploy/backends/tensorrt.py is the same in
-// Python.
+// TensorRT, or TensorRT-RTX: engines that glip-build made, on the GPU they were made for; glip_deploy/backends/tensorrt.py is
+// the same in Python.
 //
 // Pictures are resized on the GPU, where they are or uploaded as they are through page-locked memory, or come resized from the
 // host. All goes through a stream of the backend's own. The first frame of a shape runs plainly, the second is recorded as a
@@ -131,9 +131,9 @@ struct Raw {
 class Opened {
  public:
   Opened(const Bundle& bundle, const BackendOptions& options, std::shared_ptr<Cuda> gpu)
-      : cuda(std::move(gpu)), max_tokens_(bundle.max_tokens) {
+      : cuda(std::move(gpu)), max_tokens_(bundle.max_tokens), cache_folder_(options.cache_folder) {
     TensorRt* library = nullptr;
-    record = choose_engines(bundle, options.engines, options.plugins, cuda->gpu(), [&](const EngineRecord& candidate) {
+    record = choose_engines(bundle, options.folders, options.plugins, cuda->gpu(), [&](const EngineRecord& candidate) {
       library = &TensorRt::of(candidate);
       return library->version();
     });
@@ -167,9 +167,16 @@ class Opened {
     auto& loaded = engines_[graph];
     if (!loaded) {
       const Cuda::Active active(*cuda);
-      loaded = std::make_unique<Engine>(*tensorrt_, record, graph);
+      loaded = std::make_unique<Engine>(*tensorrt_, record, graph, cache_folder_, cuda->gpu());
     }
     return *loaded;
+  }
+
+  /// Write the kernels that were compiled for the shapes met so far.
+  void keep_kernels() noexcept {
+    for (const auto& [graph, loaded] : engines_) {
+      if (loaded) loaded->keep_kernels();
+    }
   }
 
   bool has_parts() const { return record.engines.count("backbone.plan") && record.engines.count("head.plan"); }
@@ -192,6 +199,7 @@ class Opened {
   void free_engines() { engines_.clear(); }
 
   std::size_t max_tokens_;
+  std::string cache_folder_;
   TensorRt* tensorrt_ = nullptr;
   std::map<std::string, std::unique_ptr<Engine>> engines_;
 };
@@ -214,6 +222,7 @@ class TensorRtBackend : public Backend {
       bound_.clear();
       raw_.reset();
       for (const auto& [parts, memory] : memory_) cuda_.free(memory);
+      opened_->keep_kernels();
       cuda_.free_stream(stream_);
     } catch (const Error&) {  // the GPU is gone
     }
@@ -596,7 +605,7 @@ class TensorRtBackend : public Backend {
       return out;
     };
     if (!given.numbers.empty() && type == nvinfer1::DataType::kFLOAT) return bytes_of_values(given.numbers);
-#if NV_TENSORRT_MAJOR >= 10
+#if GLIP_INTERFACE >= 1000
     if (!given.wholes.empty() && type == nvinfer1::DataType::kINT64) return bytes_of_values(given.wholes);
 #endif
     if (!given.wholes.empty() && type == nvinfer1::DataType::kINT32) {  // TensorRT 8.6 has no others
@@ -614,7 +623,8 @@ class TensorRtBackend : public Backend {
         }
       }
       if (!bound.context->enqueueV3(stream_)) {
-        throw Error(ErrorKind::backend, "tensorrt could not run the engine; " + opened_->rebuild + " --overwrite");
+        throw Error(ErrorKind::backend,
+                    opened_->record.flavor + " could not run the engine; " + opened_->rebuild + " --overwrite");
       }
       for (const std::string& name : of.outputs) {
         const auto staged = bound.staging.find(name);
@@ -624,7 +634,7 @@ class TensorRtBackend : public Backend {
     };
     if (!bound.graph && bound.runs == bound.capture_at) {
       const std::lock_guard<std::recursive_mutex> lock(device_mutex());
-      bound.graph = cuda_.capture(stream_, frame);
+      bound.graph = is_capturable(*bound.context, stream_) ? cuda_.capture(stream_, frame) : nullptr;
       if (!bound.graph) bound.capture_at *= 2;
     }
     if (bound.graph) {
@@ -653,7 +663,7 @@ class TensorRtBackend : public Backend {
 
   std::vector<std::int64_t> integers(const Bound& bound, const std::string& graph, const std::string& name) const {
     const nvinfer1::DataType type = engine(graph).types.at(name);
-#if NV_TENSORRT_MAJOR >= 10
+#if GLIP_INTERFACE >= 1000
     if (type == nvinfer1::DataType::kINT64) return staged<std::int64_t>(bound, name);
 #endif
     if (type == nvinfer1::DataType::kINT32) {
@@ -693,8 +703,5 @@ class TensorRtBackend : public Backend {
 
 extern "C" __attribute__((visibility("default"))) glip::Backend* glip_open_backend(const glip::Bundle& bundle,
                                                                                    const glip::BackendOptions& options) {
-  if (options.engines.empty() && glip::find_engines(bundle.path).empty()) {
-    glip::refuse_without_engines(bundle);  // before the GPU is asked for
-  }
   return new glip::TensorRtBackend(std::make_shared<glip::Opened>(bundle, options, std::make_shared<glip::Cuda>()));
 }

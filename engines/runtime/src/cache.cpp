@@ -1,5 +1,6 @@
 #include "cache.hpp"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -84,6 +85,12 @@ void evict(const fs::path& root, const std::string& extension, std::uintmax_t li
     fs::remove(file, failed);
     total -= size;
   }
+}
+
+/// Whether nobody else could have put a file there.
+bool is_private(const fs::path& folder) {
+  struct stat found {};
+  return ::stat(folder.c_str(), &found) == 0 && found.st_uid == ::geteuid() && (found.st_mode & S_IWOTH) == 0;
 }
 
 std::string npy_header(std::size_t rows, std::size_t width) {
@@ -195,6 +202,25 @@ void write_compiled(const std::string& folder, const std::string& key, const std
   const fs::path root = fs::path(folder) / "openvino";
   write_whole(root / (key + ".compiled"), kMagic + sha256_raw(data) + data);
   evict(root, ".compiled", kCompiledBytes);
+}
+
+std::string kernels_key(const std::string& engine, const std::string& version, const std::string& gpu) {
+  return sha256_hex(engine + " " + version + " " + gpu).substr(0, 32);
+}
+
+std::optional<std::string> read_kernels(const std::string& folder, const std::string& key) {
+  const fs::path root = fs::path(folder) / "kernels";
+  if (folder.empty() || !is_private(root)) return std::nullopt;
+  return read_whole(root / (key + ".bin"), kCompiledBytes);
+}
+
+void write_kernels(const std::string& folder, const std::string& key, const std::string& data) {
+  const fs::path root = fs::path(folder) / "kernels";
+  if (folder.empty()) return;
+  std::error_code ignored;
+  fs::create_directories(folder, ignored);
+  ::mkdir(root.c_str(), 0700);  // fails where it is there
+  if (is_private(root)) write_whole(root / (key + ".bin"), data);
 }
 
 }  // namespace glip

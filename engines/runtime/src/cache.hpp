@@ -1,4 +1,4 @@
-// Files that are shared with the Python package: encoded prompts and compiled graphs. A cache is never worth an error.
+// Files that are shared with the Python package: encoded prompts, compiled graphs and kernels. A cache is never worth an error.
 #pragma once
 
 #include <list>
@@ -36,5 +36,11 @@ class PromptCache {
 /// Compiled graphs in the form of glip_deploy/backends/compiled.py; an empty folder keeps nothing.
 std::optional<std::string> read_compiled(const std::string& folder, const std::string& key);
 void write_compiled(const std::string& folder, const std::string& key, const std::string& data);
+
+/// Kernels that TensorRT-RTX compiled for an engine (its SHA-256) on a GPU, in the files of glip_deploy/backends/trt_engine.py;
+/// an empty folder keeps nothing. They are code: a folder that is another user's, or that everyone may write to, is not used.
+std::string kernels_key(const std::string& engine, const std::string& version, const std::string& gpu);
+std::optional<std::string> read_kernels(const std::string& folder, const std::string& key);
+void write_kernels(const std::string& folder, const std::string& key, const std::string& data);
 
 }  // namespace glip

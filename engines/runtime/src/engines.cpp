@@ -174,18 +174,19 @@ std::vector<std::string> find_engines(const std::string& bundle) {
   return out;
 }
 
-void refuse_without_engines(const Bundle& bundle) {
-  refuse("bundle " + bundle.path + " has no engines; build them with glip-build " + bundle.path);
+std::vector<std::string> candidate_engines(const Bundle& bundle, const std::string& folder) {
+  if (!folder.empty()) {
+    std::error_code ignored;
+    const std::string inside = bundle.file("engines/" + folder);
+    return {!fs::is_directory(folder, ignored) && fs::is_directory(inside, ignored) ? inside : folder};
+  }
+  std::vector<std::string> out = find_engines(bundle.path);
+  if (out.empty()) refuse("bundle " + bundle.path + " has no engines; build them with glip-build " + bundle.path);
+  return out;
 }
 
-EngineRecord choose_engines(const Bundle& bundle, const std::string& folder, bool plugins, const Gpu& gpu,
+EngineRecord choose_engines(const Bundle& bundle, const std::vector<std::string>& folders, bool plugins, const Gpu& gpu,
                             const LibraryVersion& version) {
-  std::error_code ignored;
-  std::vector<std::string> folders = find_engines(bundle.path);
-  if (!folder.empty()) {
-    const std::string inside = bundle.file("engines/" + folder);
-    folders = {!fs::is_directory(folder, ignored) && fs::is_directory(inside, ignored) ? inside : folder};
-  }
   std::optional<Error> refused;
   for (const std::string& candidate : folders) {
     try {
@@ -202,7 +203,7 @@ EngineRecord choose_engines(const Bundle& bundle, const std::string& folder, boo
     }
   }
   if (refused) throw Error(*refused);
-  refuse_without_engines(bundle);
+  refuse("there are no engines to choose from");
 }
 
 }  // namespace glip

@@ -51,11 +51,12 @@ std::vector<std::string> find_engines(const std::string& bundle);
 /// What an engine's library is here: its version. Throws Error where it cannot be opened.
 using LibraryVersion = std::function<std::string(const EngineRecord&)>;
 
-/// The engines to open: those of `folder` (a path, or a name below the bundle's `engines`), or the first of the bundle's that
-/// may run here. Throws Error(missing): there are none, or why the only (or the last) ones cannot run here.
-EngineRecord choose_engines(const Bundle& bundle, const std::string& folder, bool plugins, const Gpu& gpu,
-                            const LibraryVersion& version);
+/// The engines to choose from: those of `folder` (a path, or a name below the bundle's `engines`), or all of the bundle. Throws
+/// Error(missing) where there are none.
+std::vector<std::string> candidate_engines(const Bundle& bundle, const std::string& folder);
 
-[[noreturn]] void refuse_without_engines(const Bundle& bundle);
+/// The first of some folders of engines that may run here. Throws Error(missing): why the last ones cannot run here.
+EngineRecord choose_engines(const Bundle& bundle, const std::vector<std::string>& folders, bool plugins, const Gpu& gpu,
+                            const LibraryVersion& version);
 
 }  // namespace glip

@@ -2,21 +2,23 @@
 
 #include <algorithm>
 
+#include "backend.hpp"
+#include "cache.hpp"
 #include "glip/glip.hpp"
 #include "sha256.hpp"
 #include "shared_library.hpp"
-
-#define GLIP_HEADERS (NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR)
-
-#if GLIP_HEADERS < 806
-#error "TensorRT 8.6 or newer is needed"
-#endif
 
 namespace glip {
 namespace {
 
 const char* const kPlugin[] = {"ModulatedDeformConv", "3", "glip"};  // name, version of its interface, namespace
-const char* const kFlavor = "tensorrt";
+#ifdef GLIP_RTX
+const char *const kFlavor = "tensorrt-rtx", *const kName = "TensorRT-RTX ", *const kLibrary = "libtensorrt_rtx.so.";
+const int kServed = 2;  ///< how many numbers of its version a library shares with the headers
+#else
+const char *const kFlavor = "tensorrt", *const kName = "TensorRT ", *const kLibrary = "libnvinfer.so.";
+const int kServed = 1;
+#endif
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::missing, message); }
 
@@ -49,25 +51,21 @@ Logger& the_logger() {
   return *logger;
 }
 
-std::string major_of(const std::string& version) { return version.substr(0, version.find('.')); }
+/// As much of a version as has to be that of the headers.
+std::string served(const std::string& version) {
+  std::size_t end = version.find('.');
+  for (int i = 1; i < kServed && end != std::string::npos; ++i) end = version.find('.', end + 1);
+  return version.substr(0, end);
+}
 
 }  // namespace
 
-std::recursive_mutex& device_mutex() {
-  static auto* const mutex = new std::recursive_mutex;
-  return *mutex;
-}
-
 TensorRt& TensorRt::of(const EngineRecord& record) {
-  const std::string headers = std::to_string(NV_TENSORRT_MAJOR), wanted = record.flavor + " " + record.version;
-  if (record.flavor != kFlavor) {
-    refuse("engines " + record.folder + " were built by " + wanted +
-           ", which this library does not run; build engines with"
-           " glip-build --flavor tensorrt, or run them with Python");
-  }
-  if (major_of(record.version) != headers) {
-    refuse("engines " + record.folder + " were built by " + wanted + ", this library was compiled for TensorRT " + headers +
-           "; compile it with the headers of " + wanted + ", or build engines with TensorRT " + headers);
+  const std::string headers = served(std::to_string(NV_TENSORRT_MAJOR) + "." + std::to_string(NV_TENSORRT_MINOR) + ".");
+  const std::string wanted = record.flavor + " " + record.version;
+  if (served(record.version) != headers) {
+    refuse("engines " + record.folder + " were built by " + wanted + ", this library was compiled for " + kName + headers +
+           "; compile it with the headers of " + wanted + ", or build engines with " + kName + headers);
   }
   static const std::unique_ptr<TensorRt> opened(new TensorRt(record.version));  // again after an exception
   return *opened;
@@ -75,28 +73,35 @@ TensorRt& TensorRt::of(const EngineRecord& record) {
 
 TensorRt::TensorRt(const std::string& wanted) {
   const std::string major = std::to_string(NV_TENSORRT_MAJOR), advice = "install it, or name its folder in LD_LIBRARY_PATH";
-  const auto library = SharedLibrary::open("tensorrt " + wanted + " is not installed", {"libnvinfer.so." + major}, advice);
+  const std::string flavor = std::string(kFlavor) + " ";
+  const auto library = SharedLibrary::open(flavor + wanted + " is not installed", {kLibrary + major}, advice);
   using Number = std::int32_t (*)();
   number_ = library.function<Number>("getInferLibVersion")();
-#if NV_TENSORRT_MAJOR < 10
+#if GLIP_INTERFACE < 1000
   version_ = std::to_string(number_ / 1000) + "." + std::to_string(number_ / 100 % 10) + "." + std::to_string(number_ % 100);
 #else
   version_ = std::to_string(number_ / 10000) + "." + std::to_string(number_ / 100 % 100) + "." + std::to_string(number_ % 100);
   version_ += "." + std::to_string(library.function<Number>("getInferLibBuildVersion")());
 #endif
+  if (served(version_) != served(wanted)) {  // before an object of it is used, whose functions may be elsewhere
+    refuse(flavor + version_ + " is installed, and the engines were built by " + wanted +
+           "; install that, or build them again");
+  }
   const auto create = library.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
   const auto registry = library.function<nvinfer1::IPluginRegistry* (*)()>("getPluginRegistry");
+#ifndef GLIP_RTX
   // NVIDIA's own plugins, which engines do without unless the builder chose one.
   if (SharedLibrary::try_open("libnvinfer_plugin.so." + major)) {
     const auto plugins = SharedLibrary::open("", {"libnvinfer_plugin.so." + major}, advice);
     const auto start = reinterpret_cast<bool (*)(void*, const char*)>(plugins.find("initLibNvInferPlugins"));
     if (start) start(&the_logger(), "");
   }
+#endif
   // The version of the library itself: which functions it may be asked for is decided here, by `number_`.
   runtime_ = static_cast<nvinfer1::IRuntime*>(create(&the_logger(), number_));
   registry_ = registry();
   if (!runtime_ || !registry_) {
-    throw Error(ErrorKind::backend, "tensorrt " + version_ + " cannot start" + reason() +
+    throw Error(ErrorKind::backend, flavor + version_ + " cannot start" + reason() +
                                         "; see whether nvidia-smi names the GPU and a driver for its CUDA");
   }
 }
@@ -108,7 +113,7 @@ std::string TensorRt::reason() const {
 
 void TensorRt::load_plugin(const std::string& file) {
   const std::lock_guard<std::recursive_mutex> lock(device_mutex());
-#if NV_TENSORRT_MAJOR < 10
+#if GLIP_INTERFACE < 1000
   const bool known = registry_->getPluginCreator(kPlugin[0], kPlugin[1], kPlugin[2]) != nullptr;
 #else
   const bool known = registry_->getCreator(kPlugin[0], kPlugin[1], kPlugin[2]) != nullptr;
@@ -133,7 +138,7 @@ std::size_t bytes_of(nvinfer1::DataType type) {
     case nvinfer1::DataType::kFLOAT:
     case nvinfer1::DataType::kINT32:
       return 4;
-#if NV_TENSORRT_MAJOR >= 10
+#if GLIP_INTERFACE >= 1000
     case nvinfer1::DataType::kBF16:
       return 2;
     case nvinfer1::DataType::kINT64:
@@ -145,7 +150,8 @@ std::size_t bytes_of(nvinfer1::DataType type) {
   }
 }
 
-Engine::Engine(TensorRt& tensorrt, const EngineRecord& record, const std::string& graph)
+Engine::Engine(TensorRt& tensorrt, const EngineRecord& record, const std::string& graph,
+               [[maybe_unused]] const std::string& cache_folder, [[maybe_unused]] const Gpu& gpu)
     : file_(record.file(graph + ".plan")), profiles_(record.engines.at(graph + ".plan").profiles), number_(tensorrt.number()) {
   const std::string plan = read_file(file_);
   if (sha256_hex(plan) != record.engines.at(graph + ".plan").sha256) {  // what was checked before may have been replaced
@@ -162,13 +168,18 @@ Engine::Engine(TensorRt& tensorrt, const EngineRecord& record, const std::string
     types[name] = engine_->getTensorDataType(name.c_str());
     bytes_of(types[name]);
   }
-#if GLIP_HEADERS >= 1001
+#ifdef GLIP_RTX
+  cache_folder_ = cache_folder;
+  kernels_key_ = kernels_key(record.engines.at(graph + ".plan").sha256, tensorrt.version(), gpu.name);
+  configure(kFlavor + (" " + tensorrt.version()));
+#endif
+#if GLIP_INTERFACE >= 1001
   if (sizes_memory()) {
     memory_bytes = static_cast<std::size_t>(engine_->getDeviceMemorySizeV2());
     return;
   }
 #endif
-#if NV_TENSORRT_MAJOR < 11
+#if GLIP_INTERFACE < 1100 && !defined(GLIP_RTX)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
   memory_bytes = engine_->getDeviceMemorySize();
@@ -177,25 +188,86 @@ Engine::Engine(TensorRt& tensorrt, const EngineRecord& record, const std::string
 }
 
 /// From 10.1 on, functions that count memory in 64 bits replace those before.
-bool Engine::sizes_memory() const { return number_ >= 100100; }
+bool Engine::sizes_memory() const {
+#ifdef GLIP_RTX
+  return true;
+#else
+  return number_ >= 100100;
+#endif
+}
 
 std::unique_ptr<nvinfer1::IExecutionContext> Engine::context(CUdeviceptr memory) const {
   auto* const address = reinterpret_cast<void*>(memory);
-#if NV_TENSORRT_MAJOR < 10
+#ifdef GLIP_RTX
+  std::unique_ptr<nvinfer1::IExecutionContext> made(engine_->createExecutionContext(config_.get()));
+#elif GLIP_INTERFACE < 1000
   std::unique_ptr<nvinfer1::IExecutionContext> made(engine_->createExecutionContextWithoutDeviceMemory());
 #else
   std::unique_ptr<nvinfer1::IExecutionContext> made(
       engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
 #endif
   if (!made) return made;
-#if GLIP_HEADERS >= 1001
+#if GLIP_INTERFACE >= 1001
   if (sizes_memory()) {
     made->setDeviceMemoryV2(address, static_cast<std::int64_t>(memory_bytes));
     return made;
   }
 #endif
+#ifndef GLIP_RTX
   made->setDeviceMemory(address);
+#endif
   return made;
 }
+
+// -- TensorRT-RTX -------------------------------------------------------------------------------------------------------------
+
+#ifdef GLIP_RTX
+/// Prepare the settings of contexts.
+void Engine::configure(const std::string& tensorrt) {
+  config_.reset(engine_->createRuntimeConfig());
+  if (!config_) throw Error(ErrorKind::backend, file_ + ": " + tensorrt + " makes no settings of contexts; install it again");
+  config_->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+  // Otherwise kernels for the shapes that are met are compiled in the background, and a CUDA graph recorded meanwhile would
+  // keep the fallback kernels.
+  config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+  cache_.reset(config_->createRuntimeCache());
+  if (!cache_) return;  // kernels are compiled in every process, then
+  if (const auto known = read_kernels(cache_folder_, kernels_key_)) {
+    if (cache_->deserialize(known->data(), known->size())) kernels_ = *known;  // not another driver's: compiled again
+  }
+  if (!config_->setRuntimeCache(*cache_)) cache_.reset();
+}
+
+void Engine::keep_kernels() noexcept {
+  if (!cache_ || cache_folder_.empty()) return;
+  try {
+    const std::unique_ptr<nvinfer1::IHostMemory> content(cache_->serialize());
+    if (!content || content->size() == 0) return;
+    std::string kernels(static_cast<const char*>(content->data()), content->size());
+    if (kernels == kernels_) return;
+    write_kernels(cache_folder_, kernels_key_, kernels);
+    kernels_ = std::move(kernels);
+  } catch (...) {  // no memory: compiled again by the next process, then
+  }
+}
+#else
+void Engine::keep_kernels() noexcept {}
+#endif
+
+namespace {
+
+template <typename Context>
+auto asked(const Context& context, CUstream stream, int) -> decltype(context.isStreamCapturable(stream)) {
+  return context.isStreamCapturable(stream);
+}
+
+template <typename Context>
+bool asked(const Context&, CUstream, long) {  // headers without that function
+  return true;
+}
+
+}  // namespace
+
+bool is_capturable(const nvinfer1::IExecutionContext& context, CUstream stream) { return asked(context, stream, 0); }
 
 }  // namespace glip

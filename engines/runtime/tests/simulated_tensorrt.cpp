@@ -1,7 +1,6 @@
-// A libnvinfer whose engines are computed by functions that the test gives: real objects of TensorRT's classes, as its headers
-// lay them out, over tables of functions that hold those which the runtime calls; any other ends the process.
-
-#include <NvInferRuntime.h>
+// A libnvinfer, or with GLIP_RTX a libtensorrt_rtx, whose engines are computed by functions that the test gives: real objects
+// of TensorRT's classes, as its headers lay them out, over tables of functions that hold those which the runtime calls; any
+// other ends the process.
 
 #include <array>
 #include <cstdio>
@@ -13,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../src/trt_interface.hpp"
 #include "simulated_cuda.hpp"
 
 namespace {
@@ -33,7 +33,15 @@ struct Callbacks {
 Callbacks callbacks{};
 std::int32_t version = NV_TENSORRT_VERSION;
 bool plugin_known = false;
-int engines = 0, contexts = 0;
+int engines = 0, contexts = 0, settings = 0;
+#ifdef GLIP_RTX
+std::string driver = "driver 1\n";  // that a cache begins with: another driver refuses it
+int compiled = 0;                   // kernels, of shapes that no cache knew
+
+bool counts_memory_in_64_bits() { return true; }
+#else
+bool counts_memory_in_64_bits() { return version >= 100100; }
+#endif
 std::set<std::string> refused;  // what a test makes fail
 nvinfer1::ILogger* logger = nullptr;
 
@@ -108,6 +116,88 @@ class Engine : public nvinfer1::ICudaEngine {
   Object object_{this};
 };
 
+#ifdef GLIP_RTX
+/// A copy of what a cache has.
+class Memory : public nvinfer1::IHostMemory {
+ public:
+  explicit Memory(std::string content) : content_(std::move(content)) {
+    ++settings;
+    using V = nvinfer1::apiv::VHostMemory;
+    mImpl = object_.as<V>();
+    object_.set(
+        &V::data, +[](void* self) -> void* { return Object::owner<Memory>(self).content_.data(); });
+    object_.set(
+        &V::size, +[](void* self) { return Object::owner<Memory>(self).content_.size(); });
+  }
+  ~Memory() noexcept override { --settings; }
+
+ private:
+  std::string content_;
+  Object object_{this};
+};
+
+class Cache : public nvinfer1::IRuntimeCache {
+ public:
+  Cache() {
+    ++settings;
+    using V = nvinfer1::apiv::VRuntimeCache;
+    mImpl = object_.as<V>();
+    object_.set(
+        &V::serialize, +[](void* self) -> nvinfer1::IHostMemory* {
+          std::string content = driver;
+          for (const std::string& kernel : Object::owner<Cache>(self).kernels) content += kernel + "\n";
+          return new Memory(content);
+        });
+    object_.set(
+        &V::deserialize, +[](void* self, const void* given, std::size_t size) {
+          const std::string content(static_cast<const char*>(given), size);
+          if (content.compare(0, driver.size(), driver) != 0) return false;
+          std::istringstream lines(content.substr(driver.size()));
+          for (std::string line; std::getline(lines, line);) Object::owner<Cache>(self).kernels.insert(line);
+          return true;
+        });
+  }
+  ~Cache() noexcept override { --settings; }
+
+  std::set<std::string> kernels;
+
+ private:
+  Object object_{this};
+};
+
+class Settings : public nvinfer1::IRuntimeConfig {
+ public:
+  Settings() {
+    ++settings;
+    using V = nvinfer1::apiv::VRuntimeConfig;
+    mImpl = object_.as<V>();
+    object_.set(
+        &V::setExecutionContextAllocationStrategy, +[](void* self, nvinfer1::ExecutionContextAllocationStrategy strategy) {
+          Object::owner<Settings>(self).lends = strategy == nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
+        });
+    object_.set(
+        &V::setDynamicShapesKernelSpecializationStrategy,
+        +[](void* self, nvinfer1::DynamicShapesKernelSpecializationStrategy strategy) {
+          Object::owner<Settings>(self).waits = strategy == nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER;
+        });
+    object_.set(
+        &V::createRuntimeCache, +[](void*) -> nvinfer1::IRuntimeCache* { return fails("cache") ? nullptr : new Cache; });
+    object_.set(
+        &V::setRuntimeCache, +[](void* self, const nvinfer1::IRuntimeCache& given) {
+          Object::owner<Settings>(self).cache = &const_cast<Cache&>(static_cast<const Cache&>(given));
+          return true;
+        });
+  }
+  ~Settings() noexcept override { --settings; }
+
+  bool lends = false, waits = false;
+  Cache* cache = nullptr;
+
+ private:
+  Object object_{this};
+};
+#endif
+
 class Context : public nvinfer1::IExecutionContext {
  public:
   explicit Context(const Engine& of);
@@ -138,6 +228,19 @@ class Context : public nvinfer1::IExecutionContext {
   void* memory = nullptr;
   std::map<std::string, nvinfer1::Dims> shapes;
   std::map<std::string, void*> addresses;
+#ifdef GLIP_RTX
+  /// Compile kernels for the shapes that are set, unless they are known.
+  void compile() const {
+    std::string kernel;
+    for (const auto& [name, dims] : shapes) {
+      kernel += name;
+      for (int i = 0; i < dims.nbDims; ++i) kernel += " " + std::to_string(dims.d[i]);
+      kernel += ", ";
+    }
+    if (!cache || cache->kernels.insert(kernel).second) ++compiled;
+  }
+  Cache* cache = nullptr;
+#endif
 
  private:
   Object object_{this};
@@ -145,7 +248,18 @@ class Context : public nvinfer1::IExecutionContext {
 
 Engine& engine_of(void* self) { return Object::owner<Engine>(self); }
 Context& context_of(void* self) { return Object::owner<Context>(self); }
+#ifndef GLIP_RTX
 nvinfer1::IExecutionContext* make_context(void* self) { return fails("context") ? nullptr : new Context(engine_of(self)); }
+#endif
+
+/// Put in its place what headers of TensorRT-RTX before 1.5 lack.
+template <typename V>
+auto set_capturable(Object& object, int) -> decltype(&V::isStreamCapturable, void()) {
+  object.set(
+      &V::isStreamCapturable, +[](void*, cudaStream_t) { return !fails("capture"); });
+}
+template <typename V>
+void set_capturable(Object&, long) {}
 
 Engine::Engine(const std::string& described) {
   ++engines;
@@ -170,7 +284,20 @@ Engine::Engine(const std::string& described) {
   object_.set(
       &V::getTensorDataType,
       +[](void* self, const char* name) { return static_cast<nvinfer1::DataType>(engine_of(self).tensor(name).type); });
-#if NV_TENSORRT_MAJOR < 10
+#ifdef GLIP_RTX
+  object_.set(
+      &V::createRuntimeConfig, +[](void*) -> nvinfer1::IRuntimeConfig* { return fails("settings") ? nullptr : new Settings; });
+  object_.set(
+      &V::createExecutionContextWithRuntimeConfig,
+      +[](void* self, nvinfer1::IRuntimeConfig* given) -> nvinfer1::IExecutionContext* {
+        const Settings& chosen = static_cast<const Settings&>(*given);
+        if (!chosen.lends || !chosen.waits) unexpected();
+        if (fails("context")) return nullptr;
+        auto* const made = new Context(engine_of(self));
+        made->cache = chosen.cache;
+        return made;
+      });
+#elif GLIP_INTERFACE < 1000
   object_.set(&V::createExecutionContextWithoutDeviceMemory, &make_context);
 #else
   object_.set(
@@ -179,13 +306,13 @@ Engine::Engine(const std::string& described) {
         return make_context(self);
       });
 #endif
-#if NV_TENSORRT_MAJOR < 11
-  if (version < 100100)
+#if GLIP_INTERFACE < 1100 && !defined(GLIP_RTX)
+  if (!counts_memory_in_64_bits())
     object_.set(
         &V::getDeviceMemorySize, +[](void*) { return kMemory; });
 #endif
-#if NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR >= 1001
-  if (version >= 100100)
+#if GLIP_INTERFACE >= 1001
+  if (counts_memory_in_64_bits())
     object_.set(
         &V::getDeviceMemorySizeV2, +[](void*) { return static_cast<std::int64_t>(kMemory); });
 #endif
@@ -195,19 +322,20 @@ Context::Context(const Engine& of) : engine(of) {
   ++contexts;
   using V = nvinfer1::apiv::VExecutionContext;
   mImpl = object_.as<V>();
-#if NV_TENSORRT_MAJOR < 11
-  if (version < 100100)
+#if GLIP_INTERFACE < 1100 && !defined(GLIP_RTX)
+  if (!counts_memory_in_64_bits())
     object_.set(
         &V::setDeviceMemory, +[](void* self, void* given) { context_of(self).memory = given; });
 #endif
-#if NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR >= 1001
-  if (version >= 100100) {
+#if GLIP_INTERFACE >= 1001
+  if (counts_memory_in_64_bits()) {
     object_.set(
         &V::setDeviceMemoryV2, +[](void* self, void* given, std::int64_t size) {
           context_of(self).memory = size == static_cast<std::int64_t>(kMemory) ? given : nullptr;
         });
   }
 #endif
+  set_capturable<V>(object_, 0);
   object_.set(
       &V::setOptimizationProfileAsync, +[](void* self, std::int32_t index, cudaStream_t) {
         context_of(self).profile = index;
@@ -261,6 +389,9 @@ Context::Context(const Engine& of) : engine(of) {
           return callbacks.run(context.engine.number, arrays.names.data(), arrays.addresses.data(), arrays.shapes.data(),
                                arrays.ranks.data(), size) != 0;
         };
+#ifdef GLIP_RTX
+        context.compile();
+#endif
         return simulated_enqueue("execute", stream, work) == CUDA_SUCCESS;
       });
 }
@@ -275,7 +406,7 @@ class Runtime : public nvinfer1::IRuntime {
       return described ? new Engine(described) : nullptr;
     };
     static const auto kLoad = load;
-#if NV_TENSORRT_MAJOR < 10
+#if GLIP_INTERFACE < 1000
     using Method = nvinfer1::ICudaEngine* (V::*)(const void*, std::size_t, nvinfer1::IPluginFactory*) noexcept;
     const auto entry = +[](void*, const void* plan, std::size_t size, nvinfer1::IPluginFactory*) { return kLoad(plan, size); };
 #else
@@ -296,7 +427,7 @@ Object& the_registry() {
     const std::string wanted = std::string(name) + " " + plugin_version + " " + space;
     return plugin_known && wanted == "ModulatedDeformConv 3 glip" ? &plugin_known : nullptr;
   };
-#if NV_TENSORRT_MAJOR < 10
+#if GLIP_INTERFACE < 1000
   registry.set(&V::getPluginCreator, find);
 #else
   using Method = nvinfer1::IPluginCreatorInterface* (V::*)(const char*, const char*, const char*) noexcept;
@@ -315,7 +446,7 @@ Object& the_registry() {
 #define SHOWN extern "C" __attribute__((visibility("default")))
 
 SHOWN std::int32_t getInferLibVersion() noexcept { return version; }
-#if NV_TENSORRT_MAJOR >= 10
+#if GLIP_INTERFACE >= 1000
 SHOWN std::int32_t getInferLibBuildVersion() noexcept { return 34; }
 #endif
 SHOWN nvinfer1::IPluginRegistry* getPluginRegistry() noexcept { return the_registry().as<nvinfer1::IPluginRegistry>(); }
@@ -340,3 +471,8 @@ SHOWN void simulated_refuse(const char* what, int yes) {
 SHOWN void simulated_forget_plugin() { plugin_known = false; }
 SHOWN int simulated_engines() { return engines; }
 SHOWN int simulated_contexts() { return contexts; }
+SHOWN int simulated_settings() { return settings; }
+#ifdef GLIP_RTX
+SHOWN int simulated_compiled() { return compiled; }
+SHOWN void simulated_driver_number(int number) { driver = "driver " + std::to_string(number) + "\n"; }
+#endif
