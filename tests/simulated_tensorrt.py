@@ -393,6 +393,7 @@ def write_engines(
     precision: str = "fp32",
     graphs: Any = None,
     split: bool = False,
+    flavour: str = "tensorrt",
 ) -> Any:
     """Write engines of a bundle that `simulated_tensorrt` runs; returns their folder."""
     folder = bundle.path / "engines" / name
@@ -420,7 +421,7 @@ def write_engines(
         engines[file.name] = EngineFile(sha256_of(file), file.stat().st_size, 1.0, (), (), tuple(profiles))
     EngineRecord(
         format_version=RECORD_VERSION,
-        flavour="tensorrt",
+        flavour=flavour,
         version=version,
         compute_capability=80,
         gpu="Simulated GPU",

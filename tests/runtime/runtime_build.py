@@ -44,9 +44,12 @@ def engine_folders() -> list[str]:
     from glip_deploy import GlipError
 
     try:
-        return [f"-DTENSORRT_DIR={find_tensorrt_headers()}", f"-DCUDA_DIR={cuda_headers()}"]
+        found = [f"-DTENSORRT_DIR={find_tensorrt_headers()}", f"-DCUDA_DIR={cuda_headers()}"]
     except GlipError:
         return []
+    # No package brings the headers of TensorRT-RTX: those of the tests serve unless real ones are named.
+    rtx = os.environ.get("TENSORRT_RTX_HOME") or ROOT / "engines" / "runtime" / "tests" / "simulated_rtx"
+    return [*found, f"-DTENSORRT_RTX_DIR={rtx}"]
 
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ TYPES = {"tensor(float)": (0, "f4"), "tensor(uint8)": (5, "u1"), "tensor(int64)"
 NARROW = {**TYPES, "tensor(int64)": (3, "i4")}
 """The same in TensorRT 8.6, which has no INT64."""
 SIDES = 8
+LIBRARIES = {"tensorrt": "libnvinfer.so", "tensorrt-rtx": "libtensorrt_rtx.so"}
 
 _strings, _numbers = ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_int64)
 _ranks, _addresses = ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_void_p)
@@ -52,6 +53,7 @@ class Simulation:
     Args:
         folder: where the runtime was built.
         number: the version that TensorRT's library tells, as NV_TENSORRT_VERSION counts.
+        flavour: `tensorrt` or `tensorrt-rtx`: what is simulated.
 
     Attributes:
         library: the runtime's C interface.
@@ -59,16 +61,16 @@ class Simulation:
         graphs: file names of the graphs that were run, in order.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, flavour: str = "tensorrt") -> None:
         self.cuda = ctypes.CDLL(str(folder / "simulated" / "libcuda.so.1"))
-        (nvinfer,) = (folder / "simulated").glob("libnvinfer.so.*")
-        self.trt = ctypes.CDLL(str(nvinfer))
+        (library,) = (folder / "simulated").glob(f"{LIBRARIES[flavour]}.*")
+        self.trt = ctypes.CDLL(str(library))
         self.cuda.simulated_log.restype = ctypes.c_char_p
         self.library = Library(folder)
         self.plugins: list[str] = []
         self.plugin_loads = True
         self.graphs: list[str] = []
-        self._types = NARROW if number < 10000 else TYPES
+        self._types = NARROW if flavour == "tensorrt" and number < 10000 else TYPES
         self._engines: list[Any] = []
         self._kept: list[Any] = []
         self._callbacks = _Callbacks(
@@ -93,7 +95,9 @@ class Simulation:
         """Return what was not given back."""
         kinds = ("device", "pinned", "streams", "graphs", "executables", "modules", "primary", "current", "violations")
         counts = {kind: self.live(kind) for kind in kinds}
-        counts |= {"engines": self.trt.simulated_engines(), "contexts": self.trt.simulated_contexts()}
+        counts |= {
+            what: getattr(self.trt, f"simulated_{what}")() for what in ("engines", "contexts", "settings")
+        }
         return {kind: count for kind, count in counts.items() if count}
 
     def fail(self, function: str, after: int = 0, error: int = 700) -> None:

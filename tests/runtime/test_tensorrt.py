@@ -95,8 +95,8 @@ def apart(work, *arguments):
 
 
 @cache
-def simulation(folder: Path, number: int) -> Simulation:
-    return Simulation(folder, number)
+def simulation(folder: Path, number: int, flavour: str = "tensorrt") -> Simulation:
+    return Simulation(folder, number, flavour)
 
 
 @cache
@@ -113,7 +113,7 @@ class Opened:
     """A detector on simulated engines, the GPU, and Python's detector on the graphs."""
 
     def __init__(self, folder: Path, bundle: Path, version: str, options: Any = None, **shapes: Any) -> None:
-        self.gpu = simulation(folder, number_of(version))
+        self.gpu = simulation(folder, number_of(version), shapes.get("flavour", "tensorrt"))
         assert self.gpu.left() == {}
         self.library = self.gpu.library
         self.bundle = Bundle.open(bundle)
@@ -749,11 +749,11 @@ def test_another_tensorrt_than_the_headers(process, simulated, bundle, version):
         f"MISSING: engines {folder} were built by tensorrt 9.3.0, this library was compiled for TensorRT {major};"
         f" compile it with the headers of tensorrt 9.3.0, or build engines with TensorRT {major}"
     )
-    replace_record(EngineRecord.read(folder), {"flavour": "tensorrt-rtx", "version": "1.7.1.116"}).write(folder)
+    replace_record(EngineRecord.read(folder), {"flavour": "tensorrt-next", "version": "2.0"}).write(folder)
     said = process.run(said_of, simulated, bundle, version, {})
     assert said == (
-        f"MISSING: engines {folder} were built by tensorrt-rtx 1.7.1.116, which this library does not run; build"
-        " engines with glip-build --flavor tensorrt, or run them with Python"
+        f"MISSING: engines {folder} were built by tensorrt-next 2.0, which this library does not run; build engines with"
+        " glip-build --flavor tensorrt or tensorrt-rtx"
     )
 
 

@@ -84,7 +84,7 @@ TensorRt::TensorRt(const std::string& wanted) {
   version_ += "." + std::to_string(library.function<Number>("getInferLibBuildVersion")());
 #endif
   if (served(version_) != served(wanted)) {  // before an object of it is used, whose functions may be elsewhere
-    refuse(flavor + version_ + " is installed, and the engines were built by " + wanted +
+    refuse(flavor + version_ + " is installed, and the engines were built by " + flavor + wanted +
            "; install that, or build them again");
   }
   const auto create = library.function<void* (*)(void*, std::int32_t)>("createInferRuntime_INTERNAL");
