@@ -95,9 +95,7 @@ class Simulation:
         """Return what was not given back."""
         kinds = ("device", "pinned", "streams", "graphs", "executables", "modules", "primary", "current", "violations")
         counts = {kind: self.live(kind) for kind in kinds}
-        counts |= {
-            what: getattr(self.trt, f"simulated_{what}")() for what in ("engines", "contexts", "settings")
-        }
+        counts |= {what: getattr(self.trt, f"simulated_{what}")() for what in ("engines", "contexts", "settings")}
         return {kind: count for kind, count in counts.items() if count}
 
     def fail(self, function: str, after: int = 0, error: int = 700) -> None:

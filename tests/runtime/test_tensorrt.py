@@ -752,8 +752,8 @@ def test_another_tensorrt_than_the_headers(process, simulated, bundle, version):
     replace_record(EngineRecord.read(folder), {"flavour": "tensorrt-next", "version": "2.0"}).write(folder)
     said = process.run(said_of, simulated, bundle, version, {})
     assert said == (
-        f"MISSING: engines {folder} were built by tensorrt-next 2.0, which this library does not run; build engines with"
-        " glip-build --flavor tensorrt or tensorrt-rtx"
+        f"MISSING: engines {folder} were built by tensorrt-next 2.0, which this library does not run; build engines"
+        " with glip-build --flavor tensorrt or tensorrt-rtx"
     )
 
 

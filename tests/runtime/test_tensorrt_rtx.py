@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runtime_build import ROOT, GlipError, run
+from simulated_tensorrt import write_engines
 from test_tensorrt import (
     PROMPT,
     SHAPES,
@@ -34,7 +35,6 @@ from glip_deploy import GlipError as PythonError
 from glip_deploy.backends.trt_engine import _cache_file
 from glip_deploy.bundle.engines import EngineRecord, Machine
 from glip_deploy.bundle.manifest import Bundle
-from simulated_tensorrt import write_engines
 
 RTX = {"flavour": "tensorrt-rtx"}
 
@@ -140,7 +140,7 @@ def kernels(folder, bundle, version, cache):
     assert compiled.pop() > 0
     newer = content(cache)
     assert set(newer) == set(files) and newer != files
-    # A folder that everyone may write to, what is damaged, no cache: all is compiled anew, and nothing is written there.
+    # A folder that everyone may write to, what is damaged, no cache: all is compiled anew; none is written there.
     (cache / "kernels").chmod(0o777)
     session()
     assert compiled.pop() > 0
@@ -204,8 +204,8 @@ def test_engines_for_something_else_are_refused_in_python_s_words(process, simul
     assert process.run(says, simulated, bundle, version) == ""
     replace_record(built, {"version": "9.9.1"}).write(folder)
     assert process.run(says, simulated, bundle, version) == (
-        f"MISSING: engines {folder} were built by tensorrt-rtx 9.9.1, this library was compiled for TensorRT-RTX {minor};"
-        f" compile it with the headers of tensorrt-rtx 9.9.1, or build engines with TensorRT-RTX {minor}"
+        f"MISSING: engines {folder} were built by tensorrt-rtx 9.9.1, this library was compiled for TensorRT-RTX"
+        f" {minor}; compile it with the headers of tensorrt-rtx 9.9.1, or build engines with TensorRT-RTX {minor}"
     )
 
 
@@ -219,8 +219,8 @@ def test_a_library_of_another_minor_version_is_not_used(simulated, bundle, versi
     write_engines(Bundle.open(bundle), version=version, **SHAPES, **RTX)
     major, minor = (int(part) for part in version.split(".")[:2])
     assert apart(another_minor, simulated, bundle, version) == (
-        f"MISSING: tensorrt-rtx {major}.{minor + 1}.0.34 is installed, and the engines were built by tensorrt-rtx {version};"
-        " install that, or build them again"
+        f"MISSING: tensorrt-rtx {major}.{minor + 1}.0.34 is installed, and the engines were built by tensorrt-rtx"
+        f" {version}; install that, or build them again"
     )
 
 
