@@ -248,6 +248,7 @@ class OnnxRuntimeBackend : public Backend {
     }
     if (features.empty()) of_frame.emplace_back("frames", frames.get());
     std::vector<std::vector<Candidates>> out;
+    out.reserve(prompts.size());
     for (const PromptInput& prompt : prompts) out.push_back(run(*last, of_frame, prompt, batch));
     return out;
   }

@@ -257,6 +257,7 @@ class OpenVINOBackend : public Backend {
       }
       image_.set_tensor("image_sizes", image_sizes);
       std::vector<std::vector<Candidates>> out;
+      out.reserve(prompts.size());
       for (const PromptInput& prompt : prompts) out.push_back(run(prompt, batch));
       return out;
     });

@@ -87,6 +87,7 @@ void clear(glip_detections** detections, std::size_t count) {
 /// Hand over what was found: all, or nothing where there is no memory.
 void hand_over(std::vector<std::vector<glip::Detection>>&& found, glip_detections** detections) {
   std::vector<std::unique_ptr<glip_detections>> made;
+  made.reserve(found.size());
   for (auto& one : found) made.push_back(std::make_unique<glip_detections>(glip_detections{std::move(one)}));
   for (std::size_t i = 0; i < made.size(); ++i) detections[i] = made[i].release();
 }

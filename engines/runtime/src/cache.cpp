@@ -158,7 +158,7 @@ Embedding PromptCache::get(const std::vector<std::int64_t>& ids, std::size_t wid
   return embedding;
 }
 
-void PromptCache::put(const std::vector<std::int64_t>& ids, std::size_t width, Embedding embedding) {
+void PromptCache::put(const std::vector<std::int64_t>& ids, std::size_t width, const Embedding& embedding) {
   const std::string key = key_of(ids);
   remember(key, embedding);
   if (folder_.empty()) return;

@@ -23,7 +23,7 @@ class PromptCache {
   PromptCache(std::string folder, std::string key);
   /// Null if it is not known, with this number of rows.
   Embedding get(const std::vector<std::int64_t>& ids, std::size_t width);
-  void put(const std::vector<std::int64_t>& ids, std::size_t width, Embedding embedding);
+  void put(const std::vector<std::int64_t>& ids, std::size_t width, const Embedding& embedding);
 
  private:
   void remember(const std::string& key, Embedding embedding);

@@ -297,6 +297,7 @@ std::vector<std::vector<Detection>> Detector::detect_prompts(const ImageView& im
                                                              float threshold) {
   return guarded([&] {
     std::vector<std::vector<float>> thresholds;
+    thresholds.reserve(prompts.size());
     for (const Prompt& prompt : prompts) thresholds.push_back(one_for_all(prompt, threshold));
     return detect_prompts(image, prompts, thresholds);
   });

@@ -111,6 +111,8 @@ Weights weights_of(int from, int to) {
   out.stride = static_cast<std::size_t>(std::ceil(support)) * 2 + 1;
   out.values.assign(out.stride * static_cast<std::size_t>(to), 0);
   std::vector<double> row(out.stride);
+  // Half is added and the rest cut off because Pillow does that; std::lround rounds some values in another way.
+  // NOLINTBEGIN(bugprone-incorrect-roundings)
   for (int i = 0; i < to; ++i) {
     const double center = (i + 0.5) * scale, inverse = 1.0 / stretch;
     const int first = std::max(0, static_cast<int>(center - support + 0.5));
@@ -129,6 +131,7 @@ Weights weights_of(int from, int to) {
     out.first.push_back(first);
     out.count.push_back(count);
   }
+  // NOLINTEND(bugprone-incorrect-roundings)
   return out;
 }
 
@@ -148,7 +151,7 @@ void resize_width(const std::uint8_t* source, Size from, std::size_t pitch, int 
       }
       const auto at = static_cast<std::size_t>(x);
       const std::int32_t* weight = &weights.values[at * weights.stride];
-      const std::uint8_t* pixel = line + weights.first[at] * step;
+      const std::uint8_t* pixel = line + static_cast<std::ptrdiff_t>(weights.first[at]) * step;
       std::int32_t sums[3] = {1 << (kBits - 1), 1 << (kBits - 1), 1 << (kBits - 1)};
       for (int k = 0; k < weights.count[at]; ++k, pixel += step) {
         for (int c = 0; c < 3; ++c) sums[c] += pixel[order[c]] * weight[k];

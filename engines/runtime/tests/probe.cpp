@@ -1,5 +1,6 @@
 // Answers the tests' questions about the parts of the library: a JSON object a line in, one out.
 
+#include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -89,7 +90,7 @@ json answer(const json& question, const glip::Tokenizer& tokenizer) {
 
 }  // namespace
 
-int main(int, char** arguments) {
+int main(int, char** arguments) try {
   const glip::Tokenizer tokenizer = glip::Tokenizer::parse(glip::read_file(arguments[1]), arguments[1]);
   for (std::string line; std::getline(std::cin, line);) {
     json out;
@@ -100,4 +101,7 @@ int main(int, char** arguments) {
     }
     std::cout << out.dump() << "\n";
   }
+} catch (const std::exception& error) {
+  std::cerr << error.what() << "\n";
+  return 1;
 }

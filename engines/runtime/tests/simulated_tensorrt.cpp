@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <new>
 #include <set>
 #include <sstream>
 #include <string>
@@ -60,7 +61,10 @@ bool fails(const char* what) {
 /// An object whose class is a table of functions (Itanium C++ ABI), each of which takes the object first.
 class Object {
  public:
-  explicit Object(void* owner) : owner_(owner) { functions_.fill(reinterpret_cast<void*>(&unexpected)); }
+  explicit Object(void* owner) : owner_(owner) {
+    functions_.fill(reinterpret_cast<void*>(&unexpected));
+    table_ = functions_.data();
+  }
   Object(const Object&) = delete;
   Object& operator=(const Object&) = delete;
 
@@ -86,7 +90,7 @@ class Object {
   }
 
  private:
-  void* table_ = functions_.data();
+  void* table_ = nullptr;  // where an object has the pointer to its table: first
   void* owner_;
   std::array<void*, 192> functions_;
 };
@@ -454,7 +458,7 @@ SHOWN nvinfer1::IPluginRegistry* getPluginRegistry() noexcept { return the_regis
 SHOWN void* createInferRuntime_INTERNAL(void* given, std::int32_t asked) noexcept {
   logger = static_cast<nvinfer1::ILogger*>(given);
   if (asked != version || fails("runtime")) return nullptr;
-  return static_cast<nvinfer1::IRuntime*>(new Runtime);
+  return static_cast<nvinfer1::IRuntime*>(new (std::nothrow) Runtime);
 }
 
 SHOWN void simulated_tensorrt(const Callbacks* given, std::int32_t number) {

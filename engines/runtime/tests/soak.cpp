@@ -21,7 +21,7 @@ namespace {
 class Soak {
  public:
   Soak(const char* bundle, const char* cache, long frames, long every, std::uint64_t seed)
-      : bundle_(bundle), cache_(cache), frames_(frames), every_(every), random_(seed), pixels_(256 * 256 * 3) {
+      : bundle_(bundle), cache_(cache), frames_(frames), every_(every), random_(seed), pixels_(std::size_t{256} * 256 * 3) {
     for (unsigned char& value : pixels_) value = static_cast<unsigned char>(below(256));
   }
 
@@ -98,7 +98,7 @@ class Soak {
   glip::ImageView next_view() {
     static const std::vector<std::pair<int, int>> kSizes = {{120, 90}, {90, 120}, {160, 160}, {224, 96}, {135, 240}};
     const auto [width, height] = pick(kSizes);
-    return {pixels_.data(), width, height, 256 * 3};
+    return {pixels_.data(), width, height, std::size_t{256} * 3};
   }
 
   void frame() {

@@ -32,12 +32,14 @@ bool same(const Found& a, const Found& b) {
 
 void in_threads(int count, const std::function<void(int)>& body) {
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) threads.emplace_back(body, i);
   for (std::thread& thread : threads) thread.join();
 }
 
 std::vector<std::string> many(int from) {
   std::vector<std::string> out;
+  out.reserve(90);
   for (int i = 0; i < 90; ++i) out.push_back("kind " + std::to_string(from + i) + " of traffic light");
   return out;
 }
@@ -152,7 +154,7 @@ void c_interface(const char* bundle, const char* cache, const glip::ImageView& v
 
 int main(int count, char** arguments) {
   demand(count == 3, "usage: glip_threads BUNDLE CACHE");
-  std::vector<unsigned char> pixels(64 * 48 * 3);
+  std::vector<unsigned char> pixels(std::size_t{64} * 48 * 3);
   for (std::size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<unsigned char>(i * 7 % 251);
   const glip::ImageView view{pixels.data(), 64, 48};
   try {
