@@ -169,14 +169,15 @@ def _write_graphs(
         rows = verify.verify_text(model, folder, tokenizer)
         verify.check(rows)
         on_step(Step.VERIFY_IMAGE)
-        rows += verify.verify_image(model, folder, tokenizer)
+        torchs = verify.reference(model, tokenizer)
+        rows += verify.verify_image(model, folder, torchs)
         verify.check(rows)
         on_step(Step.VERIFY_SPLIT)
-        rows += verify.verify_split(model, folder, tokenizer)
+        rows += verify.verify_split(model, folder, torchs)
         verify.check(rows)
         if precision != "fp32":
             on_step(Step.LOWER)
-            rows += verify.verify_precision(model, folder, tokenizer, precision)
+            rows += verify.verify_precision(model, folder, tokenizer, precision, torchs)
             verify.check(rows)
             for contract in (text, backbone, head, image):  # the image graph last: the parts read its weights
                 lower_graph(folder / contract.file, precision)
@@ -185,8 +186,8 @@ def _write_graphs(
         if not raw_outputs:
             image, head = (drop_raw_outputs(contract, folder) for contract in (image, head))
             if precision == "fp32":
-                verify.check(verify.verify_image(model, folder, tokenizer))
-                verify.check(verify.verify_split(model, folder, tokenizer))
+                verify.check(verify.verify_image(model, folder, torchs))
+                verify.check(verify.verify_split(model, folder, torchs))
     return {"text": text, "image": image, "backbone": backbone, "head": head}, rows
 
 

@@ -30,6 +30,8 @@ __all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Comparison", "RawOutputs", "comp
 BOX_TOLERANCE = 0.1
 """Pixels of the network's input."""
 SCORE_TOLERANCE = 1e-3
+ROWS = 256
+"""Of candidates whose distances are computed at once."""
 STRONG = 0.05
 """Score above which candidates are compared."""
 
@@ -176,20 +178,26 @@ def _pair(left: _Set, right: _Set) -> list[tuple[float, float]]:
     One that cannot be paired gives its differences from the nearest of its label, or infinity where there is none or
     another has more right to it.
     """
-    options: list[Sequence[int]] = []
-    nearest: list[tuple[float, float]] = []
-    for i in range(len(left)):
-        same = np.flatnonzero(right.labels == left.labels[i])
-        box = np.abs(right.boxes[same] - left.boxes[i]).max(axis=1)
-        score = np.abs(right.scores[same] - left.scores[i])
-        distance = np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE)
-        fits = np.flatnonzero((box <= BOX_TOLERANCE) & (score <= SCORE_TOLERANCE))
-        options.append(same[fits[np.argsort(distance[fits])]].tolist())
-        if len(fits) or not len(same):
-            nearest.append((np.inf, np.inf))
-        else:
-            closest = np.argmin(distance)
-            nearest.append((float(box[closest]), float(score[closest])))
+    options: list[Sequence[int]] = [()] * len(left)
+    nearest = [(np.inf, np.inf)] * len(left)
+    for label in np.unique(left.labels):
+        ours, theirs = np.flatnonzero(left.labels == label), np.flatnonzero(right.labels == label)
+        if not len(theirs):
+            continue
+        for some in np.array_split(ours, ceil_div(len(ours), ROWS)):
+            box = np.abs(right.boxes[theirs] - left.boxes[some, None]).max(axis=2)
+            score = np.abs(right.scores[theirs] - left.scores[some, None])
+            distance = np.maximum(box / BOX_TOLERANCE, score / SCORE_TOLERANCE)
+            fits = (box <= BOX_TOLERANCE) & (score <= SCORE_TOLERANCE)
+            row, column = np.nonzero(fits)
+            order = np.lexsort((distance[row, column], row))
+            bounds = np.searchsorted(row, np.arange(1, len(some)))  # rows stay in their order
+            fitting = np.split(theirs[column[order]], bounds)
+            for i, index in enumerate(some):
+                options[index] = fitting[i].tolist()
+                if not options[index]:
+                    closest = np.argmin(distance[i])
+                    nearest[index] = float(box[i, closest]), float(score[i, closest])
     partner = _match(options)
     return [
         nearest[i]

@@ -340,6 +340,7 @@ def build(
     """
     import torch
 
+    from glip_export.model.blank import blank
     from glip_export.model.deform import deform_conv2d
     from glip_export.model.glip import Glip
 
@@ -349,7 +350,7 @@ def build(
     if fc is not None:
         _check_dense(f"{first_dyconv}relu.fc.0.weight", fc, path)
     squeeze = 64 if fc is None or fc.dim() != 2 or 0 in fc.shape else fc.shape[0]
-    with torch.device("meta"):
+    with blank():
         model = Glip(config, squeeze, deform or deform_conv2d)
     wanted = model.state_dict()
     rebuilt = {key for key in wanted if EXPECTED_EXTRAS.search(key)}

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PICTURE",
     "ParityRow",
+    "Reference",
     "check",
+    "reference",
     "run_changed",
     "verify_image",
     "verify_precision",
@@ -121,23 +123,8 @@ def verify_text(model: Glip, directory: Path, tokenizer: Tokenizer) -> list[Pari
     return rows
 
 
-def verify_image(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
-    """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
-    case = _image_case(model, tokenizer, picture)
-    return _candidate_rows(IMAGE_GRAPH, model, case, _run(directory / IMAGE_GRAPH, case.inputs.feed()))
-
-
-def verify_split(model: Glip, directory: Path, tokenizer: Tokenizer, picture: Path = PICTURE) -> list[ParityRow]:
-    """Compare the two parts of the image branch, the head on what the backbone graph gave it."""
-    case = _image_case(model, tokenizer, picture)
-    features = _run(directory / BACKBONE_GRAPH, case.inputs.frame_feed())
-    found = _run(directory / HEAD_GRAPH, {**features, **case.inputs.prompt_feed()})
-    rows = [_row(BACKBONE_GRAPH, name, features[name], case.features[name], _tolerance(model)) for name in features]
-    return [*rows, *_candidate_rows(HEAD_GRAPH, model, case, found)]
-
-
 @dataclass(frozen=True)
-class _Case:
+class Reference:
     """The image branch's inputs for a picture, and what torch computes of them."""
 
     inputs: ImageInputs
@@ -147,30 +134,8 @@ class _Case:
     """What the backbone graph gives, by name."""
 
 
-def _tolerance(model: Glip) -> float:
-    return HEAD_TOLERANCE["swin-l" if model.config.swin.embed_dim > 128 else "swin-t"]
-
-
-def _run(graph: Path, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    session = open_session(graph)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
-
-
-def _candidate_rows(graph: str, model: Glip, case: _Case, found: dict[str, NDArray[Any]]) -> list[ParityRow]:
-    inputs, raw, tolerance = case.inputs, case.raw, _tolerance(model)
-    rows = [_row(graph, name, found[name], raw[name], tolerance) for name in raw if name in found]
-    outputs = RawOutputs(*(raw[tensor.name][0] for tensor in RAW_OUTPUTS))
-    compared = compare(Candidates.of(found), outputs, inputs, model.config.head, tolerance)
-    boxes, size = f"boxes ({compared.count} candidates), pixels", float(np.abs(found["boxes"]).max())
-    return [
-        *rows,
-        ParityRow(graph, boxes, compared.box, compared.box / size, BOX_TOLERANCE),
-        ParityRow(graph, "scores", compared.score, compared.score, SCORE_TOLERANCE),
-    ]
-
-
-def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> _Case:
+def reference(model: Glip, tokenizer: Tokenizer, picture: Path = PICTURE) -> Reference:
+    """Run torch on an image file, which graphs are then compared with."""
     import torch
 
     from glip_export.model.glip import ImageBranch
@@ -187,11 +152,47 @@ def _image_case(model: Glip, tokenizer: Tokenizer, picture: Path) -> _Case:
     named = zip((*RAW_OUTPUTS, *features), outputs[-len(RAW_OUTPUTS) - len(features) :], strict=True)
     arrays = {tensor.name: array.numpy() for tensor, array in named}
     raw = {tensor.name: arrays.pop(tensor.name) for tensor in RAW_OUTPUTS}
-    return _Case(inputs, raw, arrays)
+    return Reference(inputs, raw, arrays)
+
+
+def verify_image(model: Glip, directory: Path, torchs: Reference) -> list[ParityRow]:
+    """Compare the image branch's candidates, and its raw outputs where the graph gives them."""
+    return _candidate_rows(IMAGE_GRAPH, model, torchs, _run(directory / IMAGE_GRAPH, torchs.inputs.feed()))
+
+
+def verify_split(model: Glip, directory: Path, torchs: Reference) -> list[ParityRow]:
+    """Compare the two parts of the image branch, the head on what the backbone graph gave it."""
+    features = _run(directory / BACKBONE_GRAPH, torchs.inputs.frame_feed())
+    found = _run(directory / HEAD_GRAPH, {**features, **torchs.inputs.prompt_feed()})
+    rows = [_row(BACKBONE_GRAPH, name, features[name], torchs.features[name], _tolerance(model)) for name in features]
+    return [*rows, *_candidate_rows(HEAD_GRAPH, model, torchs, found)]
+
+
+def _tolerance(model: Glip) -> float:
+    return HEAD_TOLERANCE["swin-l" if model.config.swin.embed_dim > 128 else "swin-t"]
+
+
+def _run(graph: Path, feed: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    session = open_session(graph)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def _candidate_rows(graph: str, model: Glip, torchs: Reference, found: dict[str, NDArray[Any]]) -> list[ParityRow]:
+    inputs, raw, tolerance = torchs.inputs, torchs.raw, _tolerance(model)
+    rows = [_row(graph, name, found[name], raw[name], tolerance) for name in raw if name in found]
+    outputs = RawOutputs(*(raw[tensor.name][0] for tensor in RAW_OUTPUTS))
+    compared = compare(Candidates.of(found), outputs, inputs, model.config.head, tolerance)
+    boxes, size = f"boxes ({compared.count} candidates), pixels", float(np.abs(found["boxes"]).max())
+    return [
+        *rows,
+        ParityRow(graph, boxes, compared.box, compared.box / size, BOX_TOLERANCE),
+        ParityRow(graph, "scores", compared.score, compared.score, SCORE_TOLERANCE),
+    ]
 
 
 def verify_precision(
-    model: Glip, directory: Path, tokenizer: Tokenizer, precision: str, picture: Path = PICTURE
+    model: Glip, directory: Path, tokenizer: Tokenizer, precision: str, torchs: Reference
 ) -> list[ParityRow]:
     """Compare what the written fp32 graphs would compute in a lower precision with torch in fp32.
 
@@ -204,12 +205,11 @@ def verify_precision(
         directory: holds all graphs, the image and the head graph with their raw outputs.
         tokenizer: the bundle's.
         precision: "fp16" or "bf16".
-        picture: an image file.
+        torchs: of the image branch.
     """
     import torch
 
-    case = _image_case(model, tokenizer, picture)
-    inputs, raw, features = case.inputs, case.raw, case.features
+    inputs, raw, features = torchs.inputs, torchs.raw, torchs.features
     ids = parse_prompt(list(CLASSES), tokenizer, max_tokens=model.config.input.max_tokens).input_ids[None]
     text_feed = text_inputs(ids)
     with torch.inference_mode():
@@ -221,10 +221,10 @@ def verify_precision(
         (HEAD_GRAPH, list(raw), {**features, **inputs.prompt_feed()}, list(raw.values())),
     ]
     rows = []
-    for graph, outputs, feed, torchs in cases:
+    for graph, outputs, feed, expected in cases:
         found = run_changed(directory / graph, outputs, feed, lambda m: to_precision(m, precision, rounded=True))
         yardstick = run_changed(directory / graph, outputs, feed, lambda m: round_weights(m, precision))
-        for name, ours, rounded, truth in zip(outputs, found, yardstick, torchs, strict=True):
+        for name, ours, rounded, truth in zip(outputs, found, yardstick, expected, strict=True):
             least = ROUNDINGS * ROUNDOFF[precision] * float(np.abs(truth).mean())
             allowed = max(LOSS * float(np.abs(rounded - truth).mean()), least)
             mean = float(np.abs(ours - truth).mean())

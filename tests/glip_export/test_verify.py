@@ -50,16 +50,21 @@ def bend(directory, name, factor):
     onnx.save(model, str(path))
 
 
-@pytest.mark.parametrize(("name", "function"), [("text.onnx", "verify_text"), ("image.onnx", "verify_image")])
-def test_a_weight_that_is_off_is_seen(tiny_bundle, tmp_path, name, function):
+@pytest.mark.parametrize("name", ["text.onnx", "image.onnx"])
+def test_a_weight_that_is_off_is_seen(tiny_bundle, tmp_path, name):
     model, tokenizer = tiny_model(), build_tokenizer(VOCABULARY)
+
+    def compared():
+        if name == "text.onnx":
+            return verify.verify_text(model, tmp_path, tokenizer)
+        return verify.verify_image(model, tmp_path, verify.reference(model, tokenizer))
+
     for file in tiny_bundle.glob(f"{name}*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    rows = getattr(verify, function)(model, tmp_path, tokenizer)
+    rows = compared()
     assert len(rows) == 2 and all(row.ok for row in rows)
     bend(tmp_path, name, 1.5)
-    rows = getattr(verify, function)(model, tmp_path, tokenizer)
-    assert not all(row.ok for row in rows)
+    assert not all(row.ok for row in compared())
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=slow) for seed in range(1, 13)])

@@ -113,7 +113,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.register_buffer("position_ids", torch.arange(config.positions)[None])
+        self.register_buffer("position_ids", torch.arange(config.positions, device="cpu")[None])
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
         self.position_embeddings = nn.Embedding(config.positions, config.hidden)
         self.token_type_embeddings = nn.Embedding(2, config.hidden)

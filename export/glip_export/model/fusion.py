@@ -81,8 +81,8 @@ class BiAttentionBlock(nn.Module):
         self.layer_norm_v = nn.LayerNorm(config.channels)
         self.layer_norm_l = nn.LayerNorm(text)
         self.attn = BiMultiHeadAttention(config.channels, text, config.fusion_dim, config.fusion_heads)
-        self.gamma_v = nn.Parameter(torch.ones(config.channels) / config.blocks)
-        self.gamma_l = nn.Parameter(torch.ones(text) / config.blocks)
+        self.gamma_v = nn.Parameter(torch.full((config.channels,), 1 / config.blocks))
+        self.gamma_l = nn.Parameter(torch.full((text,), 1 / config.blocks))
 
     def forward(self, v: Tensor, l: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
         """Fuse (B, N, V) visual and (B, T, L) text tokens; both keep their shape."""

@@ -21,7 +21,7 @@ MASKED = -100.0
 
 def relative_position_index(window: int) -> Tensor:
     """Return the (window**2, window**2) int64 rows of the bias table for every pair of positions."""
-    axis = torch.arange(window)
+    axis = torch.arange(window, device="cpu")
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     delta = grid[:, :, None] - grid[:, None, :] + window - 1
     return delta[0] * (2 * window - 1) + delta[1]
