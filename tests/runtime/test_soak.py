@@ -13,7 +13,7 @@ from parity_data import ROOT
 SCRIPT = ROOT / "benchmarks" / "robustness" / "soak_cpp.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from soak import Sample, verdict  # noqa: E402
+from soak import Sample, verdict, verdicts  # noqa: E402
 
 FLAT = [Sample(frames, frames / 10, 300.0 + frames % 3, 8, 4) for frames in range(100, 10_001, 100)]
 
@@ -32,6 +32,21 @@ FLAT = [Sample(frames, frames / 10, 300.0 + frames % 3, 8, 4) for frames in rang
 def test_what_grows_is_found(grown, flat):
     samples = [replace(sample, **{name: change(sample) for name, change in grown.items()}) for sample in FLAT]
     assert verdict(samples, limit=1.0)["flat"] is flat
+
+
+def test_each_backend_is_judged_by_itself():
+    """A process that has them in turn needs more memory and less, as it happens; what is never freed is a leak."""
+    turns = (None, "onnxruntime", "openvino")
+    mixed = [
+        replace(sample, backend=turns[i % 3], allocated_mb=20.0, resident_mb=(500.0, 300.0, 400.0)[i % 3])
+        for i, sample in enumerate(FLAT)
+    ]
+    found = verdicts(mixed, limit=1.0)
+    assert list(found) == ["onnxruntime", "openvino", "none open"] and all(one["flat"] for one in found.values())
+    leak = [replace(sample, allocated_mb=20 + sample.frames / 500) for sample in mixed]
+    assert [one["flat"] for one in verdicts(leak, limit=1.0).values()] == [True, True, False]
+    grown = [replace(s, resident_mb=s.resident_mb + s.frames / 500 * (s.backend == "openvino")) for s in mixed]
+    assert [one["flat"] for one in verdicts(grown, limit=1.0).values()] == [True, False, True]
 
 
 def test_a_short_soak(runtime, tiny_bundle, tmp_path):
