@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo demo-full test coverage engines graph-report cpp fuzz faults soak cpp-soak load lint docs clean
+.PHONY: demo demo-full test test-slow coverage engines graph-report cpp fuzz faults soak cpp-soak load lint docs clean
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes.
 $(VENV)/.ready: pyproject.toml
@@ -47,11 +47,16 @@ demo-full: $(VENV)/.ready
 	@echo "THE BOXES ARE ARBITRARY: released weights cannot travel with this repository, so the checkpoint above"
 	@echo "has synthetic ones. The arithmetic and the timings are real."
 
-TEST_WORKERS ?= 2
+# More than the processors of a small machine, since tests also wait: for servers, clusters and downloads.
+TEST_WORKERS ?= 3
 # A file at a time to each process, in the order in which tests/conftest.py has them.
 PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# With the tests that are left out for their time.
+test-slow: $(VENV)/.ready
+	GLIP_SLOW=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # The same tests, slower, with a table of the lines that they do not run; the report is in build/coverage.
 coverage: $(VENV)/.ready

@@ -83,7 +83,8 @@ class CleanEnvironment:
         """Install the wheel with extras; what an earlier call has installed stays."""
         if self._installed.issuperset(extras) and "" in self._installed:
             return
-        self.pip("install", "--quiet", f"{self.wheel}[{','.join(sorted(extras))}]" if extras else self.wheel)
+        wanted = f"{self.wheel}[{','.join(sorted(extras))}]" if extras else self.wheel
+        self.pip("install", "--quiet", "--no-compile", wanted)  # what is imported is compiled then
         self._installed.update(["", *extras])
 
     def pip(self, *arguments: object) -> None:

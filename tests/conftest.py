@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,32 +59,51 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that one of the test processes makes and fills, and the others wait for and read."""
+    from filelock import FileLock
+
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder, partial = shared / name, shared / f"{name}-partial"
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An official-format `.pth` of a tiny GLIP; do not change it."""
     from tiny_glip import write_tiny
 
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.pth")
+    return made_once(tmp_path_factory, "tiny", lambda folder: write_tiny(folder / "tiny.pth")) / "tiny.pth"
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle; do not change it (copy it: it is small)."""
-    from glip_export.bundle_writer import export_bundle
 
-    output = tiny_checkpoint.with_name("bundle")
-    export_bundle(tiny_checkpoint, output)
-    return output
+    def make(folder: Path) -> None:
+        from glip_export.bundle_writer import export_bundle
+
+        export_bundle(tiny_checkpoint, folder / "bundle")
+
+    return made_once(tmp_path_factory, "tiny-bundle", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
 def nano_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of GLIP-nano, as `make demo` exports it; do not change it."""
-    from glip_export.bundle_writer import export_bundle
 
-    output = tmp_path_factory.mktemp("nano") / "glip_nano"
-    export_bundle(ROOT / "examples" / "nano" / "glip_nano.pth", output)
-    return output
+    def make(folder: Path) -> None:
+        from glip_export.bundle_writer import export_bundle
+
+        export_bundle(ROOT / "examples" / "nano" / "glip_nano.pth", folder / "glip_nano")
+
+    return made_once(tmp_path_factory, "nano", make) / "glip_nano"
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +111,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout."""
     from clean_environment import build_wheel
 
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+    (made,) = made_once(tmp_path_factory, "wheel", build_wheel).glob("*.whl")
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -53,17 +53,28 @@ def contents(folder):
 
 
 @needs_rtx
-def test_the_image_branch_in_two_parts(bundle):
-    """With canvases of any size: the axes of the features follow from those of the frames."""
-    result = build(bundle, **OPEN, precision="fp32", split=True)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(SMALL, id="fixed", marks=slow), pytest.param(OPEN, id="open", marks=slow)]
+)
+def test_the_image_branch_in_two_parts(bundle, sizes):
+    """Without GLIP_SLOW=1 the parts are parsed alone, in test_inspection.py."""
+    result = build(bundle, **sizes, precision="fp32", split=True)
     record = EngineRecord.read(result.path)
     assert set(record.engines) == {"text.plan", "image.plan", "backbone.plan", "head.plan"}
     assert "--split" in record.options.split()
-    (profile,) = record.engines["head.plan"].profiles
+    assert [row.name for row in record.engines["backbone.plan"].outputs] == [f"features_p{i}" for i in range(3, 8)]
+    plan = Plan.of(Bundle.open(bundle), BuildOptions(**SMALL | sizes, precision="fp32", split=True), Flavour.RTX)
+    for graph in plan.graphs:
+        assert record.engines[f"{graph}.plan"].profiles == plan.profiles(graph)
+
+
+def test_the_sizes_of_features_follow_from_those_of_frames(bundle):
+    plan = Plan.of(Bundle.open(bundle), BuildOptions(**OPEN, split=True), Flavour.RTX)
+    (profile,) = plan.profiles("head")
     assert profile["features_p3"] == ((1, 32, 8, 8), (1, 32, 16, 20), (1, 32, 32, 32))
     assert profile["features_p7"] == ((1, 32, 1, 1), (1, 32, 1, 2), (1, 32, 2, 2))
-    assert [row.name for row in record.engines["backbone.plan"].outputs] == [f"features_p{i}" for i in range(3, 8)]
-    assert "features_p3" not in record.engines["image.plan"].profiles[0]
+    (whole,) = plan.profiles("image")
+    assert "features_p3" not in whole
 
 
 def test_a_bundle_that_is_not_split(tiny_bundle, tmp_path):
@@ -78,7 +89,7 @@ def test_a_bundle_that_is_not_split(tiny_bundle, tmp_path):
     ("arch", "options"),
     [
         ("SM75", {"precision": "fp16"}),
-        ("SM80", {"precision": "fp32"}),
+        pytest.param("SM80", {"precision": "fp32"}, marks=slow),
         pytest.param("SM86", AS_PLUGIN, marks=needs_plugin),
         *(
             pytest.param(arch, options, marks=[*slow, *([needs_plugin] if options.get("form") == "plugin" else [])])

@@ -254,6 +254,15 @@ def test_variants(other_bundle, tmp_path, graph):
         assert_accepted(worker, file, Expected.of(model))
 
 
+@needs_rtx
+@pytest.mark.parametrize("graph", ["backbone", "head"])
+def test_the_two_parts_of_the_image_branch(tiny_bundle, tmp_path, graph):
+    file = tmp_path / f"{graph}.onnx"
+    model = rewrite_file(tiny_bundle / file.name, file, NEW, precision="fp16", form="native", pinned={})
+    with Worker(Settings(Flavour.RTX, "fp16", "SM80")) as worker:
+        assert_accepted(worker, file, Expected.of(model))
+
+
 def assert_accepted(worker, file, expected):
     """The network passes; then the builder refuses, because there are no profiles for its dynamic shapes."""
     job = GraphJob(str(file), f"{file}.plan", (), asdict(expected))

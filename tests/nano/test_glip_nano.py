@@ -19,22 +19,15 @@ SIDE = 224
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    from glip_export.bundle_writer import export_bundle
-
-    return export_bundle(CHECKPOINT, tmp_path_factory.mktemp("nano") / "glip_nano").path
-
-
-@pytest.fixture(scope="module")
-def detector(bundle):
-    with Detector.open(bundle, shortest_side=SIDE, cache_dir=None) as opened:
+def detector(nano_bundle):
+    with Detector.open(nano_bundle, shortest_side=SIDE, cache_dir=None) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def rounding_detector(bundle):
+def rounding_detector(nano_bundle, tmp_path_factory):
     """Every fp16 value rounded: what an fp16 engine gives at worst."""
-    copy = rounded_copy(bundle, "fp16", bundle.with_name("rounded"))
+    copy = rounded_copy(nano_bundle, "fp16", tmp_path_factory.mktemp("rounded") / "glip_nano")
     with Detector.open(copy, shortest_side=SIDE, cache_dir=None) as opened:
         yield opened
 
