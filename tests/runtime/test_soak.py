@@ -41,12 +41,19 @@ def test_each_backend_is_judged_by_itself():
         replace(sample, backend=turns[i % 3], allocated_mb=20.0, resident_mb=(500.0, 300.0, 400.0)[i % 3])
         for i, sample in enumerate(FLAT)
     ]
-    found = verdicts(mixed, limit=1.0)
+    found = verdicts(mixed, limit=1.0, leak=0.2)
     assert list(found) == ["onnxruntime", "openvino", "none open"] and all(one["flat"] for one in found.values())
-    leak = [replace(sample, allocated_mb=20 + sample.frames / 500) for sample in mixed]
-    assert [one["flat"] for one in verdicts(leak, limit=1.0).values()] == [True, True, False]
+    leak = [replace(sample, allocated_mb=20 + sample.frames / 4_000) for sample in mixed]
+    assert [one["flat"] for one in verdicts(leak, limit=1.0, leak=0.2).values()] == [True, True, False]
     grown = [replace(s, resident_mb=s.resident_mb + s.frames / 500 * (s.backend == "openvino")) for s in mixed]
-    assert [one["flat"] for one in verdicts(grown, limit=1.0).values()] == [True, False, True]
+    assert [one["flat"] for one in verdicts(grown, limit=1.0, leak=0.2).values()] == [True, False, True]
+
+
+def test_what_goes_up_and_down_is_no_growth_until_it_is():
+    waves = [replace(sample, resident_mb=300 + 40.0 * (i * 7 % 10) / 10) for i, sample in enumerate(FLAT)]
+    assert verdict(waves, limit=1.0)["flat"] and verdict(waves, limit=1.0)["standard_error"] > 0.3
+    grown = [replace(sample, resident_mb=sample.resident_mb + sample.frames / 400) for sample in waves]
+    assert not verdict(grown, limit=1.0)["flat"]
 
 
 def test_a_short_soak(runtime, tiny_bundle, tmp_path):
