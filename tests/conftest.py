@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,20 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         export_bundle(tiny_checkpoint, folder / "bundle")
 
     return made_once(tmp_path_factory, "tiny-bundle", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def half_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which glip-export made `bundle` in fp16, and said what is in `stderr`; do not change it."""
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "glip_export.cli", "--model", str(tiny_checkpoint)]
+        command += ["--output", str(folder / "bundle"), "--precision", "fp16"]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder / "stderr").write_text(done.stderr, encoding="utf-8")
+
+    return made_once(tmp_path_factory, "tiny-half", make)
 
 
 @pytest.fixture(scope="session")

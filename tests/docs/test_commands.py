@@ -34,7 +34,8 @@ REPLACED = {r"rtsp://camera/stream": "yard.mp4"}
 """What no test machine has."""
 SMALLER = {
     r"^(glip-bench sweep \w+=\w+,\w+),\S+": r"\1",
-    r"^glip-bench (run|sweep|classes) .*": r"\g<0> --shortest-side 128 --runs 2 --threads 1",
+    r"^glip-bench (run|sweep) .*": r"\g<0> --shortest-side 128 --runs 2 --threads 1",
+    r"^glip-bench classes .*": r"\g<0> --shortest-side 128 --runs 1 --threads 1",
     r"^glip-bench (run|sweep|accuracy|grounding) (?!.*--(subjects|predictions)).*": r"\g<0> --subjects onnxruntime-cpu",
 }
 """Two values of a sweep, and options that are added, so that a command takes seconds.

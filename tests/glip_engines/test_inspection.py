@@ -14,8 +14,8 @@ from glip_engines.inspection import Expected, check_network, single_tensors
 from glip_engines.rewriting import rewrite, rewrite_file
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
-from glip_export.bundle_writer import export_bundle
-from tiny_glip import tiny_state, write_tiny
+from glip_export.onnx_export import drop_raw_outputs, export_image, export_text
+from tiny_glip import tiny_model
 
 from glip_deploy.errors import EngineError
 
@@ -237,19 +237,23 @@ def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
 
 
 @pytest.fixture(scope="module", params=[{"fusion": False}, {"tunable_tokens": 64}], ids=["no fusion", "tuned prompt"])
-def other_bundle(request, tmp_path_factory):
-    """A bundle of another variant: GLIP-T (A) and (B) have no fusion, a prompt-tuned model adds to its text."""
+def other_graphs(request, tmp_path_factory):
+    """Graphs of another variant: GLIP-T (A) and (B) have no fusion, a prompt-tuned model adds to its text."""
+    import torch
+
     folder = tmp_path_factory.mktemp("other")
-    export_bundle(write_tiny(folder / "other.pth", tiny_state(**request.param)), folder / "bundle")
-    return folder / "bundle"
+    with torch.inference_mode():
+        export_text(tiny_model(**request.param), folder)
+        drop_raw_outputs(export_image(tiny_model(**request.param), folder), folder)
+    return folder
 
 
 @needs_rtx
 @pytest.mark.parametrize("graph", ["text", "image"])
-def test_variants(other_bundle, tmp_path, graph):
+def test_variants(other_graphs, tmp_path, graph):
     """Kinds of layers are listed from what graphs of all variants make."""
     file = tmp_path / f"{graph}.onnx"
-    model = rewrite_file(other_bundle / file.name, file, NEW, precision="fp16", form="native", pinned={})
+    model = rewrite_file(other_graphs / file.name, file, NEW, precision="fp16", form="native", pinned={})
     with Worker(Settings(Flavour.RTX, "fp16", "SM80")) as worker:
         assert_accepted(worker, file, Expected.of(model))
 

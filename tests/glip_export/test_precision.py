@@ -208,26 +208,25 @@ def export(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_an_fp16_bundle_detects_like_the_fp32_one(tiny_checkpoint, tiny_bundle, tmp_path):
-    done = export("--model", tiny_checkpoint, "--output", tmp_path / "half", "--precision", "fp16")
-    assert done.returncode == 0, done.stderr
-    assert "lower all graphs to fp16" in done.stderr and "logits, fp16" in done.stderr
-    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+def test_an_fp16_bundle_detects_like_the_fp32_one(tiny_bundle, half_export):
+    half_bundle, said = half_export / "bundle", (half_export / "stderr").read_text()
+    assert "lower all graphs to fp16" in said and "logits, fp16" in said
+    manifest = json.loads((half_bundle / "manifest.json").read_text())
     assert manifest["precision"] == "fp16"
     assert manifest["io"] == json.loads((tiny_bundle / "manifest.json").read_text())["io"]
     lowered = [row for row in manifest["parity"] if "mean_abs" in row]
     assert len(lowered) == 12 and all(0 < row["mean_abs"] <= row["tolerance"] for row in lowered)
-    weights = [sum(f.stat().st_size for f in folder.glob("*.data")) for folder in (tmp_path / "half", tiny_bundle)]
+    weights = [sum(f.stat().st_size for f in folder.glob("*.data")) for folder in (half_bundle, tiny_bundle)]
     assert weights[0] < 0.6 * weights[1]
     frame = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     found = []
-    for bundle in (tiny_bundle, tmp_path / "half"):
+    for bundle in (tiny_bundle, half_bundle):
         with Detector.open(bundle, shortest_side=96, cache_dir=None) as detector:
             found.append(detector.detect(frame, "person. dog", 0.2, color="bgr"))
     full, half = found
     assert len(full) > 0 and abs(len(full) - len(half)) <= 1
     np.testing.assert_allclose(np.sort(full.scores)[-5:], np.sort(half.scores)[-5:], atol=5e-3)
-    assert Bundle.open(tmp_path / "half").key != Bundle.open(tiny_bundle).key
+    assert Bundle.open(half_bundle).key != Bundle.open(tiny_bundle).key
 
 
 def test_a_weight_fp16_cannot_hold_stops_the_export(tmp_path):

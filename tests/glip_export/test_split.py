@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from glip_export.bundle_writer import export_bundle
 from glip_export.onnx_export import export_image, share_weights, split_image
 from split_bundle import feed_of, unsplit
 from tiny_glip import tiny_model
@@ -50,16 +49,9 @@ def test_the_parts_together_are_the_whole(tmp_path, fusion):
             np.testing.assert_allclose(found[name], expected, atol=1e-5, rtol=0, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def half_bundle(tiny_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("half") / "bundle"
-    export_bundle(tiny_checkpoint, folder, precision="fp16")
-    return folder
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_weight_is_stored_once(tiny_bundle, half_bundle, precision):
-    folder = tiny_bundle if precision == "fp32" else half_bundle
+def test_every_weight_is_stored_once(tiny_bundle, half_export, precision):
+    folder = tiny_bundle if precision == "fp32" else half_export / "bundle"
     whole = onnx.load(str(folder / "image.onnx"), load_external_data=False).graph
     known = {tensor.name: tensor.external_data for tensor in whole.initializer}
     for part in PARTS:

@@ -27,12 +27,13 @@ def trainer():
 
 @pytest.fixture(scope="module")
 def finished(text_encoder):
+    if os.environ.get("GLIP_SLOW") != "1":
+        pytest.skip("trains for a minute: GLIP_SLOW=1 runs it")
     whole = trainer()
     assert whole.run(workers=0) == "finished"
     return whole
 
 
-@pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="trains twice, for a minute: GLIP_SLOW=1 runs it")
 def test_resumed_training_gives_the_weights_of_an_uninterrupted_one(finished, tmp_path):
     state = tmp_path / "state.pt"
     first = trainer()
