@@ -94,7 +94,8 @@ def test_a_signal_at_any_moment(jobs, tmp_path, name, number):
         # Before and after the program's own code the signal itself ends the process; a shell gives the same number.
         assert process.returncode in (0, SIGNALS[number], -number), said
         assert "Traceback" not in said
-        assert said.rstrip().count("\n") <= 12
+        if process.returncode == SIGNALS[number]:  # the report of a job that had ended already is longer
+            assert said.rstrip().count("\n") <= 12
         job.check()
         assert job.leftovers() == []
         statuses.append(process.returncode)

@@ -88,12 +88,12 @@ class Recorder(Sink):
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left_behind():
-    before = threading.active_count()
+    before = set(threading.enumerate())  # threads of other files' tests may end meanwhile
     yield
     deadline = time.monotonic() + WAIT
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def go(detector, source, sinks=(), **options):
