@@ -148,7 +148,9 @@ class SharedSource:
                 if self.trouble != trouble:
                     return None
                 try:
-                    await asyncio.wait_for(self._changed.wait(), 1.0)
+                    # Not wait_for, which before Python 3.12 goes on when it is cancelled at the moment of a frame.
+                    async with asyncio.timeout(1.0):
+                        await self._changed.wait()
                 except TimeoutError:
                     self._notice_silence()
 

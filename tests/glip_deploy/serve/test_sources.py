@@ -94,6 +94,26 @@ def gray(frame):
     return round(float(frame.image.mean()) / 20)
 
 
+def test_who_stops_waiting_stops_also_when_a_frame_comes_at_that_moment():
+    """Otherwise what is ended goes on, and a visitor gets every frame twice."""
+
+    async def work(steps):
+        source = SharedSource("7")
+        waiting = asyncio.create_task(source.newer(0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await source._publish(None, Frame(np.zeros((8, 8, 3), np.uint8), "camera 7", 0), 0.0, "")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        ended = waiting.cancel()
+        [answer] = await asyncio.gather(waiting, return_exceptions=True)
+        return ended, isinstance(answer, asyncio.CancelledError)
+
+    moments = [run(work(steps)) for steps in range(8)]
+    assert [ended for ended, _ in moments].count(True) > 0
+    assert all(cancelled == ended for ended, cancelled in moments), moments
+
+
 def test_a_video_plays_at_its_own_pace_and_starts_again(clip):
     async def work():
         source = SharedSource(str(clip))
