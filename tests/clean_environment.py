@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -69,6 +70,11 @@ def required(distribution: metadata.Distribution, extra: str = "") -> list[str]:
     return [text for marker, text in texts if marker is None or marker.evaluate({"extra": extra})]
 
 
+def uv() -> str | None:
+    """Return uv, which installs in a fraction of pip's time, or None where it is not."""
+    return shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
 class CleanEnvironment:
     """A virtual environment that starts empty."""
 
@@ -84,7 +90,13 @@ class CleanEnvironment:
         if self._installed.issuperset(extras) and "" in self._installed:
             return
         wanted = f"{self.wheel}[{','.join(sorted(extras))}]" if extras else self.wheel
-        self.pip("install", "--quiet", "--no-compile", wanted)  # what is imported is compiled then
+        installer = None if (self.folder / "lent").exists() else uv()  # which does not see what is lent
+        if installer is None:
+            self.pip("install", "--quiet", "--no-compile", wanted)  # what is imported is compiled then
+        else:
+            done = run(installer, "pip", "install", "--quiet", "--python", self.python, wanted)
+            skip_if_offline(done)
+            assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
         self._installed.update(["", *extras])
 
     def pip(self, *arguments: object) -> None:

@@ -144,8 +144,8 @@ def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def complete_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CleanEnvironment]:
     """An environment of its own with every extra that a machine without a GPU can use.
 
-    Only the wheel is installed, by pip, which finds all that it requires lent by the running environment; that every
-    extra can be installed from the registry is what tests/test_packaging.py shows. Not the clean environment: a test of
+    Only the wheel is installed; all that it requires is lent by the running environment. That every extra can be
+    installed from the registry is what tests/test_packaging.py shows. Not the clean environment: a test of
     a package's absence there must not depend on which test came first.
     """
     from clean_environment import CleanEnvironment
@@ -155,6 +155,6 @@ def complete_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) 
     extras = ["video", "track", "bench", "supervision", "openvino", "ray", "export"]
     extras += ["tensorrt-rtx", "plugin"] if sys.platform == "linux" else []
     environment.lend_extras(*extras)
-    environment.install(*extras)
+    environment.pip("install", "--quiet", "--no-deps", wheel)
     yield environment
     shutil.rmtree(folder)

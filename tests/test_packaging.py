@@ -22,6 +22,7 @@ from importlib import metadata
 
 import pytest
 from clean_environment import run
+from engine_needs import slow
 from packaging.requirements import Requirement
 from parity_data import ROOT
 
@@ -279,7 +280,7 @@ def test_supervision(clean_environment):
 
 @pytest.mark.clean_install
 @pytest.mark.skipif(sys.platform != "linux", reason="the registry has TensorRT-RTX's compilers for Linux only")
-@pytest.mark.parametrize("form", ["native", "plugin"])
+@pytest.mark.parametrize("form", ["native", pytest.param("plugin", marks=slow)])
 def test_engines(clean_environment, tiny_bundle, tmp_path, form):
     """The extra alone is enough; with `plugin` and TensorRT's headers, no CUDA toolkit is needed for the other form."""
     clean_environment.install("tensorrt-rtx")

@@ -18,6 +18,7 @@ pytest.importorskip("pyarrow", reason="glip-batch writes Parquet with pyarrow; p
 pytest.importorskip("ray", reason="several workers run on Ray; pip install 'glip-deploy[ray]'")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import engine_needs
 from batch_runs import (
     PICTURES,
     command,
@@ -121,7 +122,7 @@ def test_a_picture_that_kills_its_worker_fails_alone(here, tiny_bundle, slow):
     assert len(rows(here / "out")) == 19
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [pytest.param(signal.SIGKILL, marks=engine_needs.slow), signal.SIGTERM])
 def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp_path, whole, slow, kill):
     arguments = command(tiny_bundle, str(mixed / "media"), "out", *TWO)
     process = start(arguments, tmp_path, slow(0.8))
@@ -150,9 +151,9 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
     ("number", "begun"),
     [
         (signal.SIGTERM, "gcs_server"),
-        (signal.SIGINT, "gcs_server"),
+        pytest.param(signal.SIGINT, "gcs_server", marks=engine_needs.slow),
         (signal.SIGHUP, "/raylet"),
-        (signal.SIGTERM, "/raylet"),
+        pytest.param(signal.SIGTERM, "/raylet", marks=engine_needs.slow),
     ],
 )
 def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun):
@@ -169,19 +170,17 @@ def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun
 
 
 def test_a_cluster_that_runs(mixed, tiny_bundle, tmp_path, whole, monkeypatch):
-    """It is joined by address and by `auto`, gives what one process gives, and outlives both runs."""
+    """It is joined by address and by `auto`, gives what one process gives, and outlives the runs."""
     with running_cluster() as cluster:
         monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
-        at = "--ray", cluster.address
-        said = succeed(command(tiny_bundle, str(mixed / "media"), "out", *TWO, *at), tmp_path)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        said = succeed(command(tiny_bundle, str(mixed / "media"), "out", *TWO, "--ray", "auto"), tmp_path)
         assert said.count("\n") == 1, said
         assert results(tmp_path / "out") == results(whole)
         wait_for(lambda: not cluster.workers(WORKER), 60)
         assert cluster.lives()
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        succeed(command(tiny_bundle, str(mixed / "media"), "again", *TWO, "--ray", "auto"), tmp_path)
-        assert results(tmp_path / "again") == results(whole)
-        assert cluster.lives()
+        monkeypatch.delenv("RAY_ADDRESS")
+        at = "--ray", cluster.address
         three = command(tiny_bundle, str(mixed / "media"), "third", "--workers", "3", *at)
         refused(three, tmp_path, "take 3 cores", "Ray has 2")
 
