@@ -26,7 +26,7 @@ ROOMS = ("benchmarks", "docs", "engines", "examples", "tests")
 """Folders of the repository that commands name by their path. No package is imported from there."""
 NOT_RUN = {
     "apt-get": "the machine is set up by whoever runs the tests",
-    "make": "CI runs lint, docs and test; tests/docs checks that a target exists",
+    "make": "CI runs lint and test, where docs is built too; tests/docs checks that a target exists",
     "pip": "tests/test_packaging.py installs every extra",
 }
 """Commands that are passed over, and where they are tested instead."""
@@ -43,6 +43,7 @@ SMALLER = {
 What glip-bench's other subjects give is tested in tests/glip_bench.
 """
 SECONDS = 900
+EXPORT = re.compile(r"^(glip-export --model \S+ --output (\S+)/)$", re.MULTILINE)
 FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+?) *-->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -209,10 +210,16 @@ def lay_out(folder, block, makers):
 # -- running --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """What exports of earlier blocks have written, by command: several pages begin with the same one."""
+    return tmp_path_factory.mktemp("exported"), {}
+
+
 @pytest.mark.clean_install
 @pytest.mark.skipif(os.name == "nt", reason="the commands are written for a POSIX shell")
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"{block.page}:{block.line}" for block in BLOCKS])
-def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint, nano_bundle, tmp_path):
+def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint, nano_bundle, exported, tmp_path):
     if block.reason is not None:
         pytest.skip(f"not run: {block.reason}")
     lay_out(tmp_path, block, Makers(tiny_bundle, tiny_checkpoint, nano_bundle))
@@ -220,6 +227,11 @@ def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint,
     for table in (REPLACED, SMALLER):
         for pattern, replacement in table.items():
             script = re.sub(pattern, replacement, script, flags=re.MULTILINE)
+    kept, known = exported
+    exports = re.findall(EXPORT, script)
+    for command, output in exports:
+        if command in known:
+            script = script.replace(command, f"cp -r {known[command]} {output}")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PATH"] = os.pathsep.join([str(complete_environment.bin), environment["PATH"]])
     environment["GLIP_DEPLOY_CACHE"] = str(tmp_path / "cache")
@@ -228,5 +240,8 @@ def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint,
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    for command, output in exports:
+        if command not in known:
+            known[command] = shutil.copytree(tmp_path / output, kept / str(len(known)))
     for path in re.findall(r"--(?:output|json|coco|report)[ =](\S+)", script):
         assert path == "-" or (tmp_path / path).exists(), path

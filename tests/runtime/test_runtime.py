@@ -378,9 +378,10 @@ def test_null_pointers_and_wrong_sizes_are_errors(library, detector, picture):
     assert library.c.glip_last_error() == b"detector is a null pointer; pass one that is not"
 
 
-def test_where_pictures_are_resized(library, tiny_bundle):
+def test_where_pictures_are_resized(library, tiny_bundle, cache):
+    kept = {"cache_dir": str(cache).encode()}
     for given in ({}, {"resize": b""}, {"resize": b"exact"}):
-        opened = library.open(tiny_bundle, no_cache=1, **given)
+        opened = library.open(tiny_bundle, **kept, **given)
         assert library.c.glip_resize(opened) == b"exact"
         library.c.glip_close(opened)
     assert refused(library.open, tiny_bundle, no_cache=1, resize=b"gpu") == (
@@ -390,12 +391,12 @@ def test_where_pictures_are_resized(library, tiny_bundle):
         'OPTION: resize is "fast"; it must be "exact" or "gpu"'
     )
     # A program that was compiled before there was the choice passes a smaller struct, and what follows it is not read.
-    opened = library.open(tiny_bundle, no_cache=1, size=Options.resize.offset, resize=b"fast")
+    opened = library.open(tiny_bundle, **kept, size=Options.resize.offset, resize=b"fast")
     library.c.glip_close(opened)
 
 
-def test_a_prompt_of_another_bundle_is_refused(library, detector, tiny_bundle, picture):
-    other = library.open(tiny_bundle, no_cache=1, shortest_side=64)
+def test_a_prompt_of_another_bundle_is_refused(library, detector, tiny_bundle, picture, cache):
+    other = library.open(tiny_bundle, cache_dir=str(cache).encode(), shortest_side=64)
     prompt = library.encode(other, "dog")
     message = refused(library.detect, detector, prompt, picture)
     assert message.startswith("PROMPT: ") and "of another bundle or precision" in message
@@ -554,7 +555,7 @@ same
 """
 
 
-def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, python, picture, tmp_path):
+def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, cache, python, picture, tmp_path):
     run("cmake", "--install", build(), "--prefix", tmp_path / "installed")
     (tmp_path / "CMakeLists.txt").write_text(CONSUMER)
     (tmp_path / "main.cpp").write_text(MAIN)
@@ -562,7 +563,7 @@ def test_a_project_builds_against_the_installed_tree(runtime, nano_bundle, pytho
     run("cmake", "--build", tmp_path / "out")
     (tmp_path / "scene.bgr").write_bytes(np.ascontiguousarray(picture[..., ::-1]).tobytes())
     command = [tmp_path / "out" / "consumer", nano_bundle, tmp_path / "scene.bgr", picture.shape[1], picture.shape[0]]
-    done = run(*command, env={"GLIP_DEPLOY_CACHE": str(tmp_path / "cache")})
+    done = run(*command, env={"GLIP_DEPLOY_CACHE": str(cache)})
     chunks = len(python.encode([f"kind {index} of dog" for index in range(120)]).chunks)
     assert chunks > 2 and done.stdout == SAID.format(version=__version__, chunks=chunks)
 

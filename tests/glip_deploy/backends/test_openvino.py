@@ -255,14 +255,14 @@ def test_the_parts_take_the_place_of_the_whole_in_clones_too(bundle, cache, back
         opened.detect_prompts(given)
 
 
-def test_a_bundle_without_parts_runs_whole_and_says_so_once(tiny_bundle, tmp_path, caplog):
+def test_a_bundle_without_parts_runs_whole_and_says_so_once(tiny_bundle, cache, tmp_path, caplog):
     shutil.copytree(tiny_bundle, tmp_path / "glip")
     manifest = json.loads((tmp_path / "glip" / "manifest.json").read_text())
     for name in ("backbone.onnx", "head.onnx"):
         (tmp_path / "glip" / name).unlink()
         del manifest["files"][name]
     (tmp_path / "glip" / "manifest.json").write_text(json.dumps(manifest))
-    opened, given = open_backend("openvino", Bundle.open(tmp_path / "glip"), None, cache_dir=None), two_prompts()
+    opened, given = open_backend("openvino", Bundle.open(tmp_path / "glip"), None, cache_dir=cache), two_prompts()
     for _ in range(2):
         together = opened.detect_prompts(given)
     assert caplog.text.count("lacks backbone.onnx and head.onnx") == 1

@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="glip-serve needs the extra serve; pip install 'glip-deploy[serve]'")
 pytest.importorskip("ray.serve", reason="replicas need the extra ray; pip install 'glip-deploy[ray]'")
 
+from engine_needs import slow
 from parity_data import ROOT
 from processes import descendants, wait_for
 from ray_processes import running_cluster, short_folder, with_folder
@@ -33,6 +34,7 @@ from glip_deploy.serve.replicas import RayModel
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 PICTURE = ROOT / "export" / "glip_export" / "data" / "picture.jpg"
 SIDE = ("--shortest-side", "128")
+SLOW = os.environ.get("GLIP_SLOW") == "1"
 
 
 def ask(port, prompt, path="/v1/detect"):
@@ -219,7 +221,11 @@ def test_addresses_and_options(tiny_bundle):
 
 @pytest.mark.parametrize(
     ("number", "begun"),
-    [(signal.SIGTERM, "/raylet"), (signal.SIGHUP, "ServeController"), (signal.SIGTERM, "ServeReplica:")],
+    [
+        (signal.SIGTERM, "/raylet"),
+        pytest.param(signal.SIGHUP, "ServeController", marks=slow),
+        pytest.param(signal.SIGTERM, "ServeReplica:", marks=slow),
+    ],
 )
 def test_a_signal_while_ray_and_replicas_start(tiny_bundle, monkeypatch, number, begun):
     with short_folder() as folder:
@@ -233,6 +239,7 @@ def test_a_signal_while_ray_and_replicas_start(tiny_bundle, monkeypatch, number,
         assert [entry.name for entry in folder.iterdir() if entry.name != "cache"] == []
 
 
+@pytest.mark.skipif(not SLOW, reason="tests/glip_deploy/batch joins a running cluster too: GLIP_SLOW=1 runs it")
 def test_a_cluster_that_runs(expected, tiny_bundle, tmp_path, monkeypatch):
     with running_cluster() as cluster:
         monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
@@ -269,7 +276,7 @@ def test_a_cluster_that_runs(expected, tiny_bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
-    os.environ.get("GLIP_SLOW") != "1",
+    not SLOW,
     reason="Ray Serve adds a replica after half a minute of load, and then it has to start: GLIP_SLOW=1 runs it",
 )
 @pytest.mark.parametrize("different", [False, True])
