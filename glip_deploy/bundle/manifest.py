@@ -259,7 +259,7 @@ class Bundle:
                 if folder.renames != renames:
                     continue
                 raise type(error)(folder.shown(str(error))) from None
-            if self._present(folder) == before:
+            if self._present(folder) == before and folder.renames == renames:
                 return loaded
         raise BundleError(f"bundle {self.path} changes all the time; open it when it is written")
 

@@ -61,15 +61,17 @@ class OpenedFolder:
         return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
-    def renames(self) -> tuple[str, int]:
-        """What changes when the folder, or something beside it, is renamed.
+    def renames(self) -> tuple[str, int, int]:
+        """What changes when the folder is renamed, or another one is put in its place.
 
-        A library that resolves a path twice may fail because the folder was renamed in between.
+        A library that resolves the path twice may fail because the folder was renamed in between, or read another file:
+        ONNX Runtime resolves the folder of a graph to its name before it opens the weights there.
         """
         try:
-            return os.path.realpath(self.path), self.name.absolute().parent.stat().st_mtime_ns
+            status = self.path.stat()  # renaming a folder sets its ctime
+            return os.path.realpath(self.path), status.st_ino, status.st_ctime_ns
         except OSError:
-            return "", 0
+            return "", 0, 0
 
     def shown(self, text: str) -> str:
         """Return a message with the folder's name in place of the path that goes through the descriptor."""

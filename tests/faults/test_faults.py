@@ -143,7 +143,7 @@ def visible(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
 
 
-@pytest.mark.parametrize("size", [64, 1500, 4000] if LONG else [1500])
+@pytest.mark.parametrize("size", [64, 1500, 3000] if LONG else [1500])
 @pytest.mark.parametrize("name", ["export", "build"])
 def test_a_full_disk_while_a_folder_is_written(tiny_bundle, tiny_checkpoint, tmp_path, name, size):
     if name == "export" and not LONG:
@@ -223,7 +223,10 @@ def test_a_read_only_folder(tiny_bundle, tiny_checkpoint, tmp_path, kind):
 
 
 def test_a_bundle_that_is_exchanged_all_the_time_is_never_mixed(tiny_bundle, tmp_path):
-    """Two bundles change places in a fast loop; each open gives one of them, whole, or a BundleError."""
+    """Two bundles change places all the time; each open gives one of them, whole, or a BundleError.
+
+    In the long run first so fast that none can be opened, then, as always, at moments that are drawn.
+    """
     one, two = (shutil.copytree(tiny_bundle, tmp_path / name) for name in ("one", "two"))
     weights = two / "text.onnx.data"
     weights.write_bytes((np.frombuffer(weights.read_bytes(), np.float32) * 1.25).tobytes())
@@ -240,17 +243,18 @@ def test_a_bundle_that_is_exchanged_all_the_time_is_never_mixed(tiny_bundle, tmp
     stop, exchanged = threading.Event(), []
 
     def exchange():
+        draw = random.Random(SEED)
         while not stop.is_set():
             assert _exchange(one, two)
             exchanged.append(1)
-            time.sleep(0.001)
+            time.sleep(0.001 if LONG and len(exchanged) < 5000 else draw.choice([0.001, 0.1, 3]))
 
     worker = threading.Thread(target=exchange)
     worker.start()
     opened: dict[str, int] = {}
     refused = 0
     try:
-        for i in range(200 if LONG else 15):
+        for i in range(200 if LONG else 6):
             cache = tmp_path / "cache" if i % 2 else None
             try:
                 with Detector.open(one, cache_dir=cache, **options) as detector:
@@ -264,7 +268,7 @@ def test_a_bundle_that_is_exchanged_all_the_time_is_never_mixed(tiny_bundle, tmp
         stop.set()
         worker.join()
     print(f"{len(exchanged)} exchanges, opened {opened}, refused {refused}")
-    assert sum(opened.values()) > 0 and len(exchanged) > 10
+    assert sum(opened.values()) > 0 and len(exchanged) > 1
 
 
 # -- closed streams ---------------------------------------------------------------------------------------------------

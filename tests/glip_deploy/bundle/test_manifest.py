@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +274,22 @@ def test_a_bundle_that_is_replaced_is_not_mixed_with_the_new_one(bundle, tmp_pat
     shutil.rmtree(tmp_path / "old")
     with pytest.raises(BundleError, match="was removed or replaced meanwhile; open it again"):
         opened.load(lambda folder: None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say when a folder was renamed")
+def test_a_bundle_whose_name_another_one_had_for_a_while_is_read_again(bundle, tmp_path):
+    """ONNX Runtime resolves the folder to its name, by which it then opens the weights: whose were they?"""
+    opened, calls = Bundle.open(bundle), []
+
+    def read(folder):
+        calls.append(folder)
+        if len(calls) == 1:
+            time.sleep(0.02)  # a change of state has the time of a clock that ticks 100 to 1,000 times a second
+            bundle.rename(tmp_path / "elsewhere")
+            (tmp_path / "elsewhere").rename(bundle)
+        return len(calls)
+
+    assert opened.load(read) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descriptors are listed in /proc/self/fd, which Linux has")
