@@ -404,6 +404,22 @@ def test_a_prompt_of_another_bundle_is_refused(library, detector, tiny_bundle, p
     library.c.glip_close(other)
 
 
+def test_a_bundle_that_is_replaced_is_never_mixed(library, tiny_bundle, tmp_path):
+    """The text branch is loaded with the first prompt, and not compiled yet."""
+    for name in ("used", "newer"):
+        shutil.copytree(tiny_bundle, tmp_path / name)
+    opened = library.open(tmp_path / "used", no_cache=1)
+    (tmp_path / "used").rename(tmp_path / "older")
+    message = refused(library.encode, opened, "umbrella. violin")
+    assert message.startswith("BACKEND: ") or "removed" in message
+    (tmp_path / "newer").rename(tmp_path / "used")
+    message = refused(library.encode, opened, "umbrella. violin")
+    assert message.startswith(
+        f"BUNDLE: bundle {tmp_path / 'used'} was changed, removed or replaced since it was opened"
+    )
+    library.c.glip_close(opened)
+
+
 def test_without_its_backend_the_library_says_so(runtime, nano_bundle, tmp_path):
     for file in runtime.glob("libglip.so*"):
         shutil.copy(file, tmp_path / file.name, follow_symlinks=False)

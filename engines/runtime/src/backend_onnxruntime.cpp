@@ -158,7 +158,9 @@ class Sessions {
 
  private:
   std::shared_ptr<Session> load(const std::string& graph) const {
-    return std::make_shared<Session>(bundle_.file(graph), threads_);
+    auto session = std::make_shared<Session>(bundle_.file(graph), threads_);
+    bundle_.check_unchanged();
+    return session;
   }
 
   Bundle bundle_;

@@ -170,6 +170,7 @@ class Graphs {
     } catch (const std::exception& error) {
       throw Error(ErrorKind::backend, "OpenVINO cannot load " + file + ": " + reason(error) + "; export the bundle again");
     }
+    bundle_.check_unchanged();  // also before it is kept for others
     try {
       ov::CompiledModel compiled = core_.compile_model(model, "CPU", config_);
       if (!cache_.empty()) {

@@ -1,5 +1,7 @@
 #include "bundle.hpp"
 
+#include <sys/stat.h>
+
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -19,6 +21,13 @@ constexpr int kFormatVersion = 1;
 const char* const kAgain = "export the bundle again with glip-export";
 
 [[noreturn]] void refuse(const std::string& message) { throw Error(ErrorKind::bundle, message); }
+
+/// The state of a file; that of none is like no other.
+FileState state_of(const std::string& file) {
+  struct stat found {};
+  if (::stat(file.c_str(), &found) != 0) return {};
+  return {found.st_dev, found.st_ino, static_cast<std::uint64_t>(found.st_size), found.st_mtim.tv_sec, found.st_mtim.tv_nsec};
+}
 
 }  // namespace
 
@@ -85,11 +94,12 @@ Bundle Bundle::open(const std::string& path, bool verify) {
     for (const auto& part : relative) outside = outside || part == "..";
     if (outside) refuse(bundle.file("manifest.json") + " lists '" + name + "', a file outside the bundle; " + kAgain);
     const std::string file = bundle.file(name);
-    const auto size = fs::file_size(file, ignored);
-    if (ignored) refuse("bundle " + path + " lacks " + name + "; copy the whole directory, or " + kAgain);
-    if (size != sizes.at(name)) {
-      refuse(file + " has " + std::to_string(size) + " bytes, the manifest says " + std::to_string(sizes.at(name)) + "; " +
-             kAgain);
+    const FileState& state = bundle.states[name] = state_of(file);
+    if (!fs::is_regular_file(file, ignored))
+      refuse("bundle " + path + " lacks " + name + "; copy the whole directory, or " + kAgain);
+    if (state.size != sizes.at(name)) {
+      refuse(file + " has " + std::to_string(state.size) + " bytes, the manifest says " + std::to_string(sizes.at(name)) +
+             "; " + kAgain);
     }
     if (verify && sha256_of_file(file) != hash) {
       refuse(file + " was changed after the export (its SHA-256 differs); " + kAgain);
@@ -100,9 +110,19 @@ Bundle Bundle::open(const std::string& path, bool verify) {
   return bundle;
 }
 
+void Bundle::check_unchanged() const {
+  for (const auto& [name, state] : states) {
+    if (!(state_of(file(name)) == state)) {
+      refuse("bundle " + path + " was changed, removed or replaced since it was opened (" + name + "); open it again");
+    }
+  }
+}
+
 Tokenizer Bundle::tokenizer() const {
   const std::string name = file("tokenizer.json");
-  return Tokenizer::parse(read_file(name), name);
+  Tokenizer read = Tokenizer::parse(read_file(name), name);
+  check_unchanged();
+  return read;
 }
 
 }  // namespace glip
