@@ -148,7 +148,7 @@ class SharedSource:
                 if self.trouble != trouble:
                     return None
                 try:
-                    # Not wait_for, which before Python 3.12 goes on when it is cancelled at the moment of a frame.
+                    # Not wait_for, which before Python 3.12 goes on when it is canceled at the moment of a frame.
                     async with asyncio.timeout(1.0):
                         await self._changed.wait()
                 except TimeoutError:

@@ -254,7 +254,7 @@ def test_a_bundle_that_is_exchanged_all_the_time_is_never_mixed(tiny_bundle, tmp
     opened: dict[str, int] = {}
     refused = 0
     try:
-        for i in range(200 if LONG else 6):
+        for i in range(60 if LONG else 6):
             cache = tmp_path / "cache" if i % 2 else None
             try:
                 with Detector.open(one, cache_dir=cache, **options) as detector:

@@ -111,7 +111,7 @@ def test_who_stops_waiting_stops_also_when_a_frame_comes_at_that_moment():
 
     moments = [run(work(steps)) for steps in range(8)]
     assert [ended for ended, _ in moments].count(True) > 0
-    assert all(cancelled == ended for ended, cancelled in moments), moments
+    assert all(obeyed == ended for ended, obeyed in moments), moments
 
 
 def test_a_video_plays_at_its_own_pace_and_starts_again(clip):
