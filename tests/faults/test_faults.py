@@ -143,7 +143,7 @@ def visible(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
 
 
-@pytest.mark.parametrize("size", [64, 1500, 3000] if LONG else [1500])
+@pytest.mark.parametrize("size", [64, 1500, 2500] if LONG else [1500])
 @pytest.mark.parametrize("name", ["export", "build"])
 def test_a_full_disk_while_a_folder_is_written(tiny_bundle, tiny_checkpoint, tmp_path, name, size):
     if name == "export" and not LONG:
