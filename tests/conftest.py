@@ -61,7 +61,7 @@ LONGEST = (
     "glip_engines/test_onnx_only.py",
     "glip_engines/test_deform_emulated.py",
 )
-"""Files that take more than a minute, the longest first."""
+"""Files that take longest, by time on the wall, roughly the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

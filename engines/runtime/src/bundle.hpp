@@ -27,6 +27,7 @@ struct Bundle {
   std::string file(const std::string& name) const { return path + "/" + name; }
 
   /// Throw Error(bundle) if a file is not the one that was opened: whoever has read one asks, before what it read is used.
+  /// Another bundle that had the name for an instant, and lost it again, is not noticed.
   void check_unchanged() const;
 
   std::string path;
