@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from glip_export.model.bert import attention_bias
+from glip_export.model.fpn import level_sizes
 from glip_export.model.fusion import VlFuse
 from glip_export.model.glip import Glip, normalize
 from glip_export.model.head import Candidates, HeadOutputs, LevelOutputs, select_candidates
@@ -98,7 +99,7 @@ def stages(branch: HalfImageBranch, inputs: Inputs) -> dict[str, tuple[Callable[
     image = branch.image(inputs)
     maps = glip.backbone.body(image)
     features = glip.backbone.fpn(maps)
-    hidden = inputs.embedding.half()
+    sizes, hidden = level_sizes(features), inputs.embedding.half()
     outputs = head(features, hidden, inputs.mask)
     blocks = head.config.blocks
     found: dict[str, tuple[Callable[[], Any], int]] = {
@@ -110,9 +111,9 @@ def stages(branch: HalfImageBranch, inputs: Inputs) -> dict[str, tuple[Callable[
     if isinstance(convolve, VlFuse):
         fuse, layer, convolve = head.dyhead_tower[:3]
         bias = attention_bias(inputs.mask, hidden.dtype)
-        found["fusion"] = (lambda: fuse(features, hidden, inputs.mask), blocks)
+        found["fusion"] = (lambda: fuse(features, sizes, hidden, inputs.mask), blocks)
         found["BERT layers of the head"] = (lambda: layer(hidden, bias), blocks)
-    found["DyConv"] = (lambda: convolve(features), blocks)
+    found["DyConv"] = (lambda: convolve(features, sizes), blocks)
     found["decode, top 1000"] = (lambda: branch.select(outputs, inputs), 1)
     return found
 

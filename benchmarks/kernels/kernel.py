@@ -12,6 +12,7 @@ import torch
 from glip_engines.deform_abi import DataType, Layout, Level, ProblemStruct, Shape, problem
 from glip_export.model.deform import TAPS, deform_conv2d, flat_read
 from glip_export.model.dyhead import DeformConvNorm, DyConv
+from glip_export.model.fpn import LevelSizes
 from glip_export.model.glip import Glip
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -195,14 +196,13 @@ class KernelDyConv(nn.Module):
         own.offset.float()
         self.own, self.convolve = own, convolve
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], sizes: LevelSizes) -> list[Tensor]:
         """See `DyConv.forward`."""
         own = self.own
         maps = [x.contiguous(memory_format=torch.channels_last) for x in features]
         positions = [own.offset(x.float()) for x in maps]  # as in an engine: fp16 is too coarse for positions
         offsets = [p[:, : 2 * TAPS].contiguous() for p in positions]
         masks = [p[:, 2 * TAPS :].sigmoid().contiguous() for p in positions]
-        sizes = [(x.shape[2], x.shape[3]) for x in maps]
         last = len(maps) - 1
         rows = {
             "own": [MapLevel(maps[i], offsets[i], masks[i], sizes[i]) for i in range(len(maps))],

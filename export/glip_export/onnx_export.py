@@ -251,6 +251,7 @@ def _tidy(model: onnx_ir.Model) -> onnx_ir.Model:
     """Halve the number of nodes: the tracer writes every use of a constant and of a size as nodes of its own."""
     from onnx_ir.passes import common
 
+    _drop_idle_casts(model.graph)
     for tidying in (
         common.IdentityEliminationPass(),
         common.CommonSubexpressionEliminationPass(),
@@ -261,6 +262,38 @@ def _tidy(model: onnx_ir.Model) -> onnx_ir.Model:
     ):
         model = tidying(model).model
     return model
+
+
+def _drop_idle_casts(graph: onnx_ir.Graph) -> None:
+    """Take out casts of int64 values to int64: the tracer writes two after every division of sizes."""
+    import onnx_ir
+
+    integer = onnx_ir.DataType.INT64
+    known = {value for value in (*graph.inputs, *graph.initializers.values()) if value.dtype == integer}
+    for node in list(graph):
+        whole = node.op_type in _SAME_TYPE and all(value in known for value in node.inputs if value is not None)
+        if node.op_type == "Cast":
+            whole = node.attributes["to"].as_int() == integer
+            source = node.inputs[0]
+            if whole and source in known and node.outputs[0] not in graph.outputs:
+                assert source is not None
+                for user, index in list(node.outputs[0].uses()):
+                    user.replace_input_with(index, source)
+        elif node.op_type == "Constant":
+            tensor = node.attributes.get("value")
+            whole = tensor is not None and tensor.as_tensor().dtype == integer
+        elif node.op_type == "Shape":
+            whole = True
+        elif node.op_type == "TopK":
+            known.add(node.outputs[1])
+        elif node.op_type == "Gather":
+            whole = node.inputs[0] in known
+        if whole:
+            known.add(node.outputs[0])
+
+
+_SAME_TYPE = ("Add", "Concat", "Div", "Min", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze")
+"""Operators that give int64 where all that they are given is."""
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:

@@ -14,6 +14,7 @@ from glip_engines.rewriting.deformable import PLUGIN_DOMAIN, PLUGIN_VERSION
 from glip_engines.rewriting.dynamic_head import find_layers
 from glip_export.model.config import HeadConfig
 from glip_export.model.dyhead import DyConv
+from glip_export.model.fpn import level_sizes
 from glip_export.onnx_export import export_image
 from glip_export.precision import to_precision
 from onnx_ir.passes import common
@@ -172,7 +173,7 @@ def golden_layer(tmp_path_factory):
             self.layer = module
 
         def forward(self, *maps):
-            return tuple(self.layer(maps))
+            return tuple(self.layer(maps, level_sizes(maps)))
 
     path = tmp_path_factory.mktemp("layer") / "layer.onnx"
     names = {"input_names": [f"in{i}" for i in range(5)], "output_names": [f"out{i}" for i in range(5)]}

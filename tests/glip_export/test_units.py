@@ -8,6 +8,7 @@ import torch
 from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.deform import deform_conv2d, flat_read
+from glip_export.model.fpn import level_sizes
 from glip_export.model.dyhead import DyConv, DyReLU
 from glip_export.model.fusion import VlFuse
 from glip_export.model.head import decode
@@ -74,7 +75,8 @@ def test_dyrelu():
 def test_dyconv():
     arrays, meta = load_golden("unit_dyconv.npz")
     module = fill(DyConv(HEAD, 64), meta["weights"], meta["prefix"])
-    outputs = module(tensors(arrays, *(f"in{i}" for i in range(5))))
+    maps = tensors(arrays, *(f"in{i}" for i in range(5)))
+    outputs = module(maps, level_sizes(maps))
     for i, output in enumerate(outputs):
         assert absolute_error(output, arrays[f"out{i}"]) <= 1e-4
 
@@ -85,7 +87,8 @@ def test_fusion():
     fuse = VlFuse(HEAD, 768)
     fuse.b_attn = module
     hidden, mask = tensors(arrays, "hidden", "mask")
-    maps, text = fuse(tensors(arrays, *(f"in{i}" for i in range(5))), hidden, mask)
+    maps = tensors(arrays, *(f"in{i}" for i in range(5)))
+    maps, text = fuse(maps, level_sizes(maps), hidden, mask)
     for i, output in enumerate(maps):
         assert absolute_error(output, arrays[f"out{i}"]) <= 1e-4
     kept = arrays["mask"][0].astype(bool)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from glip_export.model.dyhead import DyConv
+from glip_export.model.fpn import level_sizes
 from glip_export.model.glip import Glip
 from kernels.half_model import HalfImageBranch, Inputs, network_input, relative_error, stages
 from kernels.kernel import KernelDyConv, MapLevel, convolve_in_torch, use_kernel, with_library
@@ -29,9 +30,10 @@ def test_three_launches_compute_what_thirteen_do(model, batch):
     features = [
         torch.randn(batch, model.config.head.channels, h, w) for h, w in ((13, 21), (7, 11), (4, 6), (2, 3), (1, 2))
     ]
+    sizes = level_sizes(features)
     plain = next(module for module in model.modules() if isinstance(module, DyConv))
     ours = KernelDyConv(copy.deepcopy(plain), convolve_in_torch)
-    for a, b in zip(plain(features), ours(features), strict=True):
+    for a, b in zip(plain(features, sizes), ours(features, sizes), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 
 
@@ -39,9 +41,10 @@ def test_three_launches_compute_what_thirteen_do(model, batch):
 def test_the_model_runs_on_the_c_interface(model, host_library, batch):
     """Packing, strides, flat reads and layouts as the script hands them over."""
     features = [torch.randn(batch, model.config.head.channels, h, w) for h, w in ((13, 21), (7, 11), (4, 6))]
+    sizes = level_sizes(features)
     plain = next(module for module in model.modules() if isinstance(module, DyConv))
     ours = KernelDyConv(copy.deepcopy(plain), with_library(host_library))
-    for a, b in zip(plain(features), ours(features), strict=True):
+    for a, b in zip(plain(features, sizes), ours(features, sizes), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 
 

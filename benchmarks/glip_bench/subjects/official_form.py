@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from glip_export.model.fpn import level_sizes
 from glip_export.model.fusion import BiMultiHeadAttention, VlFuse
 from torch import Tensor
 
@@ -95,8 +96,9 @@ def official_macs(config: GlipConfig, height: int = 800, width: int = 1344) -> M
         hidden = counted("BERT", 1, model.encode_text, ids, ids)
         maps = counted("Swin", 1, model.backbone.body, image)
         maps = counted("FPN", 1, model.backbone.fpn, maps)
+        sizes = level_sizes(maps)
         if config.head.fusion:
-            maps, hidden = counted("fusion", blocks, tower[0], maps, hidden, ids)
+            maps, hidden = counted("fusion", blocks, tower[0], maps, sizes, hidden, ids)
             counted("text layers", blocks, tower[1], hidden, bias)
-        counted("DyConv", blocks, tower[2 if config.head.fusion else 0], maps)
+        counted("DyConv", blocks, tower[2 if config.head.fusion else 0], maps, sizes)
     return total

@@ -25,14 +25,16 @@ class SelfAttention(nn.Module):
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.hidden, self.heads = hidden, heads
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Map (B, T, hidden) with an additive (B, 1, 1, T) bias to (B, T, hidden)."""
-        batch, tokens, hidden = x.shape
+        # Of the bias, which all layers share: a graph asks for its sizes once, where it would for every layer's `x`.
+        batch, tokens = bias.shape[0], bias.shape[3]
+        hidden = self.hidden
 
         def split(y: Tensor) -> Tensor:
             return y.view(batch, tokens, self.heads, hidden // self.heads).transpose(1, 2)

@@ -32,8 +32,8 @@ def flat_read(values: Tensor, height: int, width: int) -> Tensor:
     Not a crop and not a resize: element i of the result's buffer is element i of the map's buffer (official
     `deform_conv_kernel_cuda.cu`, which never sees the offset tensor's size).
     """
-    channels = values.shape[1]
-    return values.flatten(1)[:, : channels * height * width].reshape(-1, channels, height, width)
+    channels = int(values.shape[1])  # a number also while a graph is traced, where sizes are nodes
+    return values.flatten(1)[:, : height * width * channels].reshape(-1, channels, height, width)
 
 
 class _OnnxDeformConv(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from glip_export.model.config import HeadConfig
 from glip_export.model.deform import KERNEL, TAPS, DeformConv, deform_conv2d, flat_read
+from glip_export.model.fpn import LevelSizes
 
 __all__ = ["DyConv", "DyReLU"]
 
@@ -24,12 +25,13 @@ class DyReLU(nn.Module):
 
     def __init__(self, channels: int, squeeze: int) -> None:
         super().__init__()
+        self.channels = channels
         self.fc = nn.Sequential(nn.Linear(channels, squeeze), nn.ReLU(), nn.Linear(squeeze, 4 * channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        y = hard_sigmoid(self.fc(x.mean(dim=(2, 3))))[:, :, None, None] - 0.5
-        a1, b1, a2, b2 = y.chunk(4, dim=1)
+        y = hard_sigmoid(self.fc(x.mean(dim=(2, 3)))).view(-1, 4 * self.channels, 1, 1) - 0.5
+        a1, b1, a2, b2 = y.split(self.channels, dim=1)
         return torch.maximum(x * (a1 * 2 + 1) + b1, x * (a2 * 2) + b2)
 
 
@@ -66,8 +68,8 @@ class DyConv(nn.Module):
         self.relu = DyReLU(channels, squeeze)
         self.offset = nn.Conv2d(channels, 3 * TAPS, KERNEL, 1, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Map P3..P7, each (B, C, H, W), to maps of the same shapes."""
+    def forward(self, features: Sequence[Tensor], sizes: LevelSizes) -> list[Tensor]:
+        """Map P3..P7, each (B, C, H, W) of these sizes, to maps of the same shapes."""
         above, own, below = self.DyConv
         outputs = []
         for level, x in enumerate(features):
@@ -77,10 +79,9 @@ class DyConv(nn.Module):
             if level > 0:
                 branches.append(below(features[level - 1], offset, mask))
             if level + 1 < len(features):
-                small = features[level + 1]
-                height, width = small.shape[-2:]
-                y = above(small, flat_read(offset, height, width), flat_read(mask, height, width))
-                branches.append(F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=True))
+                small = sizes[level + 1]
+                y = above(features[level + 1], flat_read(offset, *small), flat_read(mask, *small))
+                branches.append(F.interpolate(y, size=sizes[level], mode="bilinear", align_corners=True))
             outputs.append(self.relu(self.combine(branches)))
         return outputs
 

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Fpn"]
+__all__ = ["Fpn", "LevelSizes", "level_sizes"]
+
+LevelSizes = Sequence[tuple[int, int]]
+"""Height and width of the map of each level."""
+
+
+def level_sizes(features: Sequence[Tensor]) -> LevelSizes:
+    """Return the sizes of maps (B, C, H, W).
+
+    To be called once, and its result handed on: every `x.shape` becomes nodes of an exported graph.
+    """
+    return [(x.shape[2], x.shape[3]) for x in features]
 
 
 class TopBlocks(nn.Module):

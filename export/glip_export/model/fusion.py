@@ -13,10 +13,13 @@ valid tokens have no effect on a softmax that subtracts its maximum, and are lef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from glip_export.model.bert import MASKED
 from glip_export.model.config import HeadConfig
+from glip_export.model.fpn import LevelSizes
 
 __all__ = ["VlFuse"]
 
@@ -26,7 +29,7 @@ class BiMultiHeadAttention(nn.Module):
 
     def __init__(self, visual: int, text: int, embed: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, embed // heads
+        self.visual, self.heads, self.head_dim = visual, heads, embed // heads
         self.v_proj = nn.Linear(visual, embed)
         self.l_proj = nn.Linear(text, embed)
         self.values_v_proj = nn.Linear(visual, embed)
@@ -42,9 +45,9 @@ class BiMultiHeadAttention(nn.Module):
             l: (B, T, L) normalized text tokens.
             mask: (B, T), one for real tokens; padded tokens are invisible to the image.
         """
-        batch, tokens, _ = l.shape
+        batch, tokens = mask.shape  # all layers share it: a graph asks for its sizes once
         heads, dim = self.heads, self.head_dim
-        visual = v.shape[-1]
+        visual = self.visual
 
         # Text side first: everything here is tiny.
         key = self.l_proj(l).view(batch, tokens, heads, dim).transpose(1, 2) * dim**-0.5  # (B, h, T, d)
@@ -96,16 +99,18 @@ class VlFuse(nn.Module):
 
     def __init__(self, config: HeadConfig, text: int) -> None:
         super().__init__()
+        self.channels = config.channels
         self.b_attn = BiAttentionBlock(config, text)
 
-    def forward(self, features: list[Tensor], hidden: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Fuse pyramid maps (B, C, H, W) per level with text (B, T, L)."""
+    def forward(
+        self, features: Sequence[Tensor], sizes: LevelSizes, hidden: Tensor, mask: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Fuse pyramid maps (B, C, H, W) of these sizes with text (B, T, L)."""
         import torch
 
-        sizes = [f.shape[-2:] for f in features]
-        visual = torch.cat([f.flatten(2) for f in features], dim=2).transpose(1, 2)
-        visual, hidden = self.b_attn(visual, hidden, mask)
-        visual = visual.transpose(1, 2)
-        levels = visual.split([h * w for h, w in sizes], dim=2)
-        fused = [level.reshape(-1, level.shape[1], h, w) for level, (h, w) in zip(levels, sizes, strict=True)]
+        areas = [height * width for height, width in sizes]
+        flat = [f.reshape(-1, self.channels, area) for f, area in zip(features, areas, strict=True)]
+        visual, hidden = self.b_attn(torch.cat(flat, dim=2).transpose(1, 2), hidden, mask)
+        levels = visual.transpose(1, 2).split(areas, dim=2)
+        fused = [level.reshape(-1, self.channels, *size) for level, size in zip(levels, sizes, strict=True)]
         return fused, hidden

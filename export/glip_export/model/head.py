@@ -15,6 +15,7 @@ from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig
 from glip_export.model.deform import DeformConv, deform_conv2d
 from glip_export.model.dyhead import DyConv
+from glip_export.model.fpn import level_sizes
 from glip_export.model.fusion import VlFuse
 
 __all__ = ["Candidates", "Head", "HeadOutputs", "LevelOutputs", "decode", "select_candidates"]
@@ -110,30 +111,30 @@ class Head(nn.Module):
             hidden: (B, T, D) text encoder output.
             mask: (B, T), one for real tokens.
         """
-        maps = list(features)
+        maps, sizes = list(features), level_sizes(features)
         bias = attention_bias(mask, hidden.dtype)
         tokens = hidden * mask.to(hidden.dtype)[:, :, None]  # GLIP-T (A) scores with the unfused, masked text
         before_text: list[Tensor] = []
         for module in self.dyhead_tower:
             if isinstance(module, VlFuse):
                 before_text = before_text or maps
-                maps, hidden = module(maps, hidden, mask)
+                maps, hidden = module(maps, sizes, hidden, mask)
             elif isinstance(module, BertLayer):
                 hidden = module(hidden, bias)
             else:
-                maps = module(maps)
+                maps = module(maps, sizes)
         if self.config.fusion:
             tokens = hidden
         weight, offset = self.token_classifier(tokens)
         levels = []
-        for scale, x in zip(self.scales, maps, strict=True):
-            flat = x.flatten(2)
+        for scale, x, (height, width) in zip(self.scales, maps, sizes, strict=True):
+            area = height * width
             levels.append(
                 LevelOutputs(
-                    logits=weight @ flat + offset,
-                    deltas=scale(self.bbox_pred(x)).flatten(2),
-                    centerness=self.centerness(x).flatten(2),
-                    width=x.shape[3],
+                    logits=weight @ x.reshape(-1, self.config.channels, area) + offset,
+                    deltas=scale(self.bbox_pred(x)).reshape(-1, 4, area),
+                    centerness=self.centerness(x).reshape(-1, 1, area),
+                    width=width,
                 )
             )
         return HeadOutputs(levels, hidden, before_text or maps)
@@ -162,12 +163,9 @@ def decode(deltas: Tensor, x: Tensor, y: Tensor, stride: int) -> Tensor:
     """
     size = float(ANCHOR_CELLS * stride)
     center = (stride - 1) / 2
-    dx, dy, dw, dh = deltas.unbind(-1)
-    cx = dx / 10 * size + (x * stride + center)
-    cy = dy / 10 * size + (y * stride + center)
-    half_w = ((dw / 5).clamp(max=BOX_CLIP).exp() * size - 1) * 0.5
-    half_h = ((dh / 5).clamp(max=BOX_CLIP).exp() * size - 1) * 0.5
-    return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
+    middle = deltas[..., :2] / 10 * size + (torch.stack((x, y), dim=-1) * stride + center)
+    half = ((deltas[..., 2:] / 5).clamp(max=BOX_CLIP).exp() * size - 1) * 0.5
+    return torch.cat((middle - half, middle + half), dim=-1)
 
 
 def _at_most(limit: int, size: int) -> int:
@@ -190,12 +188,13 @@ def select_candidates(outputs: HeadOutputs, class_map: Tensor, image_sizes: Tens
         config: thresholds and strides.
     """
     boxes, scores, labels = [], [], []
-    limit = (image_sizes.to(class_map.dtype) - 1).flip(1)[:, None, :]  # (B, 1, 2): x and y maxima
+    limit = (image_sizes.to(class_map.dtype) - 1).flip(1).repeat(1, 2)[:, None, :]  # (B, 1, 4): x, y, x, y maxima
+    none = class_map.new_zeros(())
     for level, stride in zip(outputs.levels, config.strides, strict=True):
         locations = level.logits.shape[2]
         class_scores = class_map @ level.logits.sigmoid()  # (B, C, locations)
         ranked = class_scores * level.centerness.sigmoid()
-        ranked = torch.where(class_scores > config.score_threshold, ranked, torch.zeros_like(ranked)).flatten(1)
+        ranked = torch.where(class_scores > config.score_threshold, ranked, none).flatten(1)
         best, index = ranked.topk(
             _at_most(config.candidates_per_level, ranked.shape[1]),
             dim=1,
@@ -206,8 +205,7 @@ def select_candidates(outputs: HeadOutputs, class_map: Tensor, image_sizes: Tens
         column = location - row * level.width
         deltas = level.deltas.gather(2, location[:, None, :].expand(-1, 4, -1)).transpose(1, 2)
         box = decode(deltas, column.to(deltas.dtype), row.to(deltas.dtype), stride)
-        corners = torch.minimum(box.view(box.shape[0], -1, 2, 2).clamp(min=0), limit[:, :, None, :])
-        boxes.append(corners.flatten(2))
+        boxes.append(torch.minimum(box.clamp(min=0), limit))
         scores.append(best.sqrt())
         labels.append(label)
     return Candidates(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1))

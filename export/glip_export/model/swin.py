@@ -3,9 +3,13 @@
 Quirks the released weights were trained with: maps are zero-padded to a multiple of the window *after* norm1 and
 the padded pixels attend; odd blocks always shift, even where one window covers the map; the shift mask is -100 and is
 computed on the padded size; the query is scaled before the product.
+
+Sizes are asked for once and handed on: every `x.shape` becomes nodes of an exported graph.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +29,6 @@ def relative_position_index(window: int) -> Tensor:
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     delta = grid[:, :, None] - grid[:, None, :] + window - 1
     return delta[0] * (2 * window - 1) + delta[1]
-
-
-def padding_to(size: int, multiple: int) -> int:
-    """Return what must be added to `size` to reach a multiple (no branch, so it stays symbolic in an export)."""
-    return (size + multiple - 1) // multiple * multiple - size
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -57,7 +56,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, window: int, heads: int) -> None:
         super().__init__()
-        self.window, self.heads = window, heads
+        self.dim, self.window, self.heads = dim, window, heads
         self.scale = (dim // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_position_index(window))
@@ -70,24 +69,24 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.reshape(-1)]
         return bias.view(length, length, self.heads).permute(2, 0, 1)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, windows: int, mask: Tensor | None) -> Tensor:
         """Attend within windows.
 
         Args:
             x: (batch * windows * window**2, dim), rows ordered by batch, window, position.
+            windows: how many a map has.
             mask: (windows, window**2, window**2) from `shift_mask`, or None for an unshifted block.
         """
-        length, head_dim = self.window * self.window, x.shape[-1] // self.heads
+        length, head_dim = self.window * self.window, self.dim // self.heads
         qkv = self.qkv(x).view(-1, length, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv[0] * self.scale, qkv[1], qkv[2]
         bias = self.position_bias().unsqueeze(0)
         scores = query @ key.transpose(-2, -1) + bias
         if mask is not None:
-            windows = mask.shape[0]
             scores = scores.view(-1, windows, self.heads, length, length) + mask[None, :, None]
             scores = scores.view(-1, self.heads, length, length)
         out = scores.softmax(dim=-1) @ value
-        return self.proj(out.transpose(1, 2).reshape(-1, self.heads * head_dim))
+        return self.proj(out.transpose(1, 2).reshape(-1, self.dim))
 
 
 class Mlp(nn.Module):
@@ -103,35 +102,51 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The size of a map, and of what windows it is padded to; the same for all blocks of a stage."""
+
+    batch: int
+    height: int
+    width: int
+    rows: int
+    """Of windows."""
+    columns: int
+
+    @classmethod
+    def of(cls, batch: int, height: int, width: int, window: int) -> Grid:
+        """Lay windows over maps of a size."""
+        rows, columns = ((size + window - 1) // window for size in (height, width))
+        return cls(batch, height, width, rows, columns)
+
+
 class SwinBlock(nn.Module):
     """Window attention and MLP, pre-norm, both with a residual."""
 
     def __init__(self, dim: int, window: int, heads: int, hidden: int, shifted: bool) -> None:
         super().__init__()
-        self.window, self.shift = window, window // 2 if shifted else 0
+        self.dim, self.window, self.shift = dim, window, window // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, window, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape; `mask` is used by shifted blocks only."""
-        batch, height, width, dim = x.shape
-        window, shift = self.window, self.shift
-        padded_h, padded_w = height + padding_to(height, window), width + padding_to(width, window)
-        y = F.pad(self.norm1(x), (0, 0, 0, padded_w - width, 0, padded_h - height))
+    def forward(self, x: Tensor, grid: Grid, mask: Tensor) -> Tensor:
+        """Map (B, H, W, C) of the grid's size to the same shape; `mask` is used by shifted blocks only."""
+        dim, window, shift = self.dim, self.window, self.shift
+        height, width = grid.rows * window, grid.columns * window
+        y = F.pad(self.norm1(x), (0, 0, 0, width - grid.width, 0, height - grid.height))
         if shift:
             y = torch.roll(y, (-shift, -shift), (1, 2))
-        rows, columns = padded_h // window, padded_w // window
-        y = y.reshape(batch, rows, window, columns, window, dim).transpose(2, 3).reshape(-1, dim)
-        y = self.attn(y, mask if shift else None)
-        y = y.view(batch, rows, columns, window, window, dim).transpose(2, 3)
-        y = y.reshape(batch, padded_h, padded_w, dim)
+        y = y.reshape(grid.batch, grid.rows, window, grid.columns, window, dim).transpose(2, 3).reshape(-1, dim)
+        y = self.attn(y, grid.rows * grid.columns, mask if shift else None)
+        y = y.view(grid.batch, grid.rows, grid.columns, window, window, dim).transpose(2, 3)
+        y = y.reshape(grid.batch, height, width, dim)
         if shift:
             y = torch.roll(y, (shift, shift), (1, 2))
-        x = x + y[:, :height, :width]
+        x = x + y[:, : grid.height, : grid.width]
         flat = self.norm2(x).view(-1, dim)
-        return x + self.mlp(flat).view(batch, height, width, dim)
+        return x + self.mlp(flat).view(grid.batch, grid.height, grid.width, dim)
 
 
 class PatchMerging(nn.Module):
@@ -139,15 +154,16 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H/2, W/2, 2C); H and W are even because the canvas is a multiple of 32."""
-        batch, height, width, dim = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        x = self.norm(x.reshape(batch, height // 2, width // 2, 4 * dim))
-        return self.reduction(x.view(-1, 4 * dim)).view(batch, height // 2, width // 2, 2 * dim)
+    def forward(self, x: Tensor, batch: int, height: int, width: int) -> Tensor:
+        """Map (B, 2H, 2W, C) to (B, H, W, 2C)."""
+        dim = self.dim
+        x = x.view(batch, height, 2, width, 2, dim).permute(0, 1, 3, 4, 2, 5)
+        x = self.norm(x.reshape(batch, height, width, 4 * dim))
+        return self.reduction(x.view(-1, 4 * dim)).view(batch, height, width, 2 * dim)
 
 
 class PatchEmbed(nn.Module):
@@ -158,14 +174,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, PATCH, PATCH)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map a normalized (B, H, W, 3) picture to (B, H/4, W/4, dim)."""
-        batch, height, width, _ = image.shape
-        rows, columns = height // PATCH, width // PATCH
-        patches = image.reshape(batch, rows, PATCH, columns, PATCH, 3).transpose(2, 3)
+    def forward(self, image: Tensor, batch: int, height: int, width: int) -> Tensor:
+        """Map a normalized (B, 4H, 4W, 3) picture to (B, H, W, dim)."""
+        patches = image.reshape(batch, height, PATCH, width, PATCH, 3).transpose(2, 3)
         matrix = self.proj.weight.permute(0, 2, 3, 1).reshape(-1, PATCH * PATCH * 3)
         tokens = F.linear(patches.reshape(-1, PATCH * PATCH * 3), matrix, self.proj.bias)
-        return self.norm(tokens.view(batch, rows, columns, -1))
+        return self.norm(tokens.view(batch, height, width, self.proj.out_channels))
 
 
 class Stage(nn.Module):
@@ -181,16 +195,13 @@ class Stage(nn.Module):
         )
         self.downsample = PatchMerging(dim) if index + 1 < len(config.depths) else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (this stage's map, the input of the next stage), both channels last."""
-        height, width = (
-            x.shape[1] + padding_to(x.shape[1], self.window),
-            x.shape[2] + padding_to(x.shape[2], self.window),
-        )
-        mask = shift_mask(height, width, self.window, x.device, x.dtype)
+    def forward(self, x: Tensor, batch: int, height: int, width: int) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        grid = Grid.of(batch, height, width, self.window)
+        mask = shift_mask(grid.rows * self.window, grid.columns * self.window, self.window, x.device, x.dtype)
         for block in self.blocks:
-            x = block(x, mask)
-        return x, x if self.downsample is None else self.downsample(x)
+            x = block(x, grid, mask)
+        return x
 
 
 class Swin(nn.Module):
@@ -208,10 +219,15 @@ class Swin(nn.Module):
 
         The first stage's map (stride 4) has no norm and is not used by the FPN, so it is not returned.
         """
-        x = self.patch_embed(image)
+        batch, height, width = image.shape[0], image.shape[1] // PATCH, image.shape[2] // PATCH
+        x = self.patch_embed(image, batch, height, width)
         outputs = []
         for i, stage in enumerate(self.layers):
-            out, x = stage(x)
+            x = stage(x, batch, height, width)
             if i:
-                outputs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2))
+                outputs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2))
+            if stage.downsample is not None:
+                # Even, because the canvas is a multiple of 32.
+                height, width = height // 2, width // 2
+                x = stage.downsample(x, batch, height, width)
         return outputs
