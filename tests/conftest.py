@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -103,6 +103,29 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         export_bundle(tiny_checkpoint, folder / "bundle")
 
     return made_once(tmp_path_factory, "tiny-bundle", make) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives the folder with all graphs of a tiny model, raw outputs included, by its options; do not change it.
+
+    The graphs are as they were traced: nothing was compared, and the weights are not stored once.
+    """
+
+    def made(**options: Any) -> Path:
+        def make(folder: Path) -> None:
+            import torch
+            from glip_export.onnx_export import export_image, export_text, split_image
+            from tiny_glip import tiny_model
+
+            model = tiny_model(**options)
+            with torch.inference_mode():
+                export_text(model, folder)
+                split_image(model, export_image(model, folder), folder)
+
+        return made_once(tmp_path_factory, "-".join(["tiny-graphs", *map(str, sum(options.items(), ()))]), make)
+
+    return made
 
 
 @pytest.fixture(scope="session")

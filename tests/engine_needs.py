@@ -39,5 +39,13 @@ needs_rtx = pytest.mark.skipif(
 )
 slow = (
     pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="minutes: GLIP_SLOW=1 runs it"),
+    pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="takes long: GLIP_SLOW=1 runs it"),
 )
+"""Marks of a case that is run by `make test-slow` alone."""
+
+
+def slowly(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test, all its cases, to be run by `make test-slow` alone."""
+    for mark in slow:
+        test = mark(test)
+    return test

@@ -22,7 +22,7 @@ from importlib import metadata
 
 import pytest
 from clean_environment import run
-from engine_needs import slow
+from engine_needs import slow, slowly
 from packaging.requirements import Requirement
 from parity_data import ROOT
 
@@ -234,6 +234,7 @@ def test_video(clean_environment, tiny_bundle, tmp_path):
     assert done.returncode == 0 and output.stat().st_size > 1000, done.stderr
 
 
+@slowly
 @pytest.mark.clean_install
 def test_bench(clean_environment, tiny_bundle, tmp_path):
     clean_environment.install("video", "bench")
@@ -306,6 +307,7 @@ def test_export(clean_environment, tiny_checkpoint, tmp_path):
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
+@slowly
 @pytest.mark.clean_install
 def test_docs(clean_environment):
     clean_environment.install("docs")

@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+from engine_needs import slow
 from parity_data import ROOT
 from PIL import Image
 
@@ -42,6 +43,14 @@ SMALLER = {
 
 What glip-bench's other subjects give is tested in tests/glip_bench.
 """
+SLOW = (
+    "benchmarks/README.md",
+    "docs/benchmarks/results.md",
+    "docs/deploy/batch.md",
+    "docs/guide/checkpoints.md",
+    "examples/nano/README.md",
+)
+"""Pages whose commands take longest: they measure, train, export several times, or start a cluster."""
 SECONDS = 900
 EXPORT = re.compile(r"^(glip-export --model \S+ --output (\S+)/)$", re.MULTILINE)
 FENCE = re.compile(r"(?:^<!-- not run: ([^\n]+?) *-->\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -218,7 +227,13 @@ def exported(tmp_path_factory):
 
 @pytest.mark.clean_install
 @pytest.mark.skipif(os.name == "nt", reason="the commands are written for a POSIX shell")
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"{block.page}:{block.line}" for block in BLOCKS])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{block.page}:{block.line}", marks=slow if block.page in SLOW else ())
+        for block in BLOCKS
+    ],
+)
 def test_commands_run(block, complete_environment, tiny_bundle, tiny_checkpoint, nano_bundle, exported, tmp_path):
     if block.reason is not None:
         pytest.skip(f"not run: {block.reason}")

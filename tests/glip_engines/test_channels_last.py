@@ -15,12 +15,10 @@ from glip_engines.rewriting.dynamic_head import find_layers
 from glip_export.model.config import HeadConfig
 from glip_export.model.dyhead import DyConv
 from glip_export.model.fpn import level_sizes
-from glip_export.onnx_export import export_image
 from glip_export.precision import to_precision
 from onnx_ir.passes import common
 from parity_data import ROOT, load_golden, stand_in_weights
 from plugin_execution import by_torch, feeds_for, integers, plugin_nodes, run_with_plugin
-from tiny_glip import tiny_model
 
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.errors import BundleError
@@ -43,13 +41,11 @@ def image_graph(tiny_bundle):
 
 
 @pytest.fixture(scope="module")
-def unfused_graph(tmp_path_factory):
+def unfused_graph(tiny_graphs):
     """Of a model without fusion, whose layers follow one another."""
-    folder = tmp_path_factory.mktemp("unfused")
-    export_image(tiny_model(fusion=False), folder)
 
     def load():
-        model = ir.load(folder / "image.onnx")
+        model = ir.load(tiny_graphs(fusion=False) / "image.onnx")
         ir.external_data.load_to_model(model)
         return model
 

@@ -22,12 +22,13 @@ PROGRAM = [sys.executable, "-m", "glip_export.cli"]
 
 def test_help_is_instant_and_needs_no_torch():
     code = "import sys, glip_export.cli as c; print(c.main(['--help']), 'torch' in sys.modules)"
-    before = os.times()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    after = os.times()
-    assert (
-        after.children_user + after.children_system - before.children_user - before.children_system < 1
-    )  # whatever else the machine does
+    seconds = []
+    for _ in range(3):  # processor time too is longer where others have the caches
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 1
     assert re.search(r"--model +FILE", done.stdout) and done.stdout.endswith("0 False\n")
 
 
@@ -83,6 +84,8 @@ def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
     assert bad.returncode == 1
     assert "close the quotation mark" in bad.stderr
     assert not target.exists()
+    if os.environ.get("GLIP_SLOW") != "1":
+        pytest.skip("tests/glip_engines builds engines too, of more kinds: GLIP_SLOW=1 runs it")
     if not installed(Flavour.RTX):
         pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")
     options = "--flavor tensorrt-rtx --arch SM80 --size 64x64 --tokens 16 --name here"

@@ -14,7 +14,7 @@ from glip_export.precision import ISLANDS, MOVEMENT, Island, round_weights, to_p
 from onnx_ir.passes.common import ShapeInferencePass
 from parity_data import golden_path
 from precision_table import LOUD, OUTPUTS, largest_half, loss_on_golden, mean_errors, session
-from tiny_glip import HIDDEN, tiny_model, tiny_state, write_tiny
+from tiny_glip import HIDDEN, tiny_state, write_tiny
 
 from glip_deploy import Bundle, Detector
 from glip_deploy.bundle.contract import STAGE_KEY, Stage
@@ -22,14 +22,8 @@ from glip_deploy.errors import OptionError, ParityError
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory):
+def raw(tiny_graphs):
     """A tiny image graph with its raw outputs, and inputs for it."""
-    import torch
-    from glip_export.onnx_export import export_image
-
-    folder = tmp_path_factory.mktemp("raw")
-    with torch.inference_mode():
-        export_image(tiny_model(), folder)
     rng = np.random.default_rng(3)
     feed = {
         "frames": rng.integers(0, 256, (2, 96, 128, 3), dtype=np.uint8),
@@ -38,7 +32,7 @@ def raw(tmp_path_factory):
         "text_mask": np.ones((2, 7), np.int64),
         "class_map": np.full((2, 3, 7), 1 / 7, np.float32),
     }
-    return folder / "image.onnx", feed
+    return tiny_graphs() / "image.onnx", feed
 
 
 def run(model, folder, feed):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import onnx
 import pytest
-import torch
-from glip_export.onnx_export import export_image, share_weights, split_image
+from glip_export.onnx_export import share_weights
 from split_bundle import feed_of, unsplit
-from tiny_glip import tiny_model
 
 from glip_deploy import Bundle
 from glip_deploy.backends.onnxruntime import open_session
@@ -31,21 +30,18 @@ def run_parts(folder, feed):
 
 
 @pytest.mark.parametrize("fusion", [True, False])
-def test_the_parts_together_are_the_whole(tmp_path, fusion):
-    model = tiny_model(fusion=fusion)
-    with torch.inference_mode():
-        image = export_image(model, tmp_path)
-        split_image(model, image, tmp_path)
+def test_the_parts_together_are_the_whole(tiny_graphs, fusion):
+    folder = tiny_graphs() if fusion else tiny_graphs(fusion=False)
     # Without fusion the whole tower is in the first part.
-    head = onnx.load(str(tmp_path / "head.onnx"), load_external_data=False).graph
+    head = onnx.load(str(folder / "head.onnx"), load_external_data=False).graph
     assert any(node.op_type == "DeformConv" for node in head.node) == fusion
     for batch, height, width, tokens, classes in ((1, 96, 160, 5, 2), (2, 64, 32, 30, 7)):
         feed = feed_of(height, batch, height, width, tokens, classes)
-        features, found = run_parts(tmp_path, feed)
+        features, found = run_parts(folder, feed)
         for stride, (name, level) in zip((8, 16, 32, 64, 128), features.items(), strict=True):
             assert name == f"features_p{stride.bit_length() - 1}"
             assert level.shape == (batch, 32, -(-height // stride), -(-width // stride))
-        for name, expected in run(tmp_path / "image.onnx", feed).items():
+        for name, expected in run(folder / "image.onnx", feed).items():
             np.testing.assert_allclose(found[name], expected, atol=1e-5, rtol=0, err_msg=name)
 
 
@@ -86,14 +82,11 @@ def test_a_bundle_of_before_is_not_split(tiny_bundle, tmp_path):
     assert not Bundle.open(old).is_split
 
 
-def test_weights_that_differ_are_not_shared(tmp_path):
+def test_weights_that_differ_are_not_shared(tiny_graphs, tmp_path):
     """The file of the whole graph must have the very bytes, or the part keeps its own."""
     import onnx_ir
 
-    model = tiny_model()
-    with torch.inference_mode():
-        image = export_image(model, tmp_path)
-        split_image(model, image, tmp_path)
+    shutil.copytree(tiny_graphs(), tmp_path, dirs_exist_ok=True)
     head = onnx_ir.load(tmp_path / "head.onnx")
     onnx_ir.external_data.load_to_model(head)
     name, value = next((n, v) for n, v in head.graph.initializers.items() if v.const_value.nbytes > 4096)

@@ -8,8 +8,8 @@ import torch
 from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.deform import deform_conv2d, flat_read
-from glip_export.model.fpn import level_sizes
 from glip_export.model.dyhead import DyConv, DyReLU
+from glip_export.model.fpn import level_sizes
 from glip_export.model.fusion import VlFuse
 from glip_export.model.head import decode
 from glip_export.model.swin import Swin

@@ -7,6 +7,7 @@ import torch
 from glip_bench.limits.hardware import HARDWARE
 from glip_export.model.config import GlipConfig
 from glip_export.model.dyhead import DyConv
+from glip_export.model.fpn import level_sizes
 from glip_export.model.glip import Glip
 from kernels.floors import LAYERS, calls, floor_of, total_floor
 
@@ -23,7 +24,7 @@ def test_the_shapes_are_those_the_model_calls(size):
         model = Glip(GlipConfig(), deform=note)
         features = model.backbone(torch.empty(1, *size, 3))
         convolve = next(module for module in model.modules() if isinstance(module, DyConv))
-        convolve(features)
+        convolve(features, level_sizes(features))
     expected = Counter()
     for call in calls(*size):
         expected[call.size, call.out, call.stride] += call.times

@@ -71,11 +71,16 @@ def locked() -> Iterator[None]:
 
 
 def build() -> Path:
-    """Configure and build what changed since the last time; return the folder."""
+    """Configure and build what changed since the last time; return the folder.
+
+    What nobody has configured before, as `make cpp` does, is compiled with -O1, in two thirds of the time.
+    """
     options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}", *engine_folders()]
     with locked():
-        ninja = ["-G", "Ninja"] if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists() else []
-        run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *ninja, *options)
+        if not (BUILD / "CMakeCache.txt").exists():
+            options += ["-G", "Ninja"] if shutil.which("ninja") else []
+            options += ["-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG"]
+        run("cmake", "-S", ROOT / "engines" / "runtime", "-B", BUILD, *options)
         run("cmake", "--build", BUILD, "--parallel", os.cpu_count() or 1)
     return BUILD
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+from engine_needs import slowly
 from parity_data import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "runtime" / "compare.py"
@@ -16,6 +17,7 @@ def compare(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@slowly
 def test_each_subject_is_measured_in_turn(runtime, tiny_bundle, tmp_path):
     done = compare(tiny_bundle, "--program", runtime / "glip_pace", "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr

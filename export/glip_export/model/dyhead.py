@@ -31,7 +31,7 @@ class DyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         y = hard_sigmoid(self.fc(x.mean(dim=(2, 3)))).view(-1, 4 * self.channels, 1, 1) - 0.5
-        a1, b1, a2, b2 = y.split(self.channels, dim=1)
+        a1, b1, a2, b2 = torch.split(y, self.channels, dim=1)
         return torch.maximum(x * (a1 * 2 + 1) + b1, x * (a2 * 2) + b2)
 
 

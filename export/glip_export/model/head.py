@@ -125,6 +125,8 @@ class Head(nn.Module):
                 maps = module(maps, sizes)
         if self.config.fusion:
             tokens = hidden
+        else:
+            sizes = level_sizes(maps)  # what reads the text begins here: an exported head has these maps alone
         weight, offset = self.token_classifier(tokens)
         levels = []
         for scale, x, (height, width) in zip(self.scales, maps, sizes, strict=True):

@@ -193,7 +193,7 @@ class Stage(nn.Module):
             SwinBlock(dim, config.window, config.num_heads[index], config.mlp_hidden[index], i % 2 == 1)
             for i in range(config.depths[index])
         )
-        self.downsample = PatchMerging(dim) if index + 1 < len(config.depths) else None
+        self.downsample: PatchMerging | None = PatchMerging(dim) if index + 1 < len(config.depths) else None
 
     def forward(self, x: Tensor, batch: int, height: int, width: int) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -223,6 +223,7 @@ class Swin(nn.Module):
         x = self.patch_embed(image, batch, height, width)
         outputs = []
         for i, stage in enumerate(self.layers):
+            assert isinstance(stage, Stage)
             x = stage(x, batch, height, width)
             if i:
                 outputs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2))

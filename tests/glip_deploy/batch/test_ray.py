@@ -113,6 +113,7 @@ def test_a_killed_worker_loses_nothing(here, tiny_bundle, slow):
     assert results(here / "out") == results(here / "again")
 
 
+@engine_needs.slowly
 def test_a_picture_that_kills_its_worker_fails_alone(here, tiny_bundle, slow):
     write_pictures(here / "photos", 20)
     status, said = run(command(tiny_bundle, "photos", "out", *TWO), here, slow(poison="7.png"))
@@ -152,7 +153,7 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
     [
         (signal.SIGTERM, "gcs_server"),
         pytest.param(signal.SIGINT, "gcs_server", marks=engine_needs.slow),
-        (signal.SIGHUP, "/raylet"),
+        pytest.param(signal.SIGHUP, "/raylet", marks=engine_needs.slow),
         pytest.param(signal.SIGTERM, "/raylet", marks=engine_needs.slow),
     ],
 )
