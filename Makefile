@@ -5,6 +5,10 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo demo-full test test-slow coverage engines graph-report cpp fuzz faults soak cpp-soak load lint docs clean
 
+# Demo and tests start hundreds of processes. Where Python may not keep what it compiles, each would compile all that it
+# imports again (pandas alone: two seconds).
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # torch is pinned first: an unpinned torch takes the newest CUDA build, several gigabytes. uv installs the rest in a

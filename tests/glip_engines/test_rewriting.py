@@ -12,10 +12,10 @@ from glip_engines.rewriting.deformable import (
     PLUGIN_DOMAIN,
     PLUGIN_OPERATOR,
     PLUGIN_VERSION,
-    use_native_ops,
 )
 from glip_engines.rewriting.parsers import for_parser
 from glip_engines.rewriting.products import over_locations_in_parts, products_as_sums
+from glip_engines.rewriting.sampling import use_native_ops
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
 from glip_export.precision import to_precision
@@ -227,6 +227,17 @@ def test_the_image_branch_in_plain_operators(image_graph, size):
     assert all("mode" not in node.attributes for node in model.graph if node.op_type == "GridSample")
     feeds = frame_feeds(size, batch=2)
     assert_same_candidates(run(model, feeds), run(image_graph(), feeds), 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_positions_without_an_offset_are_computed_once_for_all_layers(image_graph, precision):
+    """Each of five levels reads its own map, which is as what the level above makes of it, and four the one below."""
+    model = use_native_ops(to_precision(image_graph(), precision))
+    samplers = [node for node in model.graph if node.op_type == "GridSample"]
+    ranges = [node for node in model.graph if node.op_type == "Range" and "DeformConv" in node.name]
+    assert (len(samplers), len(ranges)) == (2 * 13, 2 * (5 + 4))
+    scales = [node for node in model.graph if node.op_type == "Div" and "DeformConv" in node.name]
+    assert len(scales) == 2 * 5
 
 
 def test_a_half_graph_in_plain_operators_multiplies_in_half(image_graph):

@@ -6,9 +6,10 @@ import onnx_ir as ir
 import pytest
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.rewriting.channels_last import use_plugin
-from glip_engines.rewriting.deformable import PLUGIN_OPERATOR, use_native_ops
+from glip_engines.rewriting.deformable import PLUGIN_OPERATOR
 from glip_engines.rewriting.parsers import for_parser
 from glip_engines.rewriting.products import products_as_sums
+from glip_engines.rewriting.sampling import use_native_ops
 from glip_export.precision import to_precision
 from glip_export.stages import stage_of
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glip_engines.rewriting.channels_last import use_plugin
-from glip_engines.rewriting.deformable import use_native_ops
 from glip_engines.rewriting.parsers import for_parser
 from glip_engines.rewriting.products import over_locations_in_parts, products_as_sums
+from glip_engines.rewriting.sampling import use_native_ops
 from glip_engines.rewriting.top_k import top_k_in_groups
 
 if TYPE_CHECKING:

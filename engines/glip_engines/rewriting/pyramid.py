@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from glip_engines.rewriting.dynamic_head import Layer
 
-__all__ = ["Geometry", "widened"]
+__all__ = ["Geometry", "shape_of", "widened"]
 
 
 class Geometry:
@@ -35,7 +35,7 @@ class Geometry:
     @classmethod
     def of(cls, layer: Layer, writer: Writer) -> Geometry:
         """Read the sizes of a layer's maps: where maps are split from (B, N, C), from what that was joined of."""
-        return cls([_shape_of(value, writer) for value in layer.maps], writer)
+        return cls([shape_of(value, writer) for value in layer.maps], writer)
 
     def level(self, writer: Writer, tokens: onnx_ir.Value, level: int, *, first: int = 0) -> onnx_ir.Value:
         """Return one level of (B, N', C) tokens that begin with level `first`, 0 or 1."""
@@ -69,8 +69,14 @@ class Geometry:
         return writer.reshape(large, 0, -1, channels, dtype=tokens.dtype)
 
 
-def _shape_of(value: onnx_ir.Value, writer: Writer) -> onnx_ir.Value:
-    """Return (B, C, H, W) of a map; of one that was split from (B, N, C), that of the map it was joined of."""
+def shape_of(value: onnx_ir.Value, writer: Writer) -> onnx_ir.Value:
+    """Return the shape of a map or of another one of the same batch size, height and width, (B, C', H, W).
+
+    One that other maps have too, where it can be found: of a map that was split from (B, N, C), the shape of the map
+    it was joined of; of what a convolution that keeps the size gives, or a part of its channels, that of what it reads.
+    """
+    while _keeps_size(value.producer()):
+        value = _first(value.producer())
     node = value.producer()
     if node is not None and node.op_type == "Reshape" and node.inputs[1] is not None:
         sizes = node.inputs[1].producer()
@@ -81,6 +87,32 @@ def _shape_of(value: onnx_ir.Value, writer: Writer) -> onnx_ir.Value:
         if maker is not None and maker.op_type == "Shape":
             return maker.outputs[0]
     return writer.op("Shape", value)
+
+
+def _keeps_size(node: onnx_ir.Node | None) -> bool:
+    """Return whether a node's output has the batch size, height and width of its first input."""
+    if node is None:
+        return False
+
+    def attribute(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        given = node.attributes.get(name)
+        return default if given is None else tuple(given.as_ints())
+
+    if node.op_type == "Conv":
+        kernel, pads = attribute("kernel_shape", ()), attribute("pads", (0, 0, 0, 0))
+        same = len(kernel) == 2 and pads == tuple(side // 2 for side in kernel * 2) and all(side % 2 for side in kernel)
+        return same and attribute("strides", (1, 1)) == attribute("dilations", (1, 1)) == (1, 1)
+    if node.op_type == "Slice":
+        axes = node.inputs[3].const_value if len(node.inputs) > 3 and node.inputs[3] is not None else None
+        return axes is not None and axes.numpy().tolist() == [1]
+    return node.op_type in ("Cast", "Sigmoid")
+
+
+def _first(node: onnx_ir.Node | None) -> onnx_ir.Value:
+    assert node is not None
+    value = node.inputs[0]
+    assert value is not None
+    return value
 
 
 def widened(writer: Writer, value: onnx_ir.Value) -> onnx_ir.Value:

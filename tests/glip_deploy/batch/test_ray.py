@@ -151,7 +151,7 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
 @pytest.mark.parametrize(
     ("number", "begun"),
     [
-        (signal.SIGTERM, "gcs_server"),
+        pytest.param(signal.SIGTERM, "gcs_server", marks=engine_needs.slow),
         pytest.param(signal.SIGINT, "gcs_server", marks=engine_needs.slow),
         pytest.param(signal.SIGHUP, "/raylet", marks=engine_needs.slow),
         pytest.param(signal.SIGTERM, "/raylet", marks=engine_needs.slow),
@@ -170,6 +170,7 @@ def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun
     assert recorded(here / "out") == 0
 
 
+@engine_needs.slowly
 def test_a_cluster_that_runs(mixed, tiny_bundle, tmp_path, whole, monkeypatch):
     """It is joined by address and by `auto`, gives what one process gives, and outlives the runs."""
     with running_cluster() as cluster:
@@ -222,6 +223,7 @@ def test_ray_is_asked_for_by_name(here, tiny_bundle):
     assert len(rows(here / "out")) == PICTURES
 
 
+@engine_needs.slowly
 def test_workers_that_cannot_open_the_bundle(here, tiny_bundle, tmp_path):
     import shutil
 

@@ -239,7 +239,7 @@ def test_a_signal_while_ray_and_replicas_start(tiny_bundle, monkeypatch, number,
         assert [entry.name for entry in folder.iterdir() if entry.name != "cache"] == []
 
 
-@pytest.mark.skipif(not SLOW, reason="tests/glip_deploy/batch joins a running cluster too: GLIP_SLOW=1 runs it")
+@pytest.mark.skipif(not SLOW, reason="starts Ray three times: GLIP_SLOW=1 runs it")
 def test_a_cluster_that_runs(expected, tiny_bundle, tmp_path, monkeypatch):
     with running_cluster() as cluster:
         monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
