@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,13 +27,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-# Some tests import ONNX Runtime before the toolkit does, which would report to its maker.
+# Tests import ONNX Runtime before the toolkit does, which would report to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Several test processes share the processors; torch's threads, as many in each as there are processors, would wait for
 # one another. What says how many threads it wants is not changed by this.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        made = onnxruntime.SessionOptions
+
+        def options() -> Any:
+            """Return options without a thread for each processor: those of ONNX Runtime spin while they wait."""
+            session = made()
+            session.intra_op_num_threads = threads
+            return session
+
+        onnxruntime.SessionOptions = options
 
 LONGEST = (
     "glip_deploy/batch/test_ray.py",
@@ -46,6 +60,7 @@ LONGEST = (
     "glip_deploy/serve/test_replicas.py",
     "glip_export/test_precision.py",
     "runtime/test_runtime.py",
+    "runtime/test_tensorrt.py",
     "glip_deploy/serve/test_page.py",
     "faults/test_faults.py",
     "glip_bench/cli/test_run.py",

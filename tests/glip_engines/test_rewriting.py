@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from engine_needs import needs_rtx
+from engine_needs import needs_rtx, slow
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.rewriting.channels_last import use_plugin
 from glip_engines.rewriting.deformable import (
@@ -279,7 +279,7 @@ def test_the_old_parser_gets_valid_opset_17(image_graph, tiny_bundle, precision)
     np.testing.assert_allclose(ours, run(text_graph(), ids)[0], atol=1e-5 if precision == "fp32" else 2e-2)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=slow), "fp16", pytest.param("bf16", marks=slow)])
 def test_layer_norms_that_a_parser_may_refuse_are_written_out(image_graph, precision):
     """TensorRT 10.0 to 10.5 set their precision in strongly typed networks too, which these reject."""
 
@@ -310,7 +310,7 @@ def test_products_in_fp32_become_sums_for_turing(image_graph):
     assert_same_candidates(run(model, feeds), run(original, feeds), 1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=slow), "fp16", "bf16"])
 def test_products_over_all_locations_are_computed_in_parts(image_graph, precision):
     original = use_native_ops(to_precision(image_graph(), precision))
     softmaxes = [

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from engine_needs import slowly
 from glip_export.bundle_writer import export_bundle
 from parity_data import OWN, ROOT, SHARED, load_golden, same_detections, stand_in_state
 
@@ -51,6 +52,7 @@ def test_final_boxes_are_the_official_ones(detector):
     same_detections(found, arrays)
 
 
+@slowly
 def test_the_cpp_runtime_finds_them_too(bundle, tmp_path):
     """Here, because the bundle is; tests/runtime has the rest."""
     sys.path.insert(0, str(ROOT / "tests" / "runtime"))

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-from engine_needs import slow
+from engine_needs import slow, slowly
 from glip_export.precision import ISLANDS, MOVEMENT, Island, round_weights, to_precision
 from onnx_ir.passes.common import ShapeInferencePass
 from parity_data import golden_path
@@ -223,6 +223,7 @@ def test_an_fp16_bundle_detects_like_the_fp32_one(tiny_bundle, half_export):
     assert Bundle.open(half_bundle).key != Bundle.open(tiny_bundle).key
 
 
+@slowly
 def test_a_weight_fp16_cannot_hold_stops_the_export(tmp_path):
     state = tiny_state()
     state["language_backbone.body.model.embeddings.word_embeddings.weight"][4] = 1e5  # [MASK], which no prompt has

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from engine_needs import slow
 from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.deform import deform_conv2d, flat_read
@@ -137,9 +138,10 @@ def test_bert_layer_of_the_head():
     ("golden", "config"),
     [
         ("unit_swin_T.npz", SwinConfig()),
-        (
+        pytest.param(
             "unit_swin_L.npz",
             SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, (768, 1536, 3072, 6144)),
+            marks=slow,  # test_goldens.py has all of GLIP-L
         ),
     ],
 )

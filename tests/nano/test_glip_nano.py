@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from engine_needs import slowly
 from nano.average_precision import Found, average_precision
 from nano.subjects import rounded_copy
 from parity_data import ROOT
@@ -75,6 +76,7 @@ def test_fp16_costs_at_most_a_tenth_of_a_point(detector, rounding_detector, kind
     assert abs(full.ap50 - half.ap50) <= 0.1
 
 
+@slowly
 def test_fp16_finds_the_same_things(detector, rounding_detector):
     """Of what scores 0.3 or more, 99% come back: same label, IoU 0.95, score within 0.01."""
     total = same = 0

@@ -9,6 +9,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from engine_needs import slowly
 from parity_data import ROOT
 from runtime_build import GlipError, Image, Library, Options, build, run
 from split_bundle import unsplit
@@ -110,6 +111,7 @@ def own(library, nano_bundle, cache, python):
     library.c.glip_close(opened)
 
 
+@slowly
 def test_a_list_of_290_names_is_detected_as_in_python(library, own, nano_bundle, cache, picture):
     twin = library.new("glip_clone", own)
     before = library.encode(twin, PROMPT)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from engine_needs import slowly
 from parity_data import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "robustness" / "soak_cpp.py"
@@ -56,6 +57,7 @@ def test_what_goes_up_and_down_is_no_growth_until_it_is():
     assert not verdict(grown, limit=1.0)["flat"]
 
 
+@slowly
 def test_a_short_soak(runtime, tiny_bundle, tmp_path):
     """So short that its memory says nothing: it may not fail, and descriptors and threads may not grow."""
     program, report = runtime / "glip_soak", tmp_path / "soak.json"

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from engine_needs import slowly
 from glip_bench.cli import main
 from glip_bench.cli.app import with_command
 from glip_bench.reporting.results import read_result
@@ -213,6 +214,7 @@ def test_a_table_that_does_not_exist_is_bad_usage(capsys):
     assert "prices" in capsys.readouterr().err
 
 
+@slowly
 def test_quick_finds_what_make_demo_left(tiny_bundle, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--quick", "--frame", "120x90", "--shortest-side", "96", "--quiet"]

@@ -1,6 +1,7 @@
 """Cost curves."""
 
 import pytest
+from engine_needs import slowly
 from glip_bench.cli import main
 from glip_bench.measuring.sweep import Axis, parse_sweep, prompt_of
 from glip_bench.reporting.plots import bars
@@ -84,6 +85,7 @@ def test_a_sweep_leaves_out_what_run_measures_besides(swept):
     assert "peak_resident_bytes" not in facts and "stages_ms" not in facts and facts["pieces_ms"]
 
 
+@slowly
 def test_run_sweeps_too(tiny_bundle, tmp_path):
     file = tmp_path / "result.json"
     extra = ["--no-memory", "--no-details", "--sweep", "batch=1,2", "--json", str(file)]

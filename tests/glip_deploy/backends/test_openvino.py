@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
+from engine_needs import slow, slowly
 from parity_data import ROOT
 from simulated_tensorrt import SimulatedDeviceArray
 from tiny_glip import HIDDEN
@@ -270,6 +271,7 @@ def test_a_bundle_without_parts_runs_whole_and_says_so_once(tiny_bundle, cache, 
         np.testing.assert_array_equal(ours.scores, opened.detect(one).scores)
 
 
+@slowly
 def test_parts_that_cannot_be_loaded_leave_the_whole(bundle, monkeypatch):
     opened, given = open_backend("openvino", bundle, None, cache_dir=None), two_prompts()
     wanted = opened.detect(given[0])
@@ -331,7 +333,7 @@ def test_a_compiled_graph_is_loaded_again_unless_it_is_damaged(bundle, backend, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-@pytest.mark.parametrize("again", [False, True], ids=["compiled", "loaded"])
+@pytest.mark.parametrize("again", [pytest.param(False, id="compiled", marks=slow), pytest.param(True, id="loaded")])
 def test_prompts_of_other_lengths_and_frames_of_other_sizes_keep_no_memory(tiny_bundle, tmp_path, again):
     """OpenVINO and oneDNN inside it would keep what they prepare for every shape: 8 MB for each of these."""
     code = f"""

@@ -235,6 +235,7 @@ def test_workers_that_cannot_open_the_bundle(here, tiny_bundle, tmp_path):
     refused(command(copy, "photos", "out", *TWO), here, "was changed after the export")
 
 
+@engine_needs.slowly
 def test_gpus_that_are_not_there(here, tiny_bundle):
     options = ("--backend", "onnxruntime-cuda", "--workers", "2", "--gpus-per-worker", "8")
     refused(command(tiny_bundle, "photos", "out", *options), here, "take 16 GPUs", "Ray has")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from engine_needs import slowly
 from glip_export.tokenizer import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +98,7 @@ def test_tokens_of_a_list_are_those_of_its_names(texts, suffix):
     assert len(whole.input_ids) == 2 + sum(counts) + len(names) - 1
 
 
+@slowly
 def test_time_grows_with_the_list():
     """A hundred thousand names: processor seconds, so that other work on the machine does not count."""
     spent = []
