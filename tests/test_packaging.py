@@ -22,7 +22,7 @@ from importlib import metadata
 
 import pytest
 from clean_environment import run
-from engine_needs import slow, slowly
+from engine_needs import slowly
 from packaging.requirements import Requirement
 from parity_data import ROOT
 
@@ -281,7 +281,8 @@ def test_supervision(clean_environment):
 
 @pytest.mark.clean_install
 @pytest.mark.skipif(sys.platform != "linux", reason="the registry has TensorRT-RTX's compilers for Linux only")
-@pytest.mark.parametrize("form", ["native", pytest.param("plugin", marks=slow)])
+@slowly
+@pytest.mark.parametrize("form", ["native", "plugin"])
 def test_engines(clean_environment, tiny_bundle, tmp_path, form):
     """The extra alone is enough; with `plugin` and TensorRT's headers, no CUDA toolkit is needed for the other form."""
     clean_environment.install("tensorrt-rtx")

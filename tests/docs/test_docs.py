@@ -283,6 +283,7 @@ def test_python_blocks_run_as_they_are(file, example_folder, monkeypatch):
     """The blocks of a page run one after another, with the names that the ones before left."""
     monkeypatch.chdir(example_folder)
     monkeypatch.setenv("GLIP_DEPLOY_CACHE", str(example_folder / "cache"))
+    monkeypatch.setattr(Detector, "open", functools.partial(Detector.open, shortest_side=128))  # unless it says another
     names: dict[str, object] = {"__name__": "example"}
     for block in PYTHON.findall(read(file)):
         exec(compile(block, str(file), "exec"), names)

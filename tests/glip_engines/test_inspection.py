@@ -189,11 +189,20 @@ def set_attribute(operator, name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_attribute("GridSample", "mode", "nearest"), "as NEAREST, FILL, align_corners 0"),
-        (set_attribute("GridSample", "padding_mode", "border"), "as LINEAR, CLAMP, align_corners 0"),
-        (set_attribute("GridSample", "align_corners", 1), "as LINEAR, FILL, align_corners 1"),
+        pytest.param(set_attribute("GridSample", "mode", "nearest"), "as NEAREST, FILL, align_corners 0", id="mode"),
+        pytest.param(
+            set_attribute("GridSample", "padding_mode", "border"),
+            "as LINEAR, CLAMP, align_corners 0",
+            id="padding",
+            marks=slow,
+        ),
+        pytest.param(
+            set_attribute("GridSample", "align_corners", 1),
+            "as LINEAR, FILL, align_corners 1",
+            id="alignment",
+            marks=slow,
+        ),
     ],
-    ids=["mode", "padding", "alignment"],
 )
 def test_a_real_parser_that_understood_something_else(tiny_bundle, tmp_path, change, message):
     """The graph is changed after it was decided what is expected of it: to the builder, the parser misread it."""

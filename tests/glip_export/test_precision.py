@@ -246,6 +246,8 @@ def test_a_loss_beyond_the_yardstick_stops_the_export(tiny_checkpoint, tmp_path,
         return to_precision(model, "bf16", rounded=True, islands=())
 
     monkeypatch.setattr(verify, "to_precision", careless)
+    for comparison in ("verify_text", "verify_image", "verify_split"):  # of the fp32 graphs, which pass
+        monkeypatch.setattr(verify, comparison, lambda *arguments: [])
     with pytest.raises(ParityError, match=r"fp16 differs from torch by .*the bundle was not written"):
         bundle_writer.export_bundle(tiny_checkpoint, tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()

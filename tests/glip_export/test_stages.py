@@ -8,6 +8,7 @@ from collections import Counter
 
 import onnx_ir as ir
 import pytest
+from engine_needs import slow
 from glip_export.onnx_export import drop_raw_outputs, export_text, lower_graph
 from glip_export.precision import EVERY_FLOAT, ISLANDS, to_precision
 from glip_export.stages import inherit, stage_of, stages_of, stamp
@@ -19,7 +20,7 @@ from glip_deploy.errors import BundleError
 IMAGE_STAGES = {*Stage} - {Stage.TEXT, Stage.TUNED_PROMPT}
 
 
-@pytest.fixture(scope="module", params=["fusion", "no fusion", "tuned"])
+@pytest.fixture(scope="module", params=["fusion", "no fusion", pytest.param("tuned", marks=slow)])
 def folder(request, tiny_graphs, tmp_path_factory):
     """Both graphs of a tiny model: with fusion, without, and prompt-tuned."""
     options = {"no fusion": {"fusion": False}, "tuned": {"tunable_tokens": 64}}.get(request.param, {})

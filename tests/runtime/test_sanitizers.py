@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from runtime_build import absence, build_sanitized, run
 
-RUNS = 1_000_000 if os.environ.get("GLIP_SLOW") == "1" else 50_000
+RUNS = 1_000_000 if os.environ.get("GLIP_SLOW") == "1" else 15_000
 PROMPTS = [
     "person. traffic light . 3.5 inch disk. ",
     "a man with a [green hat] and [two dogs]",
