@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -84,6 +85,17 @@ def test_the_image_branch_in_two_parts(tiny_bundle, tmp_path, form):
     features = dict(zip(names, run(backbone, feed), strict=True))
     for ours, expected in zip(run(head, {**feed, **features}), run(whole, feed), strict=True):
         np.testing.assert_allclose(np.sort(ours, axis=1), np.sort(expected, axis=1), atol=1e-3)
+
+
+def test_weights_with_another_hard_link(tiny_bundle, tmp_path, capsys):
+    """As backups make them; the ONNX library takes them for an attack."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (tmp_path / "backup").hardlink_to(bundle / "image.onnx.data")
+    assert main([str(bundle), "--onnx-only", str(tmp_path / "graphs")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("glip-build: error: ")
+    assert "the weights of image.onnx have more than one hard link" in line and "copy the bundle (cp -r)" in line
+    assert not (tmp_path / "graphs").exists()
 
 
 @pytest.mark.parametrize("version", ["8.6", "10.9"])

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Floor", "Shape", "Work", "by_stage", "count_image_branch", "describe_floor", "floor_of"]
 
+SMALL = 64 << 20
+"""Bytes below which weights are copied rather than linked."""
 PRODUCTS = ("MatMul", "Gemm", "Conv", "DeformConv")
 
 
@@ -119,11 +121,18 @@ def _with_numbers(path: Path, dimensions: Mapping[str, int]) -> onnx.GraphProto:
 
 
 def _link(source: Path, link: Path) -> None:
-    """Make a hard link, because ONNX Runtime refuses data outside the model's folder; across disks, a copy."""
-    try:
-        os.link(source, link)
-    except OSError:
-        shutil.copyfile(source, link)
+    """Make a hard link, because ONNX Runtime refuses data outside the model's folder; across disks, a copy.
+
+    And a copy of what is small: while a file has two links, others cannot read it with the ONNX library.
+    """
+    if source.stat().st_size >= SMALL:
+        try:
+            os.link(source, link)
+        except OSError:
+            pass
+        else:
+            return
+    shutil.copyfile(source, link)
 
 
 def _products(graph: onnx.GraphProto, stages: Mapping[str, Stage]) -> Iterator[Work]:

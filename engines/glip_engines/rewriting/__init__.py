@@ -1,7 +1,7 @@
 """A bundle's portable graph as a version of TensorRT can read it and computes it well.
 
 The bundle stays standard ONNX. `rewrite` puts a graph into a precision (`glip_export.precision`), expresses deformable
-convolution by the plugin's operator (channels_last.py) or by TensorRT's own (deformable.py), avoids what a parser does
+convolution by the plugin's operator (channels_last.py) or by TensorRT's own (sampling.py), avoids what a parser does
 not know (parsers.py), and computes long products and the best candidates side by side (products.py, top_k.py). edit.py
 has the small steps these are made of.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glip_deploy.errors import BundleError
 from glip_engines.rewriting.channels_last import use_plugin
 from glip_engines.rewriting.parsers import for_parser
 from glip_engines.rewriting.products import over_locations_in_parts, products_as_sums
@@ -67,11 +68,19 @@ def rewrite_file(
     """Read a graph, `rewrite` it, and write it with its weights in one file beside it ("image.onnx.data").
 
     Raises:
-        BundleError: a node that engines are not built with.
+        BundleError: a node that engines are not built with, or weights that the ONNX library does not read.
         OSError: the graph cannot be read or written.
     """
     import onnx_ir
 
-    model = rewrite(onnx_ir.load(source), dialect, precision=precision, form=form, pinned=pinned)
-    onnx_ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=1024)
+    try:
+        model = rewrite(onnx_ir.load(source), dialect, precision=precision, form=form, pinned=pinned)
+        onnx_ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=1024)
+    except ValueError as error:
+        if "hard link" not in str(error):
+            raise
+        raise BundleError(
+            f"the weights of {source.name} have more than one hard link, and the ONNX library reads no such file;"
+            " copy the bundle (cp -r) and use the copy"
+        ) from None
     return model
