@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo demo-full test test-slow coverage engines graph-report cpp fuzz faults soak cpp-soak load lint docs clean
 
 # Demo and tests start hundreds of processes. Where Python may not keep what it compiles, each would compile all that it
-# imports again (pandas alone: two seconds).
+# imports again.
 export PYTHONDONTWRITEBYTECODE :=
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

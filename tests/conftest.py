@@ -30,23 +30,28 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # Tests import ONNX Runtime before the toolkit does, which would report to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+
 # Several test processes share the processors; torch's threads, as many in each as there are processors, would wait for
 # one another. What says how many threads it wants is not changed by this.
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+# So do those of ONNX Runtime, which spin while they wait.
+def share_processors(workers: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with contextlib.suppress(ImportError):
         import onnxruntime
 
-        made = onnxruntime.SessionOptions
+        original = onnxruntime.SessionOptions
 
         def options() -> Any:
-            """Return options without a thread for each processor: those of ONNX Runtime spin while they wait."""
-            session = made()
+            session = original()
             session.intra_op_num_threads = threads
             return session
 
         onnxruntime.SessionOptions = options
+
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    share_processors(workers)
 
 LONGEST = (
     "glip_deploy/batch/test_ray.py",

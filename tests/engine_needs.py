@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -37,15 +36,3 @@ def skip_without(*finders: Callable[[], object]) -> None:
 needs_rtx = pytest.mark.skipif(
     not installed(Flavour.RTX), reason="tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'"
 )
-slow = (
-    pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("GLIP_SLOW") != "1", reason="takes long: GLIP_SLOW=1 runs it"),
-)
-"""Marks of a case that is run by `make test-slow` alone."""
-
-
-def slowly(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test, all its cases, to be run by `make test-slow` alone."""
-    for mark in slow:
-        test = mark(test)
-    return test

@@ -22,9 +22,9 @@ from importlib import metadata
 
 import pytest
 from clean_environment import run
-from engine_needs import slowly
 from packaging.requirements import Requirement
 from parity_data import ROOT
+from selection import slowly
 
 ROOMS = {
     "glip_deploy": ROOT / "glip_deploy",

@@ -48,6 +48,8 @@ __all__ = [
 OPSET = 20  # DeformConv is 19, Gelu is 20
 IR_VERSION = 10  # the first in which a node has metadata, where its stage is written
 EXAMPLE_HW = (448, 544)  # large enough that every pyramid level has several windows and several locations
+_SAME_TYPE = ("Add", "Concat", "Div", "Min", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze")
+"""Operators that give int64 where all that they are given is."""
 
 
 def export_text(model: Glip, directory: Path) -> GraphContract:
@@ -290,10 +292,6 @@ def _drop_idle_casts(graph: onnx_ir.Graph) -> None:
             whole = node.inputs[0] in known
         if whole:
             known.add(node.outputs[0])
-
-
-_SAME_TYPE = ("Add", "Concat", "Div", "Min", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze")
-"""Operators that give int64 where all that they are given is."""
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:

@@ -133,31 +133,16 @@ def _write_tables(
             for image_id, (name, found, detections) in zip(image_ids, rows, strict=True):
                 waiting.append(_row(name, image_id, found, detections))
                 if len(waiting) == _ROWS:
-                    writer.write_table(_table(waiting, schema))
+                    writer.write_table(pyarrow.Table.from_pylist(waiting, schema))
                     waiting = []
                 for entry in ids.result(image_id, detections):
                     results.write(before + json.dumps(entry))
                     before = ", "
             if waiting:
-                writer.write_table(_table(waiting, schema))
+                writer.write_table(pyarrow.Table.from_pylist(waiting, schema))
             results.write("[]\n" if before == "[" else "]\n")
     except OSError as error:
         raise not_written(path, error) from error
-
-
-def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
-    """Make a table, by way of JSON: pyarrow's own way from Python objects imports pandas where that is installed."""
-    from io import BytesIO
-
-    from pyarrow import json as arrow_json
-
-    text = "\n".join(json.dumps(row, allow_nan=False) for row in rows).encode()
-    read = arrow_json.read_json(
-        BytesIO(text),
-        arrow_json.ReadOptions(use_threads=False, block_size=len(text) + 1),
-        arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
-    )
-    return read.cast(schema)  # which has metadata, and fields that may not be empty
 
 
 def _schema(pyarrow: Any) -> Any:

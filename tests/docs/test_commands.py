@@ -14,9 +14,9 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
-from engine_needs import slow
 from parity_data import ROOT
 from PIL import Image
+from selection import slow
 
 from glip_deploy.results.detections import Detections
 from glip_deploy.video.open import open_source

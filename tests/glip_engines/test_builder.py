@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from engine_needs import needs, needs_rtx, slow
+from engine_needs import needs, needs_rtx
 from glip_engines.builder import build_engines
 from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
 from glip_engines.flavours import Flavour
@@ -19,6 +19,7 @@ from glip_engines.options import BuildOptions, Range
 from glip_engines.plan import Plan
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
+from selection import slow
 from split_bundle import unsplit
 
 from glip_deploy.bundle.engines import EngineRecord, Machine

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_needs import skip_without, slow
+from engine_needs import skip_without
 from glip_engines.compilers import find_host_compiler, find_nvcc, find_tensorrt_headers
+from selection import slow
 
 # The development extra brings one, which need not be on the PATH.
 CMAKE = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -10,13 +9,14 @@ from types import SimpleNamespace
 import onnx
 import onnx_ir as ir
 import pytest
-from engine_needs import needs_rtx, slow
+from engine_needs import needs_rtx
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.inspection import Expected, check_network, single_tensors
 from glip_engines.rewriting import rewrite, rewrite_file
 from glip_engines.trt import GraphJob, Settings
 from glip_engines.worker import Worker
 from glip_export.onnx_export import drop_raw_outputs
+from selection import SLOW, slow
 from tiny_glip import HIDDEN
 
 from glip_deploy.bundle.contract import image_contract
@@ -261,7 +261,7 @@ def other_graphs(request, tiny_graphs, tmp_path_factory):
 @pytest.mark.parametrize("graph", ["text", "image"])
 def test_variants(other_graphs, tmp_path, graph, request):
     """Kinds of layers are listed from what graphs of all variants make."""
-    if "tuned prompt-image" in request.node.name and os.environ.get("GLIP_SLOW") != "1":
+    if "tuned prompt-image" in request.node.name and not SLOW:
         pytest.skip("a tuned prompt is in the text graph; GLIP_SLOW=1 reads the image graph of that model too")
     file = tmp_path / f"{graph}.onnx"
     model = rewrite_file(other_graphs / file.name, file, NEW, precision="fp16", form="native", pinned={})

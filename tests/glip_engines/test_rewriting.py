@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from engine_needs import needs_rtx, slow
+from engine_needs import needs_rtx
 from glip_engines.flavours import Dialect, Flavour
 from glip_engines.rewriting.channels_last import use_plugin
 from glip_engines.rewriting.deformable import (
@@ -23,6 +23,7 @@ from glip_export.stages import stage_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_data import load_golden
+from selection import slow
 
 from glip_deploy.backends import tensorrt as backend
 from glip_deploy.backends.onnxruntime import open_session

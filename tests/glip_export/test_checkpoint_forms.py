@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_needs import slow
 from glip_export.bundle_writer import export_bundle
 from glip_export.checkpoint_forms import to_official
 from glip_export.checkpoints import derive_config, load_checkpoint
 from glip_export.model.swin import PatchMerging, relative_position_index
 from mmdetection_form import mmdetection_state, unfold_order
 from parity_data import STAND_IN
+from selection import slow
 from tiny_glip import error_of, tiny_config, tiny_content, tiny_state, write_tiny
 from torch.nn import functional as F
 

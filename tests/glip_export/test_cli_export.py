@@ -12,6 +12,7 @@ import sys
 import pytest
 from glip_export import bundle_writer
 from glip_export.cli import _with_engine_options
+from selection import SLOW
 
 from glip_deploy.backends.onnxruntime import open_session
 from glip_deploy.bundle.contract import RAW_OUTPUTS
@@ -84,7 +85,7 @@ def test_engines_in_the_same_run(tmp_path, tiny_checkpoint):
     assert bad.returncode == 1
     assert "close the quotation mark" in bad.stderr
     assert not target.exists()
-    if os.environ.get("GLIP_SLOW") != "1":
+    if not SLOW:
         pytest.skip("tests/glip_engines builds engines too, of more kinds: GLIP_SLOW=1 runs it")
     if not installed(Flavour.RTX):
         pytest.skip("tensorrt-rtx is not installed: pip install 'glip-deploy[tensorrt-rtx]'")

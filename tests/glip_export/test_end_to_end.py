@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from engine_needs import slowly
 from glip_export.bundle_writer import export_bundle
 from parity_data import OWN, ROOT, SHARED, load_golden, same_detections, stand_in_state
+from selection import slowly
 
 from glip_deploy import Detector
 

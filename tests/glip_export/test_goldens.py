@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from engine_needs import slow
 from parity_data import SHARED, golden_path, same_detections
 from parity_table import GOLDENS, compare_with_golden
+from selection import slow
 
 LEFT_OUT = ("glip_T_few", "glip_T_veryfew", "glip_B_od", "glip_B_caption")
 """Those of models that take longer to make than to run, and whose blocks GLIP-T and GLIP-T (A) have too."""

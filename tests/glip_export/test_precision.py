@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-from engine_needs import slow, slowly
 from glip_export.precision import ISLANDS, MOVEMENT, Island, round_weights, to_precision
 from onnx_ir.passes.common import ShapeInferencePass
 from parity_data import golden_path
 from precision_table import LOUD, OUTPUTS, largest_half, loss_on_golden, mean_errors, session
+from selection import slow, slowly
 from tiny_glip import HIDDEN, tiny_state, write_tiny
 
 from glip_deploy import Bundle, Detector

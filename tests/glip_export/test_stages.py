@@ -8,10 +8,10 @@ from collections import Counter
 
 import onnx_ir as ir
 import pytest
-from engine_needs import slow
 from glip_export.onnx_export import drop_raw_outputs, export_text, lower_graph
 from glip_export.precision import EVERY_FLOAT, ISLANDS, to_precision
 from glip_export.stages import inherit, stage_of, stages_of, stamp
+from selection import slow
 from tiny_glip import HIDDEN, tiny_model
 
 from glip_deploy.bundle.contract import IMAGE_GRAPH, STAGE_KEY, TEXT_GRAPH, Stage, image_contract

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_needs import slow
 from glip_export.model.bert import BertLayer, attention_bias
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.deform import deform_conv2d, flat_read
@@ -15,6 +14,7 @@ from glip_export.model.fusion import VlFuse
 from glip_export.model.head import decode
 from glip_export.model.swin import Swin
 from parity_data import load_golden, stand_in_weights
+from selection import slow
 
 DCN_CASES = [case["name"] for case in load_golden("unit_dcn.npz")[1]]
 HEAD = GlipConfig().head

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from engine_needs import slow
 from glip_export import verify
 from glip_export.bundle_writer import export_bundle
 from glip_export.tokenizer import build_tokenizer
 from glip_export.verify import ParityRow
 from onnx import numpy_helper
+from selection import slow
 from tiny_glip import VOCABULARY, tiny_model, tiny_state, write_tiny
 
 from glip_deploy.errors import ParityError

@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from engine_needs import slowly
 from nano.average_precision import Found, average_precision
 from nano.subjects import rounded_copy
 from parity_data import ROOT
+from selection import slowly
 
 from glip_deploy import Detector, load_image
 from glip_deploy.results.boxes import pairwise_iou

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selection import SLOW
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "runtime"
 NAMES = ("OK", "OPTION", "PROMPT", "FRAME", "BUNDLE", "BACKEND", "MISSING", "CLOSED", "INTERNAL")
@@ -73,7 +75,7 @@ def locked() -> Iterator[None]:
 def build() -> Path:
     """Configure and build what changed since the last time; return the folder.
 
-    What nobody has configured before, as `make cpp` does, is compiled with -O1, in two thirds of the time.
+    What nobody has configured before, as `make cpp` does, is compiled with -O1, in less time than by default.
     """
     options = ["-DGLIP_TESTS=ON", f"-DOpenVINO_DIR={openvino_folder()}", *engine_folders()]
     with locked():
@@ -96,7 +98,7 @@ def build_sanitized(kind: str) -> Path:
     """Build what a sanitizer is run on, optimized only where it runs for long; return the folder."""
     folder = BUILD.with_name(f"{BUILD.name}-{kind}")
     options = ["-DGLIP_TESTS=ON", "-DGLIP_OPENVINO=OFF", "-DGLIP_EXAMPLES=OFF", f"-DGLIP_SANITIZE={kind}"]
-    options += [] if os.environ.get("GLIP_SLOW") == "1" else ["-DCMAKE_BUILD_TYPE=Debug"]
+    options += [] if SLOW else ["-DCMAKE_BUILD_TYPE=Debug"]
     with locked():
         run("cmake", "-S", ROOT / "engines" / "runtime", "-B", folder, *options)
         run("cmake", "--build", folder, "--parallel", os.cpu_count() or 1, "--target", *TARGETS[kind])

@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 
-from engine_needs import slowly
 from parity_data import ROOT
+from selection import slowly
 
 SCRIPT = ROOT / "benchmarks" / "runtime" / "compare.py"
 

@@ -9,9 +9,9 @@ import subprocess
 
 import numpy as np
 import pytest
-from engine_needs import slowly
 from parity_data import ROOT
 from runtime_build import GlipError, Image, Library, Options, build, run
+from selection import slowly
 from split_bundle import unsplit
 
 from glip_deploy import Caption, Detector, __version__, load_image

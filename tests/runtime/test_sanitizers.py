@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 from runtime_build import absence, build_sanitized, run
+from selection import SLOW, slowly
 
-RUNS = 1_000_000 if os.environ.get("GLIP_SLOW") == "1" else 15_000
+RUNS = 1_000_000 if SLOW else 15_000
 PROMPTS = [
     "person. traffic light . 3.5 inch disk. ",
     "a man with a [green hat] and [two dogs]",
@@ -33,9 +34,7 @@ def test_threads_and_the_c_interface_with_the_address_sanitizer(address, tiny_bu
     assert run(address / "glip_threads", tiny_bundle, tmp_path, env=environment).stdout == "done\n"
 
 
-@pytest.mark.skipif(
-    os.environ.get("GLIP_SLOW") != "1", reason="builds the library once more, for a minute: GLIP_SLOW=1 runs it"
-)
+@slowly
 def test_threads_and_the_c_interface_with_the_thread_sanitizer(tiny_bundle, environment, tmp_path):
     reason = absence()
     if reason is not None:

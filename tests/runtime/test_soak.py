@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from engine_needs import slowly
 from parity_data import ROOT
+from selection import slowly
 
 SCRIPT = ROOT / "benchmarks" / "robustness" / "soak_cpp.py"
 sys.path.insert(0, str(SCRIPT.parent))

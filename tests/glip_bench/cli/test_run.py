@@ -6,12 +6,12 @@ import re
 import shutil
 
 import pytest
-from engine_needs import slowly
 from glip_bench.cli import main
 from glip_bench.cli.app import with_command
 from glip_bench.reporting.results import read_result
 from glip_bench.reporting.text import render
 from glip_bench.subjects.profile import LAYOUT
+from selection import slowly
 
 from glip_deploy.bundle.contract import Stage
 

@@ -1,13 +1,13 @@
 """Cost curves."""
 
 import pytest
-from engine_needs import slowly
 from glip_bench.cli import main
 from glip_bench.measuring.sweep import Axis, parse_sweep, prompt_of
 from glip_bench.reporting.plots import bars
 from glip_bench.reporting.results import read_result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from selection import slowly
 
 from glip_deploy import Bundle
 from glip_deploy.errors import GlipError

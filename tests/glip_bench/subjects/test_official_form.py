@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from engine_needs import slow
 from glip_bench.subjects.official_form import PADDED, official_form, official_macs
 from glip_export.model.config import GlipConfig, HeadConfig, SwinConfig
 from glip_export.model.glip import Glip
+from selection import slow
 from tiny_glip import tiny_model
 
 # Counted from the official code: GMAC at 800x1344 with 256 tokens.

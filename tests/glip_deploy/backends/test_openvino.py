@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from backend_inputs import IDS, error_of, feed
-from engine_needs import slow, slowly
 from parity_data import ROOT
+from selection import slow, slowly
 from simulated_tensorrt import SimulatedDeviceArray
 from tiny_glip import HIDDEN
 

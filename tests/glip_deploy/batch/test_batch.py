@@ -72,16 +72,6 @@ def test_pictures_give_what_glip_detect_gives(here, tiny_bundle, monkeypatch):
     assert failures(here / "out") == []
 
 
-def test_pandas_is_not_imported_where_it_is_installed(here, tiny_bundle):
-    """A second of every run, for nothing."""
-    pytest.importorskip("pandas", reason="pandas is not installed (Ray and supervision bring it)")
-    arguments = command(tiny_bundle, "photos")[2:]
-    code = "import runpy, sys\nsys.argv = sys.argv[1:]\ntry:\n    runpy.run_module(sys.argv[0], run_name='__main__')\n"
-    code += "finally:\n    print('pandas' in sys.modules, 'pyarrow' in sys.modules, file=sys.stderr)"
-    status, said = run([sys.executable, "-c", code, *arguments], here)
-    assert (status, said.splitlines()[-1]) == (0, "False True"), said
-
-
 def test_a_picture_without_detections_has_a_row(here, tiny_bundle):
     options = ("--prompt", "dog", "--threshold", "1", "--shortest-side", "64")
     succeed(command(tiny_bundle, "photos", options=options), here)

@@ -18,7 +18,7 @@ pytest.importorskip("pyarrow", reason="glip-batch writes Parquet with pyarrow; p
 pytest.importorskip("ray", reason="several workers run on Ray; pip install 'glip-deploy[ray]'")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import engine_needs
+import selection
 from batch_runs import (
     PICTURES,
     command,
@@ -113,7 +113,7 @@ def test_a_killed_worker_loses_nothing(here, tiny_bundle, slow):
     assert results(here / "out") == results(here / "again")
 
 
-@engine_needs.slowly
+@selection.slowly
 def test_a_picture_that_kills_its_worker_fails_alone(here, tiny_bundle, slow):
     write_pictures(here / "photos", 20)
     status, said = run(command(tiny_bundle, "photos", "out", *TWO), here, slow(poison="7.png"))
@@ -123,7 +123,7 @@ def test_a_picture_that_kills_its_worker_fails_alone(here, tiny_bundle, slow):
     assert len(rows(here / "out")) == 19
 
 
-@pytest.mark.parametrize("kill", [pytest.param(signal.SIGKILL, marks=engine_needs.slow), signal.SIGTERM])
+@pytest.mark.parametrize("kill", [pytest.param(signal.SIGKILL, marks=selection.slow), signal.SIGTERM])
 def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp_path, whole, slow, kill):
     arguments = command(tiny_bundle, str(mixed / "media"), "out", *TWO)
     process = start(arguments, tmp_path, slow(0.8))
@@ -151,10 +151,10 @@ def test_a_run_that_is_ended_goes_on_to_the_same_results(mixed, tiny_bundle, tmp
 @pytest.mark.parametrize(
     ("number", "begun"),
     [
-        pytest.param(signal.SIGTERM, "gcs_server", marks=engine_needs.slow),
-        pytest.param(signal.SIGINT, "gcs_server", marks=engine_needs.slow),
-        pytest.param(signal.SIGHUP, "/raylet", marks=engine_needs.slow),
-        pytest.param(signal.SIGTERM, "/raylet", marks=engine_needs.slow),
+        pytest.param(signal.SIGTERM, "gcs_server", marks=selection.slow),
+        pytest.param(signal.SIGINT, "gcs_server", marks=selection.slow),
+        pytest.param(signal.SIGHUP, "/raylet", marks=selection.slow),
+        pytest.param(signal.SIGTERM, "/raylet", marks=selection.slow),
     ],
 )
 def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun):
@@ -170,7 +170,7 @@ def test_a_signal_while_ray_starts(here, tiny_bundle, monkeypatch, number, begun
     assert recorded(here / "out") == 0
 
 
-@engine_needs.slowly
+@selection.slowly
 def test_a_cluster_that_runs(mixed, tiny_bundle, tmp_path, whole, monkeypatch):
     """It is joined by address and by `auto`, gives what one process gives, and outlives the runs."""
     with running_cluster() as cluster:
@@ -223,7 +223,7 @@ def test_ray_is_asked_for_by_name(here, tiny_bundle):
     assert len(rows(here / "out")) == PICTURES
 
 
-@engine_needs.slowly
+@selection.slowly
 def test_workers_that_cannot_open_the_bundle(here, tiny_bundle, tmp_path):
     import shutil
 
@@ -235,7 +235,7 @@ def test_workers_that_cannot_open_the_bundle(here, tiny_bundle, tmp_path):
     refused(command(copy, "photos", "out", *TWO), here, "was changed after the export")
 
 
-@engine_needs.slowly
+@selection.slowly
 def test_gpus_that_are_not_there(here, tiny_bundle):
     options = ("--backend", "onnxruntime-cuda", "--workers", "2", "--gpus-per-worker", "8")
     refused(command(tiny_bundle, "photos", "out", *options), here, "take 16 GPUs", "Ray has")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from engine_needs import slowly
 from glip_export.tokenizer import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import slowly
 
 from glip_deploy.errors import OptionError, PromptError
 from glip_deploy.prompts import ClassName, parse_prompt

@@ -21,10 +21,10 @@ import pytest
 pytest.importorskip("fastapi", reason="glip-serve needs the extra serve; pip install 'glip-deploy[serve]'")
 pytest.importorskip("ray.serve", reason="replicas need the extra ray; pip install 'glip-deploy[ray]'")
 
-from engine_needs import slow
 from parity_data import ROOT
 from processes import descendants, wait_for
 from ray_processes import running_cluster, short_folder, with_folder
+from selection import SLOW, slow
 
 from glip_deploy.bundle.manifest import Bundle
 from glip_deploy.serve.messages import pack, unpack
@@ -34,7 +34,6 @@ from glip_deploy.serve.replicas import RayModel
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 PICTURE = ROOT / "export" / "glip_export" / "data" / "picture.jpg"
 SIDE = ("--shortest-side", "128")
-SLOW = os.environ.get("GLIP_SLOW") == "1"
 
 
 def ask(port, prompt, path="/v1/detect"):
