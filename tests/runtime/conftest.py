@@ -10,6 +10,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def simulated_libraries_stay_out() -> Iterator[None]:
+    """A simulated driver in this process would be that of the machine for all tests that follow, in any folder."""
+    yield
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or "/simulated/" not in maps.read_text()
+
+
 @pytest.fixture(scope="session")
 def runtime() -> Any:
     """The folder in which it was built."""

@@ -6,7 +6,6 @@ with headers of the tests, which have the same functions; TENSORRT_RTX_HOME name
 
 from __future__ import annotations
 
-import ctypes
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +28,7 @@ from test_tensorrt import (
     replace_record,
     simulation,
     system_has,
+    told,
 )
 
 from glip_deploy import GlipError as PythonError
@@ -45,11 +45,6 @@ def simulated(runtime: Path) -> Path:
     if not list((runtime / "simulated").glob("libtensorrt_rtx.so.*")):
         pytest.skip("CUDA's headers are not here: pip install kernel-lens nvidia-cuda-runtime")
     return runtime
-
-
-def told(library: Path) -> str:
-    number = ctypes.CDLL(str(library)).getInferLibVersion()
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}.34"
 
 
 @pytest.fixture(scope="module")
