@@ -59,6 +59,26 @@ def test_deformable_convolution(name):
     assert relative_error(deform_conv2d(x, offset, mask, weight, bias, case["stride"]), golden) <= 2e-5
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_deform_conv_without_numbers_has_the_shape_and_the_products_of_the_real_one(stride):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    height, width = 7, 10
+    shapes = [
+        (2, 3, height, width),
+        *((2, n, -(-height // stride), -(-width // stride)) for n in (18, 9)),
+        (5, 3, 3, 3),
+    ]
+    counted = []
+    for device in ("cpu", "meta"):
+        *tensors, bias = (torch.zeros(shape, device=device) for shape in (*shapes, (5,)))
+        with FlopCounterMode(display=False) as counter:
+            result = deform_conv2d(*tensors, bias, stride)
+        counted.append((result.shape, result.dtype, counter.get_total_flops()))
+    assert counted[0] == counted[1]
+    assert counted[0][2] > 0
+
+
 def test_flat_read_is_neither_a_crop_nor_a_resize():
     values = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
     read = flat_read(values, 2, 3)

@@ -15,7 +15,7 @@ from glip_bench.measuring.details import add_floors, time_ends, time_prompts, ti
 from glip_bench.measuring.frames import read_frames
 from glip_bench.measuring.memory import measure_peak
 from glip_bench.measuring.pace import follow
-from glip_bench.measuring.sweep import Sweep, run_sweep
+from glip_bench.measuring.sweep import Sweep, opened_once, run_sweep
 from glip_bench.measuring.timing import Timing
 from glip_bench.quality.agreement import compare_boxes
 from glip_bench.reporting.results import SCHEMA
@@ -126,13 +126,15 @@ def run(
     if settings.details:
         _details(result, subjects[0].found, frames, settings, on_step)
         save(result)
-    for sweep in settings.sweeps:
-        done: list[dict[str, Any]] = result.setdefault("sweeps", [])
-        if not any(one["axis"] == sweep.axis and one["values"] == list(sweep.values) for one in done):
-            rounds = max(3, settings.rounds // 2)
-            measured = run_sweep(sweep, settings.options, frames, settings.prompt, rounds, settings.subjects, on_step)
-            done.append({**measured, "values": list(sweep.values)})
-            save(result)
+    chosen, options, prompt = settings.subjects, settings.options, settings.prompt
+    with opened_once(chosen, options, on_step) as opened:
+        for sweep in settings.sweeps:
+            done: list[dict[str, Any]] = result.setdefault("sweeps", [])
+            if not any(one["axis"] == sweep.axis and one["values"] == list(sweep.values) for one in done):
+                rounds = max(3, settings.rounds // 2)
+                measured = run_sweep(sweep, options, frames, prompt, rounds, opened, chosen, on_step)
+                done.append({**measured, "values": list(sweep.values)})
+                save(result)
     result["complete"] = True
     save(result)
     return result

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-__all__ = ["Axis", "Sweep", "parse_sweep", "prompt_of", "run_sweep"]
+__all__ = ["Axis", "Sweep", "opened_once", "parse_sweep", "prompt_of", "run_sweep"]
 
 CLASSES = 3
 """In every prompt of a sweep over tokens."""
@@ -126,12 +127,28 @@ def _opened(names: Sequence[str] | None, options: Options, on_step: Callable[[st
             subject.close()
 
 
+@contextmanager
+def opened_once(
+    names: Sequence[str] | None, options: Options, on_step: Callable[[str], None] = lambda step: None
+) -> Iterator[Callable[[], list[Subject]]]:
+    """Give a function that opens the subjects when it is first called; they are closed at the end.
+
+    Args:
+        names: subjects; None for all that can run.
+        options: how they are opened; each value of a sweep sets its own before it is run.
+        on_step: called with the name of each step as it begins.
+    """
+    with ExitStack() as stack:
+        yield cache(lambda: stack.enter_context(_opened(names, options, on_step)))
+
+
 def run_sweep(
     sweep: Sweep,
     options: Options,
     frames: Sequence[NDArray[np.uint8]],
     prompt: str | list[str],
     rounds: int,
+    opened: Callable[[], Sequence[Subject]],
     names: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
@@ -143,7 +160,8 @@ def run_sweep(
         frames: RGB frames of one size.
         prompt: where tokens and classes are not what is swept.
         rounds: timed frames (or batches) of each subject at each value.
-        names: subjects; None for all that can run.
+        opened: gives the subjects; not called where bundles are swept, which are opened one by one.
+        names: subjects of other bundles; None for onnxruntime-cpu, which needs no checkpoint.
         on_step: called with the name of each step as it begins.
 
     Returns:
@@ -167,21 +185,21 @@ def run_sweep(
     else:
         tokenizer = Bundle.open(options.bundle).tokenizer()
         longest = max(int(value) for value in sweep.values)
-        with _opened(names, options, on_step) as subjects:
-            for value in sweep.values:
-                on_step(f"{sweep.axis} {value}")
-                number = int(value)
-                given, words, batch = options, prompt, 1
-                if sweep.axis is Axis.TOKENS:
-                    words = prompt_of(tokenizer, number, CLASSES)
-                elif sweep.axis is Axis.CLASSES:
-                    words = prompt_of(tokenizer, max(16, 2 * longest + 1), number)
-                elif sweep.axis is Axis.SIDE:
-                    given = replace(options, shortest_side=number)
-                else:
-                    batch = number
-                batched = [frames[i % len(frames)] for i in range(batch)]
-                points.append(_point(value, subjects, batched, words, rounds, given))
+        subjects = opened()
+        for value in sweep.values:
+            on_step(f"{sweep.axis} {value}")
+            number = int(value)
+            given, words, batch = options, prompt, 1
+            if sweep.axis is Axis.TOKENS:
+                words = prompt_of(tokenizer, number, CLASSES)
+            elif sweep.axis is Axis.CLASSES:
+                words = prompt_of(tokenizer, max(16, 2 * longest + 1), number)
+            elif sweep.axis is Axis.SIDE:
+                given = replace(options, shortest_side=number)
+            else:
+                batch = number
+            batched = [frames[i % len(frames)] for i in range(batch)]
+            points.append(_point(value, subjects, batched, words, rounds, given))
     return {"axis": str(sweep.axis), "label": LABELS[sweep.axis], "points": points}
 
 

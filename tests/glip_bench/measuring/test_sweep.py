@@ -2,6 +2,7 @@
 
 import pytest
 from glip_bench.cli import main
+from glip_bench.measuring import sweep as sweeping
 from glip_bench.measuring.sweep import Axis, parse_sweep, prompt_of
 from glip_bench.reporting.plots import bars
 from glip_bench.reporting.results import read_result
@@ -78,6 +79,26 @@ def test_every_value_is_what_it_says(swept):
         for point in sweep["points"]:
             timing = point["subjects"]["onnxruntime-cpu"]["image_ms"]
             assert timing["runs"] == 3 and timing["median"] > 0
+
+
+def test_subjects_are_opened_once_for_all_sweeps_and_closed(monkeypatch):
+    steps = []
+
+    class Watched:
+        def close(self):
+            steps.append("closed")
+
+    def open_subjects(names, options, on_step):
+        steps.append("opened")
+        yield Watched(), 1.0
+
+    monkeypatch.setattr(sweeping, "choose", lambda names, options: (names, {}))
+    monkeypatch.setattr(sweeping, "open_subjects", open_subjects)
+    with sweeping.opened_once(["onnxruntime-cpu"], None) as opened:
+        assert steps == []
+        assert opened() is opened()
+        assert steps == ["opened"]
+    assert steps == ["opened", "closed"]
 
 
 def test_a_sweep_leaves_out_what_run_measures_besides(swept):
