@@ -279,7 +279,7 @@ def test_glip_nano_in_both_forms_is_the_same_model(tmp_path):
     same(other.model.state_dict(), official.model.state_dict())
 
 
-@pytest.mark.parametrize("which", ["tiny", pytest.param("nano", marks=slow)])
+@pytest.mark.parametrize("which", [pytest.param(which, marks=slow) for which in ("tiny", "nano")])
 def test_both_forms_export_to_the_same_bundle(tmp_path, request, which):
     """Graphs, weights and tokenizer, byte for byte."""
     source = NANO if which == "nano" else request.getfixturevalue("tiny_checkpoint")

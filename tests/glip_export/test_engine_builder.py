@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import tomllib
 from importlib import metadata
@@ -42,7 +44,13 @@ def register(monkeypatch, *entries):
     monkeypatch.setattr(engine_builder, "entry_points", lambda group: tuple(e for e in entries if e.group == group))
 
 
-def test_the_bundle_goes_to_the_builder_with_its_options(builder, tiny_checkpoint, tmp_path):
+def test_the_bundle_goes_to_the_builder_with_its_options(builder, tiny_checkpoint, tiny_bundle, tmp_path, monkeypatch):
+    def export_bundle(checkpoint, output, **_):
+        assert (checkpoint, builder.built) == (tiny_checkpoint, [])
+        shutil.copytree(tiny_bundle, output)
+        return bundle_writer.ExportResult(output, json.loads((output / "manifest.json").read_text()), ())
+
+    monkeypatch.setattr(bundle_writer, "export_bundle", export_bundle)
     target = tmp_path / "out"
     options = "--size '64x64' --name 'a b'"
     status = cli.main(["--model", str(tiny_checkpoint), "--output", str(target), "--quiet", "--engine", options])

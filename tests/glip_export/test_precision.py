@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from selection import slow, slowly
 from tiny_glip import HIDDEN, tiny_state, write_tiny
 
 from glip_deploy import Bundle, Detector
-from glip_deploy.bundle.contract import STAGE_KEY, Stage
+from glip_deploy.bundle.contract import STAGE_KEY, Stage, image_contract, text_contract
 from glip_deploy.errors import OptionError, ParityError
 
 
@@ -239,8 +240,21 @@ def test_bad_precision_on_the_command_line(tiny_checkpoint, tmp_path):
     assert done.returncode == 2 and 'argument --precision: "int4" is not a precision of bundles' in done.stderr
 
 
-def test_a_loss_beyond_the_yardstick_stops_the_export(tiny_checkpoint, tmp_path, monkeypatch):
-    from glip_export import bundle_writer, verify
+def test_a_loss_beyond_the_yardstick_stops_the_export(tiny_checkpoint, tiny_graphs, tmp_path, monkeypatch):
+    from glip_export import bundle_writer, onnx_export, verify
+
+    def traced_before(file, contract):
+        def copy(model, folder):
+            for part in (file, f"{file}.data"):
+                shutil.copy(tiny_graphs() / part, folder)
+            return contract
+
+        return copy
+
+    monkeypatch.setattr(onnx_export, "export_text", traced_before("text.onnx", text_contract(HIDDEN)))
+    monkeypatch.setattr(
+        onnx_export, "export_image", traced_before("image.onnx", image_contract(HIDDEN, raw_outputs=True))
+    )
 
     def careless(model, precision, **options):
         return to_precision(model, "bf16", rounded=True, islands=())

@@ -148,7 +148,7 @@ def run_sweep(
     frames: Sequence[NDArray[np.uint8]],
     prompt: str | list[str],
     rounds: int,
-    opened: Callable[[], Sequence[Subject]],
+    opened: Callable[[], list[Subject]],
     names: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias:
         return traced
     if x.is_meta:  # reading taps is no arithmetic that anybody counts, and takes as long as with numbers
         taps = x.new_empty(x.shape[0], weight[0].numel(), offset.shape[2] * offset.shape[3])
-        return (weight.flatten(1) @ taps + bias[:, None]).unflatten(2, offset.shape[2:])
+        return (weight.flatten(1) @ taps + bias[:, None]).reshape(x.shape[0], -1, *offset.shape[2:])
     return _sample_and_multiply(x, offset, mask, weight, bias, stride)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selection import slow
 
 from glip_deploy import Detector
 from glip_deploy.errors import MissingPackage, OptionError
@@ -349,7 +350,7 @@ def sightings(nano, *, stride):
     return by_object, tracker.count
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=slow), 2, 3, 5])
 def test_each_object_of_the_video_keeps_one_id(nano, stride):
     by_object, tracks = sightings(nano, stride=stride)
     assert len(by_object) == len(TRUTH["names"])
