@@ -115,6 +115,16 @@ def picture() -> Any:
     return np.ascontiguousarray(load_image(ROOT / "examples" / "nano" / "media" / "scene.jpg"))
 
 
+_pythons: dict[str, Detector] = {}
+
+
+def python_on(manifest: str, bundle: Path) -> Detector:
+    """Give one detector for all copies of a bundle, by the hash of the manifest."""
+    if manifest not in _pythons:
+        _pythons[manifest] = Detector.open(bundle, cache_dir=None, **SIDE)
+    return _pythons[manifest]
+
+
 def number_of(version: str) -> int:
     major, minor, patch = (int(part) for part in version.split(".")[:3])
     return major * 10000 + minor * 100 + patch
@@ -133,7 +143,7 @@ class Opened:
         self.gpu.graphs.clear()
         given = {"backend": b"tensorrt", "no_cache": 1, "resize": b"exact", **SIDE, **(options or {})}
         self.detector = self.library.open(bundle, **given)
-        self.python = Detector.open(bundle, cache_dir=None, **SIDE)
+        self.python = python_on(self.bundle.manifest_sha256, bundle)
 
     def detect(self, prompt: Any, frame: Any = None, threshold: float = 0.1, **members: Any) -> Any:
         encoded = self.library.encode(self.detector, prompt)
@@ -154,7 +164,6 @@ class Opened:
 
     def close(self) -> None:
         self.library.c.glip_close(self.detector)
-        self.python.close()
         assert self.gpu.left() == {}
 
 
@@ -303,7 +312,6 @@ def clones(folder, bundle, version):
     library.c.glip_prompt_free(prompt)
     for twin in twins:
         library.c.glip_close(twin)
-    opened.python.close()
     assert gpu.left() == {}
 
 

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 
 MEDIA = ROOT / "examples" / "nano" / "media"
 SCENE, MOVING = MEDIA / "scene.jpg", MEDIA / "moving.mp4"
-FPS = 5
+FPS = 3
 SIDE = 224  # the shortest side that GLIP-nano was trained with
 THINGS = ["dog", "red apple", "bicycle", "guitar", "penguin", "sunflower", "bus", "traffic light", "backpack"]
 PROMPT = ". ".join(THINGS)
