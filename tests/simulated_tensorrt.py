@@ -24,6 +24,16 @@ from glip_deploy.frames import make_canvas
 from glip_deploy.frames.nv12 import nv12_to_rgb
 
 VERSION = "10.9.0"
+_sessions: dict[tuple[str, ...], Any] = {}
+
+
+def session_of(graph: Path) -> Any:
+    """Return one session for all copies of a graph: opening takes longer than most of what is done with it."""
+    files = (graph, graph.with_name("image.onnx.data"), graph.with_name("text.onnx.data"))  # parts have the image's
+    key = (graph.name, *(sha256_of(file) for file in files if file.is_file()))
+    if key not in _sessions:
+        _sessions[key] = open_session(graph)
+    return _sessions[key]
 
 
 class SimulatedCuda:
@@ -281,7 +291,7 @@ class SimulatedEngine:
     def __init__(self, cuda: Any, graph: Any, profiles: Any) -> None:
         kinds = {"tensor(uint8)": "u1", "tensor(int64)": "i8", "tensor(float)": "f4"}
         self.cuda, self.profiles = cuda, profiles
-        self.session = open_session(Path(graph))
+        self.session = session_of(Path(graph))
         self.outputs = {row.name: row for row in self.session.get_outputs()}
         rows = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.names = [row.name for row in rows]

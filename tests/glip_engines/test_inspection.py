@@ -235,7 +235,7 @@ def test_layer_norms_that_are_written_out(tiny_bundle, tmp_path):
 
 
 @needs_rtx
-@pytest.mark.parametrize("mode", [None, *(pytest.param(mode, marks=slow) for mode in ("linear", "bilinear"))])
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=slow) for mode in (None, "linear", "bilinear")])
 def test_how_tensorrt_rtx_reads_a_mode(tiny_bundle, tmp_path, mode):
     """In a graph of opset 20; without a mode, as graphs are written, every parser reads its default, bilinear."""
     model = rewrite(ir.load(tiny_bundle / "image.onnx"), NEW, precision="fp32", form="native", pinned={})

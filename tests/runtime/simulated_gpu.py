@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from runtime_build import Library
+from simulated_tensorrt import session_of
 
-from glip_deploy.backends.onnxruntime import open_session
-from glip_deploy.files import sha256_of
 from glip_deploy.frames import make_canvas
 from glip_deploy.frames.nv12 import nv12_to_rgb
 
@@ -73,7 +72,6 @@ class Simulation:
         self.graphs: list[str] = []
         self._types = NARROW if flavour == "tensorrt" and number < 10000 else TYPES
         self._engines: list[Any] = []
-        self._sessions: dict[tuple[str, ...], Any] = {}
         self._kept: list[Any] = []
         self._callbacks = _Callbacks(
             _DESCRIBE(self._describe),
@@ -112,7 +110,7 @@ class Simulation:
 
     def _describe(self, plan: int, size: int) -> int:
         profiles, graph = eval(ctypes.string_at(plan, size).decode())  # written by write_engines
-        session = self._session(Path(graph))
+        session = session_of(Path(graph))
         self._engines.append((profiles, session, Path(graph).name))
         lines = [str(len(self._engines) - 1)]
         for mode, rows in (("in", session.get_inputs()), ("out", session.get_outputs())):
@@ -120,14 +118,6 @@ class Simulation:
         text = ctypes.create_string_buffer("\n".join(lines).encode())
         self._kept.append(text)
         return ctypes.addressof(text)
-
-    def _session(self, graph: Path) -> Any:
-        """Return one session for all copies of a graph: opening takes longer than most of what is done with it."""
-        files = (graph, graph.with_name("image.onnx.data"), graph.with_name("text.onnx.data"))
-        key = (graph.name, *(sha256_of(file) for file in files if file.is_file()))
-        if key not in self._sessions:
-            self._sessions[key] = open_session(graph)
-        return self._sessions[key]
 
     def _accepts(self, engine: int, profile: int, name: bytes, shape: Any, rank: int) -> int:
         least, _, most = self._engines[engine][0][profile][name.decode()]

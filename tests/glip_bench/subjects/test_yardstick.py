@@ -8,6 +8,7 @@ from glip_bench.cli import main
 from glip_bench.subjects.base import Options, Piece, SubjectName
 from glip_bench.subjects.open import absence
 from glip_bench.subjects.yardstick import PARAMETERS, YardstickSubject
+from selection import slow
 
 from glip_deploy import Bundle
 from glip_deploy.errors import GlipError
@@ -19,7 +20,9 @@ def skip_if_absent(bundle):
         pytest.skip(reason)
 
 
-YARDSTICKS = [name for name in SubjectName if name.is_yardstick]
+YARDSTICKS = [
+    pytest.param(name, marks=() if name is SubjectName.DETR_R50 else slow) for name in SubjectName if name.is_yardstick
+]
 
 
 @pytest.fixture(scope="module", params=YARDSTICKS)
