@@ -149,6 +149,12 @@ def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
+def compiled_plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which plugins are kept once they were compiled, for tests that only use them."""
+    return made_once(tmp_path_factory, "compiled-plugins", lambda folder: None)
+
+
+@pytest.fixture(scope="session")
 def half_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which glip-export made `bundle` in fp16, and said what is in `stderr`; do not change it."""
 

@@ -46,7 +46,7 @@ def test_without_nvcc_the_host_library_is_built(tmp_path, monkeypatch):
 
 
 # None: all that CMakeLists.txt lists; test_compile.py compiles them one by one in every run.
-@pytest.mark.parametrize("arches", ["80-real", pytest.param(None, marks=slow)])
+@pytest.mark.parametrize("arches", ["75-real", pytest.param(None, marks=slow)])
 def test_with_nvcc_and_headers_all_three_are_built(tmp_path, arches):
     skip_without(find_nvcc, find_tensorrt_headers)
     nvcc, headers = find_nvcc(), find_tensorrt_headers()

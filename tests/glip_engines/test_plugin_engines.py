@@ -19,11 +19,11 @@ GOOD = {"kernel_shape": [3, 3], "out_channels": 24, "pads": [1, 1, 1, 1], "strid
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory):
+def plugin(compiled_plugins):
     """The IPluginV3 library, for one architecture."""
     skip_without(find_nvcc, find_tensorrt_headers, find_host_compiler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLIP_DEPLOY_CACHE", str(tmp_path_factory.mktemp("plugin")))
+        patch.setenv("GLIP_DEPLOY_CACHE", str(compiled_plugins))
         return build_library([80], tensorrt=Dialect(Flavour.RTX, "1.7", 80))
 
 

@@ -10,7 +10,7 @@ import pytest
 from runtime_build import absence, build_sanitized, run
 from selection import SLOW, slowly
 
-RUNS = 1_000_000 if SLOW else 15_000
+RUNS = 1_000_000 if SLOW else 10_000
 PROMPTS = [
     "person. traffic light . 3.5 inch disk. ",
     "a man with a [green hat] and [two dogs]",

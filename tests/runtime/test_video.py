@@ -137,7 +137,8 @@ def test_a_compressed_video_in_and_an_annotated_one_out(program, nano_bundle, en
 
 
 def test_a_prompt_typed_while_it_runs(program, nano_bundle, environment, exact):
-    command = [program, nano_bundle, "dog", MOVING, "--threshold", "0.1", "--shortest-side", SIDE, "--json", "-"]
+    command = [program, nano_bundle, "dog", MOVING, "--threshold", "0.1", "--shortest-side", 128, "--json", "-"]
+    command += ["--max-frames", 100]
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
