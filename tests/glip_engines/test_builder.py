@@ -91,7 +91,7 @@ def test_a_bundle_that_is_not_split(tiny_bundle, tmp_path):
     [
         ("SM75", {"precision": "fp16"}),
         pytest.param("SM80", {"precision": "fp32"}, marks=slow),
-        pytest.param("SM80", AS_PLUGIN, marks=needs_plugin),
+        pytest.param("SM120", AS_PLUGIN, marks=needs_plugin),
         *(
             pytest.param(arch, options, marks=[*slow, *([needs_plugin] if options.get("form") == "plugin" else [])])
             for arch in ("SM75", "SM80", "SM86", "SM89", "SM120")
@@ -100,7 +100,7 @@ def test_a_bundle_that_is_not_split(tiny_bundle, tmp_path):
                 {"precision": "bf16"},
                 AS_PLUGIN,
             )
-            if (arch, options["precision"]) != ("SM75", "bf16") and (arch, options) != ("SM80", AS_PLUGIN)
+            if (arch, options["precision"]) != ("SM75", "bf16") and (arch, options) != ("SM120", AS_PLUGIN)
         ),
         pytest.param("SM80", {**OPEN, "tokens": (Range(1, 16, 64),), "batch": Range(1, 1, 2)}, marks=slow),
         pytest.param("SM80", {**OPEN, "tokens": (Range.fixed(16), Range.fixed(64))}, marks=slow),
