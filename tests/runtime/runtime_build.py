@@ -123,8 +123,8 @@ class Probe:
     """The parts of the library, asked one JSON object at a time.
 
     Attributes:
-        every: of thousands of texts, one in how many to ask for: sanitizers make a program slow, and find faults
-            that do not depend on single characters.
+        every: of thousands of texts, one in how many to ask for. Sanitizers make a program slow; that all texts give
+            what they should is shown without them.
     """
 
     def __init__(self, folder: Path, tokenizer: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import numpy as np
 import pytest
+from selection import SLOW
 
 from glip_deploy import Caption, GlipError
 from glip_deploy.bundle.contract import Candidates
@@ -16,7 +16,7 @@ from glip_deploy.prompts.chunks import parse_chunks
 from glip_deploy.prompts.tokens import parse_prompt
 from glip_deploy.results.postprocess import select_batch
 
-STRINGS = 100_000 if os.environ.get("GLIP_SLOW") == "1" else 10_000
+STRINGS = 100_000 if SLOW else 10_000
 
 
 def same_tokens(probe, tokenizer, texts):
